@@ -1,0 +1,275 @@
+"""The envelope: a message's body with everything it needs on the way, and how it stands in headers.
+
+In headers it is a CloudEvent in binary mode (CloudEvents 1.0.2): `ce-id`, `ce-type`, `ce-source`, with the extensions
+`ce-correlationid`, `ce-causationid`, `ce-partitionkey`, so other toolkits read it too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from outbox_saga.errors import MessageRefused
+from outbox_saga.ids import new_id
+from outbox_saga.messages import Kind, Message, check_topic, check_type
+from outbox_saga.payloads import dump_json, load_json
+
+MAX_BODY = 256 * 1024
+MAX_KEY = 255
+MAX_HEADERS = 16 * 1024
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '%"')
+_KINDS: tuple[Kind, ...] = ("event", "command", "reply")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message on its way: the bytes delivered are the bytes committed.
+
+    Args:
+        id: Stays the same for every attempt and every replay; consumers drop repeats by it.
+        topic: Where it goes.
+        key: Messages of one key keep the order of their commits; None promises no order.
+        type: The message type's name.
+        body: The payload, bytes as committed.
+        kind: event, command or reply.
+        version: Of the body's schema.
+        content_type: Of the body.
+        source: The service that published it.
+        correlation_id: Of the whole conversation.
+        causation_id: The id of the message that caused this one.
+        headers: What users and tracing add (`traceparent`).
+    """
+
+    id: UUID
+    topic: str
+    key: str | None
+    type: str
+    body: bytes
+    kind: Kind = "event"
+    version: int = 1
+    content_type: str = "application/json"
+    source: str = "outbox-saga"
+    correlation_id: str = ""
+    causation_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def metadata(self) -> str:
+        """What the outbox row keeps beside id, topic, key and body, as JSON text."""
+        entries: dict[str, object] = {
+            "type": self.type,
+            "kind": self.kind,
+            "version": self.version,
+            "content_type": self.content_type,
+            "source": self.source,
+            "correlation_id": self.correlation_id,
+        }
+        if self.causation_id is not None:
+            entries["causation_id"] = self.causation_id
+        if self.headers:
+            entries["headers"] = dict(self.headers)
+        return dump_json(entries, path="headers").decode()
+
+    @classmethod
+    def from_row(cls, id_: UUID, topic: str, key: str | None, metadata: str, body: bytes) -> Envelope:
+        """The envelope that was committed as this outbox row."""
+        entries = load_json(metadata, path="headers")
+        return cls(
+            id=id_,
+            topic=topic,
+            key=key,
+            type=entries["type"],
+            body=body,
+            kind=entries["kind"],
+            version=entries["version"],
+            content_type=entries["content_type"],
+            source=entries["source"],
+            correlation_id=entries["correlation_id"],
+            causation_id=entries.get("causation_id"),
+            headers=entries.get("headers", {}),
+        )
+
+    def to_headers(self) -> dict[str, str]:
+        """Binary-mode CloudEvents headers, percent-encoded where the specification asks for it."""
+        headers = {name: _encode(value) for name, value in self.headers.items()}
+        headers["ce-specversion"] = "1.0"
+        headers["ce-id"] = str(self.id)
+        headers["ce-type"] = self.type
+        headers["ce-source"] = _encode(self.source)
+        headers["ce-kind"] = self.kind
+        headers["ce-dataversion"] = str(self.version)
+        headers["ce-correlationid"] = _encode(self.correlation_id)
+        if self.causation_id is not None:
+            headers["ce-causationid"] = _encode(self.causation_id)
+        if self.key is not None:
+            headers["ce-partitionkey"] = _encode(self.key)
+        headers["content-type"] = self.content_type
+        return headers
+
+    @classmethod
+    def from_headers(cls, topic: str, headers: Mapping[str, str], body: bytes) -> Envelope:
+        """The envelope behind a delivered message; raises MessageRefused for one that is not ours to read."""
+        ours = {name.lower(): value for name, value in headers.items()}
+        try:
+            kind = ours.get("ce-kind", "event")
+            return cls(
+                id=UUID(ours["ce-id"]),
+                topic=topic,
+                key=unquote(ours["ce-partitionkey"]) if "ce-partitionkey" in ours else None,
+                type=ours["ce-type"],
+                body=body,
+                kind=_KINDS[_KINDS.index(kind)],  # type: ignore[arg-type]  # ValueError when unknown
+                version=int(ours.get("ce-dataversion", "1")),
+                content_type=ours.get("content-type", "application/json"),
+                source=unquote(ours.get("ce-source", "")),
+                correlation_id=unquote(ours.get("ce-correlationid", "")),
+                causation_id=(
+                    unquote(ours["ce-causationid"]) if "ce-causationid" in ours else None
+                ),
+                headers={
+                    name: unquote(value)
+                    for name, value in ours.items()
+                    if not name.startswith(("ce-", "nats-")) and name != "content-type"
+                },
+            )
+        except (KeyError, ValueError) as error:
+            raise MessageRefused(
+                "headers", f"not a message of outbox-saga or CloudEvents binary mode ({error!r})"
+            ) from None
+
+
+def _encode(text: str) -> str:
+    return quote(text, safe=_SAFE + " ") if text.isascii() is False or "%" in text else text
+
+
+def check_key(key: str | None) -> str | None:
+    """The key itself; raises MessageRefused for one that some database or broker could not carry."""
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise MessageRefused("key", f"is a {type(key).__name__}; use a string")
+    try:
+        size = len(key.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise MessageRefused("key", "contains a lone surrogate, which is not UTF-8") from None
+    if not 0 < size <= MAX_KEY:
+        raise MessageRefused("key", f"is {size} bytes; use 1 to {MAX_KEY}, or None for no key")
+    if _CONTROL.search(key):
+        raise MessageRefused("key", "contains a control character; remove it")
+    return key
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers with lower-case names; raises MessageRefused for what could forge another header."""
+    checked: dict[str, str] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise MessageRefused(
+                "headers", f"{name!r} is not a header name: letters, digits, '_' and '-', at most 64"
+            )
+        lower = name.lower()
+        if lower.startswith(("ce-", "ce_", "nats-")) or lower == "content-type":
+            raise MessageRefused(f"headers.{name}", "is reserved; choose another name")
+        if lower in checked:
+            raise MessageRefused(f"headers.{name}", "stands twice (names ignore case)")
+        if not isinstance(value, str):
+            raise MessageRefused(f"headers.{name}", f"is a {type(value).__name__}; use a string")
+        if _CONTROL.search(value):
+            raise MessageRefused(f"headers.{name}", "contains a control character; remove it")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise MessageRefused(f"headers.{name}", "contains a lone surrogate") from None
+        checked[lower] = value
+    if sum(len(n) + len(v) for n, v in checked.items()) > MAX_HEADERS:
+        raise MessageRefused("headers", f"are longer than {MAX_HEADERS} characters together")
+    return checked
+
+
+def seal(
+    message: Message,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    source: str = "outbox-saga",
+    correlation_id: str | None = None,
+    causation_id: str | None = None,
+    topic: str | None = None,
+    max_body: int = MAX_BODY,
+) -> Envelope:
+    """The envelope of a message, wholly checked: what it lets through, every database and broker carries.
+
+    Raises:
+        MessageRefused: With the path of the value that cannot travel; nothing was written.
+    """
+    if not isinstance(message, Message):
+        raise MessageRefused(
+            "message",
+            f"is a {type(message).__name__}; publish an instance of an Event, Command or Reply class",
+        )
+    where = topic if topic is not None else message.topic
+    if where is None:
+        raise MessageRefused(
+            "topic", f'{type(message).__name__} has none; declare `class X(Event, topic="orders")`'
+        )
+    return seal_body(
+        message.to_body(),
+        type_=message.type_name,
+        topic=where,
+        kind=message.kind,
+        version=message.version,
+        key=key,
+        headers=headers,
+        source=source,
+        correlation_id=correlation_id,
+        causation_id=causation_id,
+        max_body=max_body,
+        checked=True,
+    )
+
+
+def seal_body(
+    body: bytes,
+    *,
+    type_: str,
+    topic: str,
+    kind: Kind = "event",
+    version: int = 1,
+    content_type: str = "application/json",
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    source: str = "outbox-saga",
+    correlation_id: str | None = None,
+    causation_id: str | None = None,
+    max_body: int = MAX_BODY,
+    checked: bool = False,
+) -> Envelope:
+    """The envelope of a ready body: carried as it is; JSON is read once, strictly, and refused if readers would differ."""
+    if not isinstance(body, bytes):
+        raise MessageRefused("body", f"is a {type(body).__name__}; give bytes")
+    if len(body) > max_body:
+        raise MessageRefused(
+            "$", f"the body is {len(body)} bytes, more than {max_body}; send a reference instead"
+        )
+    if not checked and content_type.partition(";")[0].strip() == "application/json":
+        load_json(body)
+    id_ = new_id()
+    return Envelope(
+        id=id_,
+        topic=check_topic(topic),
+        key=check_key(key),
+        type=check_type(type_),
+        body=body,
+        kind=kind,
+        version=version,
+        content_type=content_type,
+        source=source,
+        correlation_id=correlation_id if correlation_id is not None else str(id_),
+        causation_id=causation_id,
+        headers=check_headers(headers) if headers else {},
+    )

@@ -1,0 +1,114 @@
+"""Every error of outbox-saga, one tree; each message ends with what to do.
+
+OutboxSagaError
+├── ConfigurationError                a setting, an extra or a URL that cannot work
+│   └── SchemaMissing                 our tables are not in this database, or are older than the library
+├── MessageRefused (ValueError)       a message that cannot leave as it is; `path` names the value
+├── PublishRefused                    a message that would not share the fate of the transaction
+│   ├── NoTransaction                 published outside a transaction, or after its end
+│   ├── AutocommitRefused             the connection commits every statement by itself
+│   └── MessagesLeftOut               a COMMIT that would have left messages behind
+├── CommitRefused                     a handler or step tried to end the transaction it was lent
+├── DefinitionError (ValueError)      a saga that breaks a rule; the rule is named
+├── SagaStartConflict                 the same business key with other data
+├── SagaUnknown                       no such saga, version or shape is registered here
+├── OutcomeUnknown                    an outside effect that may or may not have happened
+├── LeaseLost                         somebody else owns the work now
+└── BrokerError                       what a broker did with a message
+    ├── Unpublishable                 it will never take this message (permanent)
+    ├── BrokerUnavailable             it takes nothing now (transient)
+    └── PublishUnconfirmed            it may have taken it (ambiguous: same id again)
+"""
+
+from __future__ import annotations
+
+
+class OutboxSagaError(Exception):
+    """The root: catching it catches whatever this package raises on purpose."""
+
+
+class ConfigurationError(OutboxSagaError):
+    """A setting, an extra or a URL that cannot work; nothing was started."""
+
+
+class SchemaMissing(ConfigurationError):
+    """Our tables are not in this database. Run `outbox-saga db upgrade --database-url …`."""
+
+
+class MessageRefused(OutboxSagaError, ValueError):
+    """A message was refused before anything was written; the caller's transaction still works.
+
+    Args:
+        path: Where the offending value stands, as in `$.lines[2].price`.
+        reason: What is wrong with it, and what to do.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class PublishRefused(OutboxSagaError):
+    """A message was refused because it would not share the fate of the business transaction."""
+
+
+class NoTransaction(PublishRefused):
+    """No transaction is open. Publish inside `with session.begin():` or `unit_of_work(...)`."""
+
+
+class AutocommitRefused(PublishRefused):
+    """The connection is in AUTOCOMMIT: business rows and messages could not commit together."""
+
+
+class MessagesLeftOut(PublishRefused):
+    """The session ended by commit, but its messages could not be written with it."""
+
+
+class CommitRefused(OutboxSagaError):
+    """The session was lent to this code; whoever lent it commits. Return, or raise to undo."""
+
+
+class DefinitionError(OutboxSagaError, ValueError):
+    """A saga definition breaks a rule; the message names the rule and the mend."""
+
+
+class SagaStartConflict(OutboxSagaError):
+    """This business key already started a saga with other data. Use another key, or the same data."""
+
+
+class SagaUnknown(OutboxSagaError):
+    """No saga of this name, version and shape is registered in this process."""
+
+
+class OutcomeUnknown(OutboxSagaError):
+    """An outside effect may or may not have happened; it is repeated under the same key."""
+
+
+class LeaseLost(OutboxSagaError):
+    """Another process owns the work now; nothing of ours was written."""
+
+
+class BrokerError(OutboxSagaError):
+    """What a broker did with a message; `code` is machine-readable.
+
+    Args:
+        reason: For people; never a payload, never a URL with a password.
+        code: For programs and metrics, short and stable.
+    """
+
+    def __init__(self, reason: str, *, code: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Unpublishable(BrokerError):
+    """The broker will never take this message as it is: dead letter."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker takes nothing now, or not yet: try again later, under the same id."""
+
+
+class PublishUnconfirmed(BrokerError):
+    """No answer came in time: the message may be stored. Sent again under the same id."""

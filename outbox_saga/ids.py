@@ -1,0 +1,51 @@
+"""Ids made by the client: a promoted standby re-uses sequence values, never these."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from uuid import UUID, uuid5
+
+_NAMESPACE = UUID("5f0d3b0e-6f3c-5a53-9a0e-6d6f7574626f")  # ours; fixed for ever: keys derive from it
+
+_lock = threading.Lock()
+_last = 0
+
+
+def _forget_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a fork may have copied it held
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def new_id() -> UUID:
+    """A UUIDv7, greater than every earlier one of this process (RFC 9562, method 3: sub-millisecond clock)."""
+    global _last
+    now = time.time_ns()
+    with _lock:
+        # 60 bits of time: 48 of milliseconds and 12 of the millisecond's fraction
+        milliseconds, rest = divmod(now, 1_000_000)
+        tick = (milliseconds << 12) | (rest * 4096 // 1_000_000)
+        if tick <= _last:
+            tick = _last + 1
+        _last = tick
+    value = ((tick >> 12) & 0xFFFF_FFFF_FFFF) << 80
+    value |= 0x7000 << 64
+    value |= (tick & 0xFFF) << 64
+    value |= 0x8000_0000_0000_0000
+    value |= int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
+    return UUID(int=value)
+
+
+def saga_id(source: str, saga: str, business_key: str) -> UUID:
+    """The same id for the same service, saga and business key: starting twice is one instance."""
+    return uuid5(_NAMESPACE, f"saga\x1f{source}\x1f{saga}\x1f{business_key}")
+
+
+def idempotency_key(instance: UUID, step: str, direction: str, generation: int) -> UUID:
+    """The same key for every attempt of one effect; only an operator's decision makes a new generation."""
+    return uuid5(_NAMESPACE, f"effect\x1f{instance}\x1f{step}\x1f{direction}\x1f{generation}")

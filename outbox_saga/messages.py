@@ -1,0 +1,125 @@
+"""Messages as service code sees them: frozen pydantic models that know their topic, name and version.
+
+    class OrderPlaced(Event, topic="orders"):
+        order_id: int
+
+An event says what happened, a command asks one service to act, a reply answers a command.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from outbox_saga.errors import MessageRefused
+from outbox_saga.payloads import check_json, load_json
+
+Kind = Literal["event", "command", "reply"]
+
+_TOPIC = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_TYPE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+MAX_NAME = 255
+
+
+def check_topic(topic: str) -> str:
+    """The topic itself; raises MessageRefused for one that some broker could not carry as a subject."""
+    if len(topic) > MAX_NAME or not _TOPIC.fullmatch(topic):
+        raise MessageRefused(
+            "topic",
+            f"{topic[:80]!r} is not a topic: use letters, digits, '_' and '-', with single dots "
+            f"between them, at most {MAX_NAME} characters",
+        )
+    return topic
+
+
+def check_type(name: str) -> str:
+    """The message type's name itself; raises MessageRefused for one that cannot travel in a header."""
+    if len(name) > MAX_NAME or not _TYPE.fullmatch(name):
+        raise MessageRefused(
+            "type", f"{name[:80]!r} is not a message type: use letters, digits, '_', '.' and '-'"
+        )
+    return name
+
+
+class Message(BaseModel):
+    """The common ground of Event, Command and Reply; derive from one of those.
+
+    Args (of the class statement):
+        topic: Where it is published; inherited by subclasses.
+        name: The type's name on the wire; the class name when left out. Renaming the class renames the type, so give
+            it for types that other services know.
+        version: Of the body's schema, from 1.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: ClassVar[Kind]
+    topic: ClassVar[str | None] = None
+    type_name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def __init_subclass__(
+        cls,
+        *,
+        topic: str | None = None,
+        name: str | None = None,
+        version: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        if topic is not None:
+            cls.topic = check_topic(topic)
+        cls.type_name = check_type(name if name is not None else cls.__name__)
+        if version is not None:
+            if version < 1:
+                raise MessageRefused("version", f"{version} is not a version: count from 1")
+            cls.version = version
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Takes the class keywords that `__init_subclass__` has used already."""
+
+    def to_body(self) -> bytes:
+        """The body as UTF-8 JSON that reads back as it was, or MessageRefused with the path of the value."""
+        try:
+            check_json(self.model_dump(mode="python"))
+            return to_json(self)
+        except (PydanticSerializationError, ValueError) as error:
+            if isinstance(error, MessageRefused):
+                raise
+            raise MessageRefused("$", f"not JSON: {error}") from error
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """The message of this body; raises MessageRefused when it does not fit the model."""
+        load_json(body)
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = "".join(f".{part}" for part in first["loc"])
+            raise MessageRefused(
+                f"${where}",
+                f"{first['msg']}; {cls.type_name} version {cls.version} does not fit this body",
+            ) from None
+
+
+class Event(Message):
+    """Something that happened; any number of consumers."""
+
+    kind: ClassVar[Kind] = "event"
+
+
+class Command(Message):
+    """A request to one service; it answers with a reply."""
+
+    kind: ClassVar[Kind] = "command"
+
+
+class Reply(Message):
+    """The answer to a command."""
+
+    kind: ClassVar[Kind] = "reply"

@@ -1,0 +1,113 @@
+"""JSON that every database, broker and language reads back as it was written, or a refusal with its path.
+
+Why each refusal: NUL is refused by PostgreSQL text, NaN and infinities are not JSON, lone surrogates are not UTF-8,
+duplicate keys are folded by readers, keys that are not strings are renamed, and deep nesting crashes readers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from outbox_saga.errors import MessageRefused
+
+MAX_DEPTH = 64
+MAX_INT_DIGITS = 4300  # CPython refuses to parse longer ones; so would a consumer
+
+
+def check_json(value: object, *, path: str = "$", max_depth: int = MAX_DEPTH) -> None:
+    """Nothing is refused later: raises MessageRefused with the path of the first value that cannot travel.
+
+    Args:
+        value: What `json.dumps` or pydantic would get: mappings, sequences, strings, numbers, booleans, None. Leaves
+            of other types (datetime, Decimal, UUID) pass; the serializer decides on them.
+        path: The path of `value` itself.
+        max_depth: Levels of nesting allowed.
+    """
+    _check(value, path, max_depth, set())
+
+
+def _check(value: object, path: str, depth: int, parents: set[int]) -> None:
+    if isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise MessageRefused(path, f"{value} is not JSON; send null or a string instead")
+    elif isinstance(value, Mapping):
+        _descend(value, path, depth, parents)
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise MessageRefused(
+                    path, f"key {key!r} is not a string and would be renamed; use string keys"
+                )
+            _check_text(key, f"{path}.{key!r}"[:200])
+            _check(item, f"{path}.{key}", depth - 1, parents)
+        parents.discard(id(value))
+    elif isinstance(value, list | tuple | set | frozenset):
+        _descend(value, path, depth, parents)
+        for index, item in enumerate(value):
+            _check(item, f"{path}[{index}]", depth - 1, parents)
+        parents.discard(id(value))
+
+
+def _descend(value: object, path: str, depth: int, parents: set[int]) -> None:
+    if id(value) in parents:
+        raise MessageRefused(path, "the value contains itself; send a tree")
+    if depth <= 0:
+        raise MessageRefused(
+            path[:200], f"nested deeper than {MAX_DEPTH} levels; flatten it or refer to it by id"
+        )
+    parents.add(id(value))
+
+
+def _check_text(text: str, path: str) -> None:
+    if text.isascii():
+        if "\x00" in text:
+            raise MessageRefused(path, "contains NUL (\\u0000), which PostgreSQL refuses; strip it")
+        return
+    if "\x00" in text:
+        raise MessageRefused(path, "contains NUL (\\u0000), which PostgreSQL refuses; strip it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MessageRefused(
+            path, f"contains a lone surrogate at character {error.start}, which is not UTF-8"
+        ) from None
+
+
+def dump_json(value: object, *, path: str = "$") -> bytes:
+    """The value as compact UTF-8 JSON; raises MessageRefused where it could not be read back unchanged."""
+    check_json(value, path=path)
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise MessageRefused(path, f"not JSON ({error}); use a pydantic model for richer types") from error
+
+
+def load_json(body: bytes | str, *, path: str = "$") -> Any:
+    """The value of strict JSON; raises MessageRefused for what readers disagree about (duplicate keys, NaN, depth)."""
+
+    def members(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, item in pairs:
+            if key in result:
+                raise MessageRefused(path, f"key {key!r} stands twice in one object; readers disagree")
+            result[key] = item
+        return result
+
+    def constant(name: str) -> object:
+        raise MessageRefused(path, f"{name} is not JSON; send null or a string instead")
+
+    try:
+        value = json.loads(body, object_pairs_hook=members, parse_constant=constant)
+    except MessageRefused:
+        raise
+    except RecursionError:
+        raise MessageRefused(path, f"nested deeper than {MAX_DEPTH} levels; flatten it") from None
+    except ValueError as error:  # malformed, not UTF-8, or an integer of more than 4,300 digits
+        raise MessageRefused(path, f"not readable as JSON: {error}") from error
+    check_json(value, path=path)
+    return value

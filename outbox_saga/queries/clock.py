@@ -1,0 +1,66 @@
+"""Time as the database sees it, as an SQL expression; tests shift it, processes with wrong clocks cannot."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from outbox_saga.tables import Moment
+
+
+class _Now(FunctionElement[dt.datetime]):
+    """The moment the statement runs, plus some microseconds."""
+
+    name = "outbox_saga_now"
+    type = Moment()
+    inherit_cache = True
+
+
+@compiles(_Now, "postgresql")
+def _postgresql(element: _Now, compiler: SQLCompiler, **kw: Any) -> str:
+    # clock_timestamp(): now() stands still for the whole transaction
+    return f"(clock_timestamp() + {compiler.process(element.clauses, **kw)} * interval '1 microsecond')"
+
+
+@compiles(_Now, "mysql")
+@compiles(_Now, "mariadb")
+def _mysql(element: _Now, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(UTC_TIMESTAMP(6) + INTERVAL {compiler.process(element.clauses, **kw)} MICROSECOND)"
+
+
+@compiles(_Now, "sqlite")
+def _sqlite(element: _Now, compiler: SQLCompiler, **kw: Any) -> str:
+    # SQLite's clock has milliseconds; the zeros keep the text comparable with stored microseconds
+    offset = compiler.process(element.clauses, **kw)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', ({offset} / 1000000.0) || ' seconds') || '000')"
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The database's clock.
+
+    Args:
+        shift: Seconds added to every reading; only tests use it.
+    """
+
+    shift: float = 0.0
+
+    def now(self, plus: float = 0.0) -> sa.ColumnElement[dt.datetime]:
+        """The present moment plus so many seconds, as an SQL expression."""
+        microseconds = round((self.shift + plus) * 1_000_000)
+        return _Now(sa.bindparam(None, microseconds, type_=sa.BigInteger, unique=True))
+
+    def read(self, connection: sa.Connection) -> dt.datetime:
+        """The present moment, read from the database."""
+        moment = connection.execute(sa.select(self.now())).scalar_one()
+        assert moment is not None
+        return moment
+
+
+DATABASE_CLOCK = Clock()

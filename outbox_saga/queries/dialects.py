@@ -1,0 +1,97 @@
+"""Where the databases differ: one function a difference."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+
+from outbox_saga.errors import ConfigurationError
+
+Family = Literal["postgresql", "mysql", "sqlite"]
+
+# Retry the whole unit after these, never one statement (SQLSTATE: PostgreSQL appendix A; errno: MySQL error reference)
+_TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03", "25P04")
+_TRANSIENT_CLASSES = ("08", "53")
+_TRANSIENT_ERRNOS = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 4031}
+
+
+def family(connection: sa.Connection | sa.Engine) -> Family:
+    """Which of the three SQL dialects this is; raises ConfigurationError for any other database."""
+    name = connection.dialect.name
+    if name == "postgresql":
+        return "postgresql"
+    if name in ("mysql", "mariadb"):
+        return "mysql"
+    if name == "sqlite":
+        return "sqlite"
+    raise ConfigurationError(f"{name} is not supported; use PostgreSQL, MariaDB/MySQL or SQLite")
+
+
+def insert_or_ignore(connection: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT whose row count is 0 when the primary key is already there."""
+    kind = family(connection)
+    if kind == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    if kind == "mysql":
+        # ON DUPLICATE KEY UPDATE counts a matched row as 1 under the FOUND_ROWS flag that SQLAlchemy sets
+        return mysql.insert(table).prefix_with("IGNORE")
+    return sqlite.insert(table).on_conflict_do_nothing()
+
+
+def skip_locked(connection: sa.Connection, statement: sa.Select[Any]) -> sa.Select[Any]:
+    """The SELECT with FOR UPDATE SKIP LOCKED; SQLite has one writer and needs none."""
+    return statement if family(connection) == "sqlite" else statement.with_for_update(skip_locked=True)
+
+
+def for_update(connection: sa.Connection, statement: sa.Select[Any]) -> sa.Select[Any]:
+    """The SELECT with FOR UPDATE; SQLite has one writer and needs none."""
+    return statement if family(connection) == "sqlite" else statement.with_for_update()
+
+
+def is_transient(error: BaseException) -> bool:
+    """True when the whole unit may be tried again: deadlock, serialization, lost connection, busy. By code, never by text."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    original: Any = error.orig
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if isinstance(state, str):
+        return state in _TRANSIENT_SQLSTATES or state[:2] in _TRANSIENT_CLASSES
+    code = getattr(original, "sqlite_errorcode", None)
+    if isinstance(code, int):
+        return code & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED and their extended codes
+    arguments = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int):
+        return arguments[0] in _TRANSIENT_ERRNOS
+    # psycopg gives no SQLSTATE when the connection itself is gone
+    return type(original).__name__ in ("OperationalError", "AdminShutdown") and state is None
+
+
+def limit_idle_transaction(connection: sa.Connection, seconds: float) -> None:
+    """Bounds how long this transaction's locks survive a process that stands still (PostgreSQL only)."""
+    if family(connection) == "postgresql":
+        connection.exec_driver_sql(
+            f"SET LOCAL idle_in_transaction_session_timeout = {max(1, round(seconds * 1000))}"
+        )
+
+
+def commits_by_itself(connection: sa.Connection) -> bool:
+    """True in AUTOCOMMIT, as the DBAPI connection says: `get_isolation_level()` reports the server's level instead."""
+    raw: Any = connection.connection.dbapi_connection
+    kind = family(connection)
+    if kind == "postgresql":
+        return bool(getattr(raw, "autocommit", False))
+    if kind == "mysql":
+        reader = getattr(raw, "get_autocommit", None)
+        if reader is None:
+            reader = getattr(getattr(raw, "_connection", None), "get_autocommit", None)
+        return bool(reader()) if reader is not None else False
+    if raw.isolation_level is not None:
+        return False
+    # isolation_level None: either AUTOCOMMIT, or somebody's BEGIN IMMEDIATE recipe, which has begun by now
+    driver: Any = connection.connection.driver_connection
+    return not bool(getattr(driver, "in_transaction", True))

@@ -1,0 +1,269 @@
+"""Publish inside a transaction: the message leaves if, and only if, the transaction commits.
+
+    with unit_of_work(Session) as uow:
+        uow.session.add(order)
+        uow.publish(OrderPlaced(order_id=order.id), key=f"order:{order.id}")
+
+Teams with their own session life cycle write `UnitOfWork(session).publish(...)`. We never commit for them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from outbox_saga.envelopes import MAX_BODY, Envelope, seal, seal_body
+from outbox_saga.errors import NoTransaction
+from outbox_saga.messages import Kind, Message
+from outbox_saga.pending import Write, keep_with_connection, keep_with_session
+from outbox_saga.queries.outbox import write_messages
+from outbox_saga.tables import Tables, tables_in
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
+
+    AnySession = (
+        Session
+        | AsyncSession
+        | scoped_session[Any]
+        | async_scoped_session[Any]
+        | sa.Connection
+        | AsyncConnection
+    )
+
+S = TypeVar("S")
+
+
+@functools.cache
+def message_writer(tables: Tables) -> Write:
+    """The function that writes a transaction's messages into these tables at commit; one per schema."""
+
+    def write(connection: sa.Connection, envelopes: list[Any]) -> None:
+        write_messages(connection, tables, cast("list[Envelope]", envelopes))
+
+    write.rank = 1  # type: ignore[attr-defined]  # after everything else that is written at commit
+    return write
+
+
+class UnitOfWork(Generic[S]):
+    """What is published through it leaves if, and only if, the session's transaction commits.
+
+    Publishing is a plain synchronous call on both kinds of session: nothing is sent to the database before the commit,
+    when all messages of the transaction are written by one statement.
+
+    Args:
+        session: Session, AsyncSession, scoped_session (Flask-SQLAlchemy's `db.session`), Connection or AsyncConnection.
+        schema: Of our tables; None is the connection's default.
+        bind: The engine whose database holds our tables, for sessions with several.
+        source: The name of the publishing service, on every message.
+        correlation_id: Of the conversation that goes on; None starts a new one with each message.
+        causation_id: The id of the message being handled.
+        headers: Added to every message (`traceparent`).
+        max_body: Bytes a body may have.
+    """
+
+    def __init__(
+        self,
+        session: S,
+        *,
+        schema: str | None = None,
+        bind: sa.Engine | None = None,
+        source: str = "outbox-saga",
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        self.session = session
+        self.tables = tables_in(schema)
+        self.source = source
+        self._bind = bind
+        self._correlation_id = correlation_id
+        self._causation_id = causation_id
+        self._headers = headers
+        self._max_body = max_body
+
+    def publish(
+        self,
+        message: Message,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        topic: str | None = None,
+    ) -> UUID:
+        """The message leaves if, and only if, the transaction commits; returns its id.
+
+        Args:
+            message: An Event, Command or Reply.
+            key: Messages of one key are delivered in the order in which their transactions committed. Writers of one
+                key wait for each other while they commit. None: no promise, no cost.
+            headers: Added to this message.
+            topic: Instead of the message class's own.
+
+        Raises:
+            MessageRefused: It cannot travel; `path` names the value. The transaction still works.
+            NoTransaction: There is no transaction to share the fate of.
+            AutocommitRefused: The connection commits every statement by itself.
+        """
+        envelope = seal(
+            message,
+            key=key,
+            headers=self._merged(headers),
+            topic=topic,
+            source=self.source,
+            correlation_id=self._correlation_id,
+            causation_id=self._causation_id,
+            max_body=self._max_body,
+        )
+        self.keep(envelope, message_writer(self.tables))
+        return envelope.id
+
+    def publish_many(
+        self, messages: Sequence[Message], *, key: str | None = None
+    ) -> list[UUID]:
+        """As `publish` for each, in this order: all of them leave, or none."""
+        return [self.publish(message, key=key) for message in messages]
+
+    def publish_body(
+        self,
+        body: bytes,
+        *,
+        topic: str,
+        type: str,
+        key: str | None = None,
+        kind: Kind = "event",
+        version: int = 1,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> UUID:
+        """As `publish`, for a body that is ready: carried byte for byte; JSON is checked as strictly as a model's."""
+        envelope = seal_body(
+            body,
+            type_=type,
+            topic=topic,
+            kind=kind,
+            version=version,
+            content_type=content_type,
+            key=key,
+            headers=self._merged(headers),
+            source=self.source,
+            correlation_id=self._correlation_id,
+            causation_id=self._causation_id,
+            max_body=self._max_body,
+        )
+        self.keep(envelope, message_writer(self.tables))
+        return envelope.id
+
+    def keep(self, thing: object, writer: Write) -> None:
+        """`writer` gets `thing` at the outermost commit, and never if what it was kept in rolls back."""
+        target = _synchronous(self.session)
+        if isinstance(target, sa.Connection):
+            keep_with_connection(target, thing, writer)
+        else:
+            keep_with_session(target, thing, writer, bind=self._bind, clause=self.tables.outbox)
+
+    def _merged(self, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        if self._headers is None:
+            return headers
+        return {**self._headers, **(headers or {})}
+
+
+def _synchronous(session: Any) -> Session | sa.Connection:
+    """The Session or Connection behind whatever the caller works with; no I/O."""
+    if isinstance(session, Session | sa.Connection):
+        return session
+    inner = getattr(session, "sync_session", None) or getattr(session, "sync_connection", None)
+    if inner is not None:
+        return cast("Session | sa.Connection", inner)
+    if isinstance(session, scoped_session):
+        return cast("Session", session())
+    registry = getattr(session, "registry", None)  # async_scoped_session
+    if registry is not None:
+        return _synchronous(registry())
+    if hasattr(session, "sync_connection"):
+        raise NoTransaction("the AsyncConnection is not started: `async with engine.connect() as connection`")
+    raise TypeError(
+        f"{type(session).__name__} is not a session: give a Session, AsyncSession, scoped_session, "
+        "Connection or AsyncConnection"
+    )
+
+
+class _UnitOfWorkContext(Generic[S]):
+    """A session, its transaction and a UnitOfWork on it, for one `with` or `async with` block."""
+
+    def __init__(self, make: Any, options: Mapping[str, Any]) -> None:
+        self._make = make
+        self._options = options
+        self._session: Any = None
+
+    def __enter__(self) -> UnitOfWork[S]:
+        self._session = self._make()
+        if hasattr(self._session, "sync_session"):
+            raise TypeError("this is an async_sessionmaker: write `async with unit_of_work(...)`")
+        self._session.begin()
+        return UnitOfWork(self._session, **self._options)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._session:
+            if kind is None:
+                self._session.commit()
+            else:
+                self._session.rollback()
+
+    async def __aenter__(self) -> UnitOfWork[S]:
+        self._session = self._make()
+        if not hasattr(self._session, "sync_session"):
+            raise TypeError("this is a sessionmaker: write `with unit_of_work(...)`")
+        await self._session.begin()
+        return UnitOfWork(self._session, **self._options)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._session:
+            if kind is None:
+                await self._session.commit()
+            else:
+                await self._session.rollback()
+
+
+if TYPE_CHECKING:
+
+    class SyncUnitOfWork(Generic[S]):
+        def __enter__(self) -> UnitOfWork[S]: ...
+        def __exit__(self, *error: object) -> None: ...
+
+    class AsyncUnitOfWork(Generic[S]):
+        async def __aenter__(self) -> UnitOfWork[S]: ...
+        async def __aexit__(self, *error: object) -> None: ...
+
+    SyncS = TypeVar("SyncS", bound=Session)
+    AsyncS = TypeVar("AsyncS", bound=AsyncSession)
+
+    @overload
+    def unit_of_work(make: sessionmaker[SyncS], **options: Any) -> SyncUnitOfWork[SyncS]: ...
+    @overload
+    def unit_of_work(make: async_sessionmaker[AsyncS], **options: Any) -> AsyncUnitOfWork[AsyncS]: ...
+
+
+def unit_of_work(make: Any, **options: Any) -> Any:
+    """One session, one transaction, one fate: committed at the end of the block, rolled back when it raises.
+
+    Args:
+        make: A sessionmaker (then `with`) or an async_sessionmaker (then `async with`).
+        options: Those of `UnitOfWork`.
+    """
+    return _UnitOfWorkContext(make, options)
