@@ -1,0 +1,1 @@
+"""What the tests of services need: private servers, and later a plugin and a crash explorer."""
