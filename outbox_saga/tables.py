@@ -106,6 +106,14 @@ BODY = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
+def _stored(table: sa.Table, **parameters: str) -> sa.Table:
+    """The table with these storage parameters on PostgreSQL; SQLAlchemy 2.0 has no option for it."""
+    settings = ", ".join(f"{name} = {value}" for name, value in parameters.items())
+    change = sa.DDL(f"ALTER TABLE %(fullname)s SET ({settings})")
+    sa.event.listen(table, "after_create", change.execute_if(dialect="postgresql"))
+    return table
+
+
 class Tables:
     """The tables in one schema (None: the connection's default). Make them with `tables_in(schema)`."""
 
@@ -139,6 +147,13 @@ class Tables:
             sa.Column("created_at", Moment, nullable=False),
             sqlite_autoincrement=True,
             **options,
+        )
+        # Every row dies young: vacuum by what died, not by a fifth of what a backlog left behind.
+        _stored(
+            self.outbox,
+            autovacuum_vacuum_scale_factor="0.01",
+            autovacuum_vacuum_threshold="1000",
+            autovacuum_vacuum_cost_limit="2000",
         )
         self.key_lock = sa.Table(  # rows only on MariaDB/MySQL, which have no advisory transaction locks
             PREFIX + "key_lock",
@@ -219,8 +234,15 @@ class Tables:
             sa.Column("ended_at", Moment),
             sa.Index(PREFIX + "saga_due", "due_at"),
             sa.Index(PREFIX + "saga_correlation", "correlation_id"),
-            postgresql_with={"fillfactor": "80"},  # room for HOT updates
             **options,
+        )
+        # Room for HOT updates; and those that are not HOT leave dead entries at the due end of an
+        # index, while the rows of ended sagas push the default threshold ever further out.
+        _stored(
+            self.saga,
+            fillfactor="80",
+            autovacuum_vacuum_scale_factor="0.01",
+            autovacuum_vacuum_threshold="1000",
         )
         self.saga_history = sa.Table(
             PREFIX + "saga_history",
