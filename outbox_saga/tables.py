@@ -55,7 +55,8 @@ class Bytewise(TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.TEXT(collation="C"))
+            # not by type_descriptor(): that of psycopg turns TEXT into VARCHAR
+            return postgresql.TEXT(collation="C")
         if dialect.name in ("mysql", "mariadb"):
             # every utf8mb4 collation of MariaDB folds or pads something
             return dialect.type_descriptor(mysql.VARBINARY(255))

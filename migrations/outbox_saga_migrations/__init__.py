@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from outbox_saga_migrations.downgrading import downgrade
     from outbox_saga_migrations.errors import DowngradeRefused, UpgradeBusy, UpgradeRefused
     from outbox_saga_migrations.offline import sql
+    from outbox_saga_migrations.revisions import current, head
     from outbox_saga_migrations.scripts import SCRIPT_LOCATION, VERSION_TABLE
-    from outbox_saga_migrations.upgrading import current, head, upgrade
+    from outbox_saga_migrations.upgrading import upgrade
 
 __all__ = [
     "SCRIPT_LOCATION",
@@ -54,9 +55,9 @@ _MODULES = {
     "UpgradeBusy": "errors",
     "UpgradeRefused": "errors",
     "check": "checking",
-    "current": "upgrading",
+    "current": "revisions",
     "downgrade": "downgrading",
-    "head": "upgrading",
+    "head": "revisions",
     "sql": "offline",
     "upgrade": "upgrading",
 }

@@ -32,7 +32,7 @@ PREFIX = "outbox_saga_"
 
 def setup(plugin: Plugin) -> None:
     """Called by Alembic, once a process."""
-    from alembic.util import DispatchPriority
+    from alembic.util import DispatchPriority  # noqa: PLC0415
 
     plugin.add_autogenerate_comparator(
         leave_ours_alone, "autogenerate", priority=DispatchPriority.LAST
@@ -45,8 +45,12 @@ def leave_ours_alone(context: AutogenContext, changes: UpgradeOps) -> PriorityDi
     A table that the service names in its own metadata is the service's: whatever is proposed for
     it stays.
     """
-    from alembic.operations.ops import DropIndexOp, DropTableOp, ModifyTableOps
-    from alembic.util import PriorityDispatchResult
+    from alembic.operations.ops import (  # noqa: PLC0415
+        DropIndexOp,
+        DropTableOp,
+        ModifyTableOps,
+    )
+    from alembic.util import PriorityDispatchResult  # noqa: PLC0415
 
     theirs = {table.name for table in context.sorted_tables}
 

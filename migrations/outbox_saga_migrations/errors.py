@@ -16,7 +16,7 @@ class UpgradeBusy(OutboxSagaError):
 
 
 class UpgradeRefused(OutboxSagaError):
-    """A table of our name differs from ours, or the revision is unknown; the message says which."""
+    """A table of our name is not like ours, or the revision is unknown; it says which."""
 
 
 class DowngradeRefused(OutboxSagaError):

@@ -16,13 +16,13 @@ from outbox_saga_migrations.steps import MYSQL
 # Of the one-number kind, which PostgreSQL keeps apart from the two-number kind of the key locks.
 ADVISORY_LOCK = 0x6F75_7462_6F78_5361
 NAMED_LOCK = "outbox_saga_migrations"
+LOCK_TIMEOUT = 5.0
+WAIT = 60.0
 LOCK_NOT_AVAILABLE = "55P03"
 
 
 @contextmanager
-def exclusive(
-    connection: Connection, *, wait: float, lock_timeout: float
-) -> Iterator[None]:
+def exclusive(connection: Connection, *, wait: float, lock_timeout: float) -> Iterator[None]:
     """Inside, nobody else changes our tables, and an error leaves the transaction usable.
 
     PostgreSQL keeps the lock until the caller's transaction ends, SQLite too. MariaDB and MySQL

@@ -11,10 +11,9 @@ from alembic.runtime.migration import MigrationContext
 
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.tables import tables_in
-from outbox_saga_migrations.locking import ADVISORY_LOCK
-from outbox_saga_migrations.scripts import offline, resolve, script_directory
+from outbox_saga_migrations.locking import ADVISORY_LOCK, LOCK_TIMEOUT
+from outbox_saga_migrations.scripts import BASE, offline, resolve, script_directory
 from outbox_saga_migrations.steps import MYSQL, Steps
-from outbox_saga_migrations.upgrading import LOCK_TIMEOUT
 
 DIALECTS = ("postgresql", "mariadb", "mysql", "sqlite")
 
@@ -50,13 +49,15 @@ def sql(
         )
     tables_in(schema)  # refuses what is not a schema's name
     resolve(revision)
+    at = resolve(start) or BASE
+    dialect = sa.make_url(f"{dialect_name}://").get_dialect()()
     written = io.StringIO()
 
     def path(_: Any, __: MigrationContext) -> Iterable[Any]:
-        return script_directory()._upgrade_revs(revision, resolve(start))  # noqa: SLF001
+        return script_directory()._upgrade_revs(revision, at)  # noqa: SLF001
 
     context = offline(
-        sa.make_url(f"{dialect_name}://").get_dialect()(paramstyle="named"),
+        dialect,
         schema,
         fn=path,
         starting_rev=start,

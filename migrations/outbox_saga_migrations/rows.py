@@ -1,4 +1,4 @@
-"""The rows that must stand in the tables before anybody works: leases and, on MariaDB, key locks."""
+"""The rows that must stand there before anybody works: leases and, on MariaDB, key locks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from outbox_saga_migrations.steps import MYSQL, insert_missing
 
 
 def missing_rows(connection: Connection, tables: Tables) -> dict[sa.Table, list[int]]:
-    """For each table with fixed rows, the numbers that are not there; tables with all: left out."""
+    """For each table with fixed rows, the numbers that are not there.
+
+    Left out: tables with all of them, and tables that do not exist.
+    """
+    inspector = sa.inspect(connection)
     lacking: dict[sa.Table, list[int]] = {}
     for table, numbers in _fixed_rows(connection, tables).items():
+        if not inspector.has_table(table.name, schema=tables.schema):
+            continue
         (number,) = table.primary_key.columns
         present = set(connection.scalars(sa.select(number)))
         if lost := [n for n in numbers if n not in present]:

@@ -7,37 +7,17 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
-from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.tables import tables_in
+from outbox_saga_migrations.checking import check
 from outbox_saga_migrations.errors import UpgradeRefused
-from outbox_saga_migrations.locking import exclusive
+from outbox_saga_migrations.locking import LOCK_TIMEOUT, WAIT, exclusive
+from outbox_saga_migrations.revisions import head, reached
 from outbox_saga_migrations.rows import missing_rows, put_back_missing_rows
 from outbox_saga_migrations.scripts import online, resolve, script_directory
 from outbox_saga_migrations.steps import MYSQL, Steps
-
-LOCK_TIMEOUT = 5.0
-WAIT = 60.0
-
-
-def head() -> str:
-    """The newest revision this version of the library knows."""
-    revision = script_directory().get_current_head()
-    assert revision is not None
-    return revision
-
-
-def current(connection: Connection, *, schema: str | None = None) -> str | None:
-    """The revision this database is at, or None if our tables were never made here.
-
-    Args:
-        connection: Only read from.
-        schema: Where our tables are; None is the connection's default.
-    """
-    tables_in(schema)  # refuses what is not a schema's name
-    return online(connection, schema).get_current_revision()
 
 
 def upgrade(
@@ -85,30 +65,16 @@ def upgrade(
     """
     tables = tables_in(schema)
     target = resolve(revision)
-    if _reached(connection, schema, target) and not (
+    if reached(connection, schema, target) and not (
         target == head() and missing_rows(connection, tables)
     ):
         return
     with exclusive(connection, wait=wait, lock_timeout=lock_timeout):
-        if not _reached(connection, schema, target):
+        if not reached(connection, schema, target):
             _make_schema(connection, schema)
             _run(connection, schema, revision)
         if target == head():
             put_back_missing_rows(connection, tables)
-
-
-def _reached(connection: Connection, schema: str | None, target: str | None) -> bool:
-    """Whether the database is at this revision or a later one."""
-    at = current(connection, schema=schema)
-    if target is None or at == target:
-        return True
-    if at is None:
-        return False
-    later = script_directory().iterate_revisions(resolve(at), target)
-    try:
-        return any(script.revision != target for script in later)
-    except CommandError:  # `at` comes before `target`: there is no way down from it to there
-        return False
 
 
 def _run(connection: Connection, schema: str | None, revision: str) -> None:
@@ -123,8 +89,6 @@ def _run(connection: Connection, schema: str | None, revision: str) -> None:
 
 
 def _refuse_strangers(connection: Connection, schema: str | None, adopted: list[str]) -> None:
-    from outbox_saga_migrations.checking import check
-
     foreign = [d for d in check(connection, schema=schema) if d.table in adopted]
     if foreign:
         raise UpgradeRefused(
