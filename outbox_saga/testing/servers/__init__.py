@@ -10,10 +10,10 @@ however that ended. Nothing here needs pytest, Docker or root; each is used if i
         server.start()                  # same port, same data
 
 Reading order: `server` (what a server offers), `place` (where one runs: elsewhere, as our child
-process, in a container), `choose` (which of these), then one file a service.
+process, in a container), `choice` (which of these), then one file a service.
 """
 
-from outbox_saga.testing.servers.choose import SERVERS, Services, choose, environment_variable
+from outbox_saga.testing.servers.choice import SERVERS, Services, choose, environment_variable
 from outbox_saga.testing.servers.database import DatabaseServer
 from outbox_saga.testing.servers.kafka import Kafka
 from outbox_saga.testing.servers.mariadb import MariaDB

@@ -14,7 +14,7 @@ class DatabaseServer(Server):
     """A server whose `create_database` gives an empty database that nobody else uses."""
 
     @abstractmethod
-    def execute(self, statement: str) -> None:
+    def execute(self, statement: str, patience: float = 5) -> None:
         """Run one statement as the server's owner, outside any transaction."""
 
     def create_database(self) -> str:

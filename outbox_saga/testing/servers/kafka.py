@@ -54,10 +54,10 @@ class Kafka(Server):
             return self.place.brokers()
         return f"{self.place.host}:{self.place.port}"
 
-    def probe(self) -> None:
+    def probe(self, patience: float = 5) -> None:
         """An ApiVersions request to the first broker, and any answer to it."""
         host, _, port = self.url.split(",")[0].rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
+        with socket.create_connection((host, int(port)), timeout=patience) as connection:
             request = bytes.fromhex("0012 0000 00000001 ffff")  # key 18, version 0, id 1, no name
             connection.sendall(len(request).to_bytes(4, "big") + request)
             answer = connection.recv(8, socket.MSG_WAITALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 
@@ -42,11 +43,11 @@ class MariaDB(DatabaseServer):
         """As the owner, without a password."""
         return f"mysql+pymysql://root@{self.place.host}:{self.place.port}/mysql"
 
-    def probe(self) -> None:
+    def probe(self, patience: float = 5) -> None:
         """Connect and ask."""
-        self.execute("select 1")
+        self.execute("select 1", patience)
 
-    def execute(self, statement: str) -> None:
+    def execute(self, statement: str, patience: float = 5) -> None:
         """Run one statement."""
         import pymysql
 
@@ -56,7 +57,7 @@ class MariaDB(DatabaseServer):
             port=url.port or 3306,
             user=url.username,
             password=url.password or "",
-            connect_timeout=5,
+            connect_timeout=math.ceil(patience),
             autocommit=True,
         )
         with connection, connection.cursor() as cursor:

@@ -49,10 +49,12 @@ class Nats(Server):
         """Without authentication."""
         return f"nats://{self.place.host}:{self.place.port}"
 
-    def probe(self) -> None:
+    def probe(self, patience: float = 5) -> None:
         """PING, PONG, and the server's word that JetStream is on."""
         url = urlsplit(self.url)
-        with socket.create_connection((url.hostname, url.port or 4222), timeout=5) as connection:
+        with socket.create_connection(
+            (url.hostname, url.port or 4222), timeout=patience
+        ) as connection:
             stream = connection.makefile("rwb")
             info = stream.readline()
             if b'"jetstream":true' not in info.replace(b" ", b""):
@@ -71,10 +73,10 @@ class _NatsProcess(LocalProcess):
         self.program = program
 
     def prepare(self) -> None:
-        sync = "sync_interval: always" if self.durable else ""
-        (self.directory / "nats.conf").write_text(
-            f'jetstream {{ store_dir: "{self.directory / "streams"}" {sync} }}\n'
-        )
+        settings = [f'store_dir: "{self.directory / "streams"}"']
+        if self.durable:
+            settings.append("sync_interval: always")
+        (self.directory / "nats.conf").write_text(f"jetstream {{ {', '.join(settings)} }}\n")
 
     def command(self) -> Sequence[str]:
         config = str(self.directory / "nats.conf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import secrets
 import shutil
 import signal
@@ -21,8 +22,9 @@ from outbox_saga.testing.servers.process import LocalProcess
 # Logical decoding needs wal_level=logical from the start; 200 connections are plenty for every
 # test's pools; a timeline of what happened is worth more than a short log.
 _SETTINGS = ("wal_level=logical", "max_connections=200", "log_line_prefix=%m [%p] ")
-# Not safe when the machine loses power; safe when processes are killed, and twice as fast.
-_FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+# Lost when the machine loses power, kept when processes are killed. Not synchronous_commit=off:
+# that would lose acknowledged commits in a kill.
+_FAST = ("fsync=off", "full_page_writes=off")
 
 
 class Postgres(DatabaseServer):
@@ -55,18 +57,20 @@ class Postgres(DatabaseServer):
         """The maintenance database, as the owner, without a password."""
         return f"postgresql+psycopg://postgres@{self.place.host}:{self.place.port}/postgres"
 
-    def probe(self) -> None:
+    def probe(self, patience: float = 5) -> None:
         """Connect: an open port is not enough ("the database system is starting up")."""
-        self.execute("select 1")
+        self.execute("select 1", patience)
 
-    def execute(self, statement: str) -> None:
+    def execute(self, statement: str, patience: float = 5) -> None:
         """Run one statement on the maintenance database, outside any transaction."""
         import psycopg
 
         conninfo = self.parsed_url.set(drivername="postgresql").render_as_string(
             hide_password=False
         )
-        with psycopg.connect(conninfo, autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(
+            conninfo, autocommit=True, connect_timeout=math.ceil(patience)
+        ) as connection:
             connection.execute(statement.encode())
 
     def create_database(self, *, template: str | None = None) -> str:

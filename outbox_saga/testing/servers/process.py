@@ -66,14 +66,15 @@ class LocalProcess(Place):
             "user": self.user(),
             "stop_signal": int(self.stop_signal),
         }
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_KEEPER), json.dumps(order)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("ab"),
-            text=True,
-            start_new_session=True,  # Ctrl-C at a terminal goes to every process of a session
-        )
+        with self.log.open("ab") as log:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_KEEPER), json.dumps(order)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C at a terminal goes to every process of a session
+            )
         if self._answer() != "started":
             raise ServerFailed(f"{self.command()[0]} could not be run:\n{self._log_end()}")
 

@@ -40,10 +40,12 @@ class RabbitMQ(Server):
         """As guest, who may connect from this machine only."""
         return f"amqp://guest:guest@{self.place.host}:{self.place.port}/"
 
-    def probe(self) -> None:
+    def probe(self, patience: float = 5) -> None:
         """The protocol header, and the server's Connection.Start in answer."""
         url = urlsplit(self.url)
-        with socket.create_connection((url.hostname, url.port or 5672), timeout=5) as connection:
+        with socket.create_connection(
+            (url.hostname, url.port or 5672), timeout=patience
+        ) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             answer = connection.recv(11, socket.MSG_WAITALL)
             if answer[:1] != b"\x01" or answer[7:] != b"\x00\x0a\x00\x0a":

@@ -39,10 +39,12 @@ class Redis(Server):
         """Database 0, without authentication."""
         return f"redis://{self.place.host}:{self.place.port}/0"
 
-    def probe(self) -> None:
+    def probe(self, patience: float = 5) -> None:
         """PING; `-LOADING` means that it is still reading its data."""
         url = urlsplit(self.url)
-        with socket.create_connection((url.hostname, url.port or 6379), timeout=5) as connection:
+        with socket.create_connection(
+            (url.hostname, url.port or 6379), timeout=patience
+        ) as connection:
             connection.sendall(b"PING\r\n")
             answer = connection.recv(100)
             if not answer.startswith((b"+PONG", b"-NOAUTH")):

@@ -39,8 +39,8 @@ class Server(ABC):
         """The URL of a server of ours, from the host and port of its place."""
 
     @abstractmethod
-    def probe(self) -> None:
-        """One real round trip. Raises whatever its client raises while there is no answer."""
+    def probe(self, patience: float = 5) -> None:
+        """One real round trip. Raises whatever its client raises when no answer comes in time."""
 
     @property
     def url(self) -> str:
@@ -57,17 +57,22 @@ class Server(ABC):
         self.place.start()
         deadline = time.monotonic() + self.patience
         while True:
-            try:
-                self.probe()
-            except Exception as problem:
-                log = self.place.ended()
-                if log is None and time.monotonic() < deadline:
-                    time.sleep(0.02)
-                    continue
+            problem = self._problem()
+            log = self.place.ended()
+            if problem is None and log is None:
+                return self
+            if log is not None or time.monotonic() > deadline:
                 self.place.discard()
                 how = "did not answer in time" if log is None else "ended while starting"
                 raise ServerFailed(f"{self.name} {how}: {problem}\n{log or ''}") from problem
-            return self
+            time.sleep(0.02)
+
+    def _problem(self) -> Exception | None:
+        try:
+            self.probe()
+        except Exception as problem:  # noqa: BLE001 - each client has errors of its own
+            return problem
+        return None
 
     def stop(self) -> None:
         """Stop it in good order, keeping port and data for the next `start`."""
