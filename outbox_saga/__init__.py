@@ -1,1 +1,88 @@
-"""Placeholder."""
+"""Transactional outbox, inbox and sagas for Python services with a SQL database.
+
+Reading order: `messages` and `results` (values), `unit_of_work` (publish inside a transaction), `inbox` (handle once),
+`saga` (complete or undo), `service` (all of a service in one object), `brokers` (how messages travel).
+
+What is promised, and nothing more: at-least-once publication with a stable id; first deliveries of one key in the order in
+which their transactions committed; exactly-once effect in the inbox's own database; every saga ends completed,
+compensated, or stuck with a reason for a person.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outbox_saga.database import Database
+    from outbox_saga.envelopes import Envelope
+    from outbox_saga.errors import OutboxSagaError
+    from outbox_saga.inbox import HandlerContext, SyncHandlerContext
+    from outbox_saga.messages import Command, Event, Reply
+    from outbox_saga.results import Failure, Result, Success, is_failure, is_success
+    from outbox_saga.retries import Retry
+    from outbox_saga.saga.context import StepContext, SyncStepContext
+    from outbox_saga.saga.definition import Saga, hours, minutes, nothing_to_undo
+    from outbox_saga.service import Service
+    from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
+
+_HOMES = {
+    "Command": "messages",
+    "Database": "database",
+    "Envelope": "envelopes",
+    "Event": "messages",
+    "Failure": "results",
+    "HandlerContext": "inbox",
+    "OutboxSagaError": "errors",
+    "Reply": "messages",
+    "Result": "results",
+    "Retry": "retries",
+    "Saga": "saga.definition",
+    "Service": "service",
+    "StepContext": "saga.context",
+    "Success": "results",
+    "SyncHandlerContext": "inbox",
+    "SyncStepContext": "saga.context",
+    "UnitOfWork": "unit_of_work",
+    "hours": "saga.definition",
+    "is_failure": "results",
+    "is_success": "results",
+    "minutes": "saga.definition",
+    "nothing_to_undo": "saga.definition",
+    "unit_of_work": "unit_of_work",
+}
+
+__all__ = [
+    "Command",
+    "Database",
+    "Envelope",
+    "Event",
+    "Failure",
+    "HandlerContext",
+    "OutboxSagaError",
+    "Reply",
+    "Result",
+    "Retry",
+    "Saga",
+    "Service",
+    "StepContext",
+    "Success",
+    "SyncHandlerContext",
+    "SyncStepContext",
+    "UnitOfWork",
+    "hours",
+    "is_failure",
+    "is_success",
+    "minutes",
+    "nothing_to_undo",
+    "unit_of_work",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # on first use: a service that only publishes need not load the orchestrator
+    if name not in _HOMES:
+        raise AttributeError(f"module 'outbox_saga' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"outbox_saga.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -16,7 +16,8 @@ OutboxSagaError
 ├── LeaseLost                         somebody else owns the work now
 └── BrokerError                       what a broker did with a message
     ├── Unpublishable                 it will never take this message (permanent)
-    ├── BrokerUnavailable             it takes nothing now (transient)
+    ├── BrokerUnavailable             it does not take it now (transient)
+    │   └── BrokerDown                it takes nothing at all now
     └── PublishUnconfirmed            it may have taken it (ambiguous: same id again)
 """
 
@@ -108,6 +109,10 @@ class Unpublishable(BrokerError):
 
 class BrokerUnavailable(BrokerError):
     """The broker takes nothing now, or not yet: try again later, under the same id."""
+
+
+class BrokerDown(BrokerUnavailable):
+    """The broker takes nothing at all now; no message is to blame, and no attempt is counted."""
 
 
 class PublishUnconfirmed(BrokerError):

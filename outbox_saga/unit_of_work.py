@@ -89,7 +89,7 @@ class UnitOfWork(Generic[S]):
         self.tables = tables_in(schema)
         self.source = source
         self._bind = bind
-        self._correlation_id = correlation_id
+        self.correlation_id = correlation_id
         self._causation_id = causation_id
         self._headers = headers
         self._max_body = max_body
@@ -122,7 +122,7 @@ class UnitOfWork(Generic[S]):
             headers=self._merged(headers),
             topic=topic,
             source=self.source,
-            correlation_id=self._correlation_id,
+            correlation_id=self.correlation_id,
             causation_id=self._causation_id,
             max_body=self._max_body,
         )
@@ -158,7 +158,7 @@ class UnitOfWork(Generic[S]):
             key=key,
             headers=self._merged(headers),
             source=self.source,
-            correlation_id=self._correlation_id,
+            correlation_id=self.correlation_id,
             causation_id=self._causation_id,
             max_body=self._max_body,
         )

@@ -75,6 +75,10 @@ class Delivery(Protocol):
     def envelope(self) -> Envelope:
         """The message; raises MessageRefused when the bytes cannot be read as one."""
 
+    @property
+    def attempt(self) -> int:
+        """Which delivery of this message it is, from 1, as far as the broker counts."""
+
     async def acknowledge(self) -> None:
         """It was handled: never deliver it again."""
 

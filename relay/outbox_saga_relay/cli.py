@@ -37,18 +37,18 @@ class Lazy:
 
 COMMANDS = {
     "run": Lazy(
-        "outbox_saga_relay.run_command:run",
+        "outbox_saga_relay.programs:run",
         "Run a service's relay, orchestrator and consumers in one process.",
     ),
     "relay": Lazy(
-        "outbox_saga_relay.relay_command:relay", "Publish what stands in the outbox to a broker."
+        "outbox_saga_relay.programs:relay", "Publish what stands in the outbox to a broker."
     ),
     "orchestrate": Lazy(
-        "outbox_saga_relay.orchestrate_command:orchestrate",
+        "outbox_saga_relay.programs:orchestrate",
         "Bring a service's sagas to their end.",
     ),
     "consume": Lazy(
-        "outbox_saga_relay.consume_command:consume", "Hand messages to a service's handlers, once."
+        "outbox_saga_relay.programs:consume", "Hand messages to a service's handlers, once."
     ),
     "db": Lazy("outbox_saga_relay.db_command:db", "Make, check or remove our tables."),
     "demo": Lazy(

@@ -1,0 +1,59 @@
+"""The embedded broker: the relay hands messages to this service's own handlers, through the inbox. No server.
+
+A message is `Accepted` when every handler of the service has handled it and committed; a message that no handler wants
+is accepted, as by any broker without subscribers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import BrokerUnavailable, MessageRefused, Unpublishable
+
+
+class LocalPublisher:
+    """Publishes by calling `deliver`, which handles the message or raises.
+
+    Args:
+        deliver: Hands one envelope to the service's handlers.
+        concurrency: Envelopes at the same time.
+        timeout: Seconds for one envelope; then it is tried again later, and the inbox drops what was done.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[Envelope], Awaitable[object]],
+        *,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+    ) -> None:
+        self._deliver = deliver
+        self._slots = asyncio.Semaphore(concurrency)
+        self._timeout = timeout
+
+    async def open(self) -> None:
+        """Nothing to connect."""
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+        """One outcome per envelope, in their order."""
+        return await asyncio.gather(*(self._publish(envelope) for envelope in envelopes))
+
+    async def _publish(self, envelope: Envelope) -> Outcome:
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._deliver(envelope)
+            except MessageRefused as error:
+                return Refused(Unpublishable(str(error), code="unreadable"))
+            except TimeoutError:
+                return Refused(BrokerUnavailable("a handler took too long", code="handler_timeout"))
+            except Exception as error:
+                # type and first line only: a handler's message may carry what it was working on
+                return Refused(BrokerUnavailable(f"a handler raised {type(error).__name__}", code="handler_failed"))
+        return ACCEPTED
+
+    async def close(self) -> None:
+        """Nothing to disconnect."""

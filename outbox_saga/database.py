@@ -1,0 +1,174 @@
+"""One service database: its engines, sync and async from one URL, set up the way our guarantees need them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from outbox_saga.database_urls import async_url, sync_url
+from outbox_saga.errors import ConfigurationError
+from outbox_saga.lent_session import LentSession
+from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
+from outbox_saga.tables import Tables, tables_in
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BUSY_SECONDS = 30.0  # how long a SQLite writer waits for another one
+READ_ONLY = "outbox_saga_read_only"  # execution option: this transaction only reads
+
+
+class Database:
+    """A service's database, reached by a sync and an async engine; connects on first use.
+
+    PostgreSQL and MariaDB run at READ COMMITTED: at REPEATABLE READ MariaDB's locking reads lock gaps and producers wait.
+    SQLite runs in WAL mode and begins with BEGIN IMMEDIATE: a transaction that has read and then writes fails at once
+    otherwise, whatever the timeout.
+
+    Args:
+        url: SQLAlchemy or plain (`postgres://`, `mysql://`, `sqlite:///`).
+        schema: Of our tables; None is the connection's default.
+        clock: Tests shift it.
+        pool_size: Connections per engine.
+    """
+
+    def __init__(
+        self,
+        url: str | sa.URL,
+        *,
+        schema: str | None = None,
+        clock: Clock = DATABASE_CLOCK,
+        pool_size: int = 20,
+    ) -> None:
+        self.url = sa.make_url(url) if not isinstance(url, sa.URL) else url
+        self.tables: Tables = tables_in(schema)
+        self.clock = clock
+        self._pool_size = pool_size
+        self._sync: sa.Engine | None = None
+        self._async: AsyncEngine | None = None
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The sync engine."""
+        if self._sync is None:
+            url = sync_url(self.url)
+            self._sync = sa.create_engine(url, **self._options(url))
+            _prepare(self._sync)
+        return self._sync
+
+    @property
+    def async_engine(self) -> AsyncEngine:
+        """The async engine, for the same database."""
+        if self._async is None:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            url = async_url(self.url)
+            self._async = create_async_engine(url, **self._options(url))
+            _prepare(self._async.sync_engine)
+        return self._async
+
+    def _options(self, url: sa.URL) -> dict[str, Any]:
+        if url.get_backend_name() == "sqlite":
+            if url.database in (None, "", ":memory:"):
+                raise ConfigurationError(
+                    "an in-memory SQLite database is private to one connection; use a file: sqlite:///app.db"
+                )
+            return {"connect_args": {"timeout": BUSY_SECONDS}, "pool_size": self._pool_size}
+        options: dict[str, Any] = {
+            "isolation_level": "READ COMMITTED",
+            "pool_size": self._pool_size,
+            "max_overflow": 5,
+            "pool_pre_ping": True,
+        }
+        return options
+
+    @contextmanager
+    def lend(self) -> Iterator[LentSession]:
+        """A session for users' code on the sync engine; rolled back unless its lender settles it."""
+        session = LentSession(self.engine, expire_on_commit=False)
+        try:
+            yield session
+        finally:
+            session.give_back()
+
+    @asynccontextmanager
+    async def lend_async(self) -> AsyncIterator[AsyncSession]:
+        """As `lend`, on the async engine."""
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        session = AsyncSession(
+            self.async_engine, sync_session_class=LentSession, expire_on_commit=False
+        )
+        try:
+            yield session
+        finally:
+            lent = session.sync_session
+            assert isinstance(lent, LentSession)
+            # a cancelled caller must not leave the connection behind
+            await asyncio.shield(session.run_sync(lambda _: lent.give_back()))
+
+    def begin(self) -> AbstractContextManager[sa.Connection]:
+        """A sync connection in a transaction that commits at the end of the block."""
+        return self.engine.begin()
+
+    async def run(
+        self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The answer of a verb of `queries`, in its own transaction on the async engine, committed."""
+        async with self.async_engine.begin() as connection:
+            return await connection.run_sync(lambda c: verb(c, *args, **kwargs))
+
+    async def look(
+        self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `run`, for a verb that only reads."""
+        async with self.async_engine.connect() as connection:
+            await connection.execution_options(**{READ_ONLY: True})
+            async with connection.begin():
+                return await connection.run_sync(lambda c: verb(c, *args, **kwargs))
+
+    def async_begin(self) -> AbstractAsyncContextManager[Any]:
+        """An async connection in a transaction that commits at the end of the block."""
+        return self.async_engine.begin()
+
+    async def close(self) -> None:
+        """Gives all connections back; the database can be used again afterwards."""
+        if self._async is not None:
+            await self._async.dispose()
+            self._async = None
+        if self._sync is not None:
+            self._sync.dispose()
+            self._sync = None
+
+
+def _prepare(engine: sa.Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def connected(dbapi_connection: Any, record: Any) -> None:
+        # the driver must not begin by itself: it begins late, and deferred
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits at power failure
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: sa.Connection) -> None:
+        read_only = connection.get_execution_options().get(READ_ONLY)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

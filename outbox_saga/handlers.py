@@ -1,0 +1,84 @@
+"""Which handler gets which message: the registry of one service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from outbox_saga.database import Database
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import ConfigurationError
+from outbox_saga.inbox import handle_once
+from outbox_saga.messages import Message, check_type
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One function that handles one type of message for one consumer."""
+
+    consumer: str
+    topic: str
+    message_class: type[Message]
+    function: Callable[[Any], Any]
+
+
+class Handlers:
+    """A service's handlers, and the way a message takes through them."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._handlers: list[Handler] = []
+
+    def add(self, message_class: type[Message], function: Callable[[Any], Any], consumer: str | None) -> None:
+        """Registers; raises ConfigurationError for a second handler of one message under one consumer name."""
+        if message_class.topic is None:
+            raise ConfigurationError(
+                f'{message_class.__name__} has no topic; declare `class X(Event, topic="orders")`'
+            )
+        name = check_type(consumer if consumer is not None else f"{self.source}.{message_class.type_name}")
+        for other in self._handlers:
+            if other.consumer == name and other.message_class.type_name == message_class.type_name:
+                raise ConfigurationError(
+                    f"consumer {name!r} handles {message_class.type_name} twice; give one of them another "
+                    "name with consumer=…, and never change the names: the inbox belongs to them"
+                )
+        self._handlers.append(Handler(name, message_class.topic, message_class, function))
+
+    def consumers(self) -> dict[str, tuple[str, ...]]:
+        """The consumers with their topics."""
+        found: dict[str, list[str]] = {}
+        for handler in self._handlers:
+            topics = found.setdefault(handler.consumer, [])
+            if handler.topic not in topics:
+                topics.append(handler.topic)
+        return {consumer: tuple(topics) for consumer, topics in found.items()}
+
+    def wanting(self, envelope: Envelope, consumer: str | None = None) -> Iterable[Handler]:
+        """The handlers for this message, of one consumer or of all."""
+        for handler in self._handlers:
+            if (
+                handler.topic == envelope.topic
+                and handler.message_class.type_name == envelope.type
+                and (consumer is None or handler.consumer == consumer)
+            ):
+                yield handler
+
+    async def handle(
+        self, database: Database, threads: Executor, envelope: Envelope, consumer: str | None = None
+    ) -> int:
+        """How many handlers took the message (each once); raises what the first failing one raised."""
+        count = 0
+        for handler in self.wanting(envelope, consumer):
+            await handle_once(
+                database,
+                threads,
+                handler.consumer,
+                envelope,
+                handler.message_class,
+                handler.function,
+                source=self.source,
+            )
+            count += 1
+        return count

@@ -1,0 +1,125 @@
+"""An instance's state as a value, and as the JSON text that its row keeps."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Status = Literal["running", "compensating", "completed", "compensated", "stuck"]
+Phase = Literal[
+    "waiting",  # not yet done; a local step stays here until its effect commits
+    "calling",  # an external step whose intent is committed and whose outcome is not known yet
+    "done",
+    "failed",  # definitely not done
+    "undoing",  # as calling, for the compensation
+    "undone",
+    "stuck",  # needs a person
+]
+Direction = Literal["do", "undo"]
+
+ENDED: frozenset[Status] = frozenset({"completed", "compensated", "stuck"})
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """How far one step is.
+
+    Args:
+        attempts: Forward attempts made or begun.
+        undo_attempts: Attempts to compensate made or begun.
+        due: Not before this moment, by the database's clock.
+        input: What every attempt of an external call gets, stored with the intent; a JSON object.
+        unknown: An attempt ended without a definite outcome.
+        error: Of the last attempt.
+        generation: Of the idempotency key; only an operator raises it.
+    """
+
+    phase: Phase = "waiting"
+    attempts: int = 0
+    undo_attempts: int = 0
+    due: dt.datetime | None = None
+    input: Mapping[str, Any] | None = None
+    unknown: bool = False
+    error: str | None = None
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SagaState:
+    """An instance between two transitions."""
+
+    status: Status
+    data: Mapping[str, Any]
+    steps: Mapping[str, StepState]
+    reason: str | None = None
+
+    def with_step(self, name: str, **changes: Any) -> SagaState:
+        """This state with one step changed."""
+        return replace(self, steps={**self.steps, name: replace(self.steps[name], **changes)})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the history."""
+
+    transition: str
+    step: str | None = None
+    attempt: int | None = None
+    detail: str | None = None
+    started_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One saga instance as this process holds it."""
+
+    id: Any
+    name: str
+    version: int
+    shape: str
+    source: str
+    business_key: str | None
+    correlation_id: str
+    revision: int
+    epoch: int
+    state: SagaState = field(repr=False)  # data may be personal: never in a log
+
+
+def dump_progress(state: SagaState) -> str:
+    """The steps as JSON text; defaults are left out."""
+    steps: dict[str, dict[str, Any]] = {}
+    for name, step in state.steps.items():
+        entry: dict[str, Any] = {"phase": step.phase}
+        if step.attempts:
+            entry["attempts"] = step.attempts
+        if step.undo_attempts:
+            entry["undo_attempts"] = step.undo_attempts
+        if step.due is not None:
+            entry["due"] = step.due.isoformat()
+        if step.input is not None:
+            entry["input"] = step.input
+        if step.unknown:
+            entry["unknown"] = True
+        if step.error is not None:
+            entry["error"] = step.error
+        if step.generation:
+            entry["generation"] = step.generation
+        steps[name] = entry
+    return json.dumps({"steps": steps}, ensure_ascii=False, separators=(",", ":"))
+
+
+def load_progress(text: str) -> dict[str, StepState]:
+    """The steps of a stored progress."""
+    steps: dict[str, StepState] = {}
+    for name, entry in json.loads(text)["steps"].items():
+        due = entry.pop("due", None)
+        steps[name] = StepState(due=dt.datetime.fromisoformat(due) if due else None, **entry)
+    return steps
+
+
+def dump_data(data: Mapping[str, Any]) -> str:
+    """The data as JSON text."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

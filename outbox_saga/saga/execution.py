@@ -1,0 +1,386 @@
+"""One step, one transaction: the effect, the saga's new state, its history and its messages commit together.
+
+`Failure` and exceptions roll the step's transaction back (half a reservation must not stay); the transition is committed
+in a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import datetime as dt
+import functools
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from outbox_saga.database import Database
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import LeaseLost, MessageRefused
+from outbox_saga.ids import idempotency_key
+from outbox_saga.instances import Direction, Instance
+from outbox_saga.lent_session import LentSession
+from outbox_saga.queries import sagas
+from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
+from outbox_saga.queries.outbox import write_messages
+from outbox_saga.results import Failure, Success
+from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
+from outbox_saga.saga.definition import Action, Saga, Step
+from outbox_saga.saga.progress import (
+    Call,
+    Decision,
+    Done,
+    Errored,
+    Flight,
+    Happened,
+    NotFound,
+    Query,
+    Refused,
+    Run,
+    Surroundings,
+    ToDo,
+    Unusable,
+    decide,
+)
+from outbox_saga.unit_of_work import UnitOfWork
+
+logger = logging.getLogger("outbox_saga.saga")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Hand:
+    """An instance in this process's hands: as last committed, and what is being carried out."""
+
+    definition: Saga[Any]
+    instance: Instance
+    owner: UUID
+    now: dt.datetime  # the database's time, read at `read_at`
+    read_at: float
+    lease: float
+    in_flight: set[Flight] = field(default_factory=set)
+
+    def advance(self, instance: Instance) -> None:
+        """Takes over what was committed; of two branches that commit together, the later revision stays."""
+        if instance.revision >= self.instance.revision:
+            self.instance = instance
+
+    def surroundings(self, reporting: Flight | None) -> Surroundings:
+        """What `decide` must know; the database's time goes on by this process's monotonic clock."""
+        now = self.now + dt.timedelta(seconds=time.monotonic() - self.read_at)
+        in_flight = frozenset(self.in_flight - {reporting}) if reporting else frozenset(self.in_flight)
+        return Surroundings(now, in_flight, self.lease, str(self.instance.id))
+
+
+class Deadline:
+    """Who comes first: the step's commit, or the end of its time. A thread cannot be cancelled, but it can be told."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._state = "open"
+
+    def claim_commit(self) -> bool:
+        """True when the step may commit; then its time can no longer end."""
+        return self._move("committing")
+
+    def expire(self) -> bool:
+        """True when its time has ended; then it can no longer commit."""
+        return self._move("expired")
+
+    def _move(self, state: str) -> bool:
+        with self._lock:
+            if self._state != "open":
+                return False
+            self._state = state
+            return True
+
+
+class Execution:
+    """Carries out what `decide` asked for; knows one database and a pool of threads for plain `def` actions."""
+
+    def __init__(self, database: Database, threads: Executor) -> None:
+        self.database = database
+        self.threads = threads
+
+    async def resume(self, hand: Hand, happened: Happened) -> Decision:
+        """Commits the transition for what happened, in a transaction of its own."""
+        decision, instance = await self.database.run(self._record, hand, happened, [])
+        hand.advance(instance)
+        return decision
+
+    async def carry_out(self, hand: Hand, todo: ToDo) -> Decision:
+        """Runs, calls or asks; commits the outcome.
+
+        Raises:
+            LeaseLost: Another process has the instance; nothing of this attempt was committed.
+        """
+        if isinstance(todo, Run):
+            return await self._run(hand, todo)
+        if isinstance(todo, Call):
+            return await self._call(hand, todo)
+        return await self._query(hand, todo)
+
+    # --- local steps ----------------------------------------------------------------------------------------------
+
+    async def _run(self, hand: Hand, todo: Run) -> Decision:
+        step = hand.definition.steps[todo.step]
+        action = _action(step, todo.direction)
+        started = hand.surroundings(None).now
+        try:
+            if inspect.iscoroutinefunction(action):
+                outcome = await self._run_async(hand, todo, step, action, started)
+            else:
+                outcome = await self._run_in_thread(hand, todo, step, action, started)
+        except LeaseLost:
+            raise
+        except Exception as error:
+            if is_transient(error):
+                raise  # the database's trouble, not the step's: no attempt is used up
+            outcome = Errored(todo.step, todo.direction, todo.attempt, _told(error), False, started)
+        if isinstance(outcome, Decision):
+            return outcome
+        return await self.resume(hand, outcome)
+
+    async def _run_async(
+        self, hand: Hand, todo: Run, step: Step, action: Action, started: dt.datetime
+    ) -> Decision | Happened:
+        async with self.database.lend_async() as session:
+            lent = session.sync_session
+            assert isinstance(lent, LentSession)
+            try:
+                async with asyncio.timeout(step.timeout):
+                    await session.run_sync(lambda _: self._open(lent, step))
+                    context = _context(StepContext, hand, todo, self._uow(hand, session))
+                    answer = await action(context)
+            except TimeoutError as error:
+                await session.run_sync(lambda _: lent.abandon())
+                told = f"timed out after {step.timeout} s" if not str(error) else _told(error)
+                return Errored(todo.step, todo.direction, todo.attempt, told, False, started)
+            happened = _answered(todo, answer, started)
+            if not isinstance(happened, Done):
+                await session.run_sync(lambda _: lent.undo())
+                return happened
+            # from here on nothing of the user's runs; a cancelled commit would leave its outcome unknown
+            return await _to_the_end(
+                session.run_sync(lambda _: self._settle(lent, hand, happened))
+            )
+
+    async def _run_in_thread(
+        self, hand: Hand, todo: Run, step: Step, action: Action, started: dt.datetime
+    ) -> Decision | Happened:
+        deadline = Deadline()
+
+        def work() -> Decision | Happened | None:
+            with self.database.lend() as session:
+                self._open(session, step)
+                context = _context(SyncStepContext, hand, todo, self._uow(hand, session))
+                happened = _answered(todo, action(context), started)
+                if not isinstance(happened, Done):
+                    session.undo()
+                    return happened
+                if not deadline.claim_commit():
+                    session.undo()
+                    return None
+                return self._settle(session, hand, happened)
+
+        # the timed-out thread keeps its place in the pool until it ends
+        future = asyncio.get_running_loop().run_in_executor(
+            self.threads, functools.partial(contextvars.copy_context().run, work)
+        )
+        done, _ = await asyncio.wait({future}, timeout=step.timeout)
+        if not done and deadline.expire():
+            future.add_done_callback(_ended_late)
+            return Errored(
+                todo.step, todo.direction, todo.attempt, f"timed out after {step.timeout} s", False, started
+            )
+        outcome = await _to_the_end(future)
+        assert outcome is not None
+        return outcome
+
+    def _open(self, session: LentSession, step: Step) -> None:
+        # a process that stands still must not hold row locks for longer than its step may take
+        limit_idle_transaction(session.lend(), step.timeout)
+
+    def _uow(self, hand: Hand, session: Any) -> UnitOfWork[Any]:
+        return UnitOfWork(
+            session,
+            schema=self.database.tables.schema,
+            source=hand.instance.source,
+            correlation_id=hand.instance.correlation_id,
+        )
+
+    def _settle(self, session: LentSession, hand: Hand, happened: Done) -> Decision:
+        """The end of a local step's transaction; messages are written by the commit itself, after the state."""
+        session.flush()
+        decision, instance = self._record(session.taken_back(), hand, happened, [])
+        session.settle()
+        hand.advance(instance)
+        return decision
+
+    # --- external steps -------------------------------------------------------------------------------------------
+
+    async def _call(self, hand: Hand, todo: Call) -> Decision:
+        step = hand.definition.steps[todo.step]
+        happened, kept = await self._outside(hand, todo, step, _action(step, todo.direction))
+        return await self._report(hand, happened, kept)
+
+    async def _query(self, hand: Hand, todo: Query) -> Decision:
+        step = hand.definition.steps[todo.step]
+        assert step.query is not None
+        happened, kept = await self._outside(hand, Call(todo.step, "do", todo.attempt), step, step.query)
+        if isinstance(happened, Errored):  # the question itself failed: it counts, so that it ends
+            happened = replace(happened, attempt=todo.attempt + 1)
+        elif isinstance(happened, Refused) or (isinstance(happened, Done) and happened.added is None):
+            happened = NotFound(todo.step, todo.attempt)
+        return await self._report(hand, happened, kept)
+
+    async def _outside(
+        self, hand: Hand, todo: Call, step: Step, action: Action
+    ) -> tuple[Happened, list[Envelope]]:
+        started = hand.surroundings(None).now
+        context: _Context[Any] = _context(
+            StepContext if inspect.iscoroutinefunction(action) else SyncStepContext, hand, todo, None
+        )
+        try:
+            if inspect.iscoroutinefunction(action):
+                async with asyncio.timeout(step.timeout):
+                    answer = await action(context)
+            else:
+                future = asyncio.get_running_loop().run_in_executor(
+                    self.threads, functools.partial(contextvars.copy_context().run, action, context)
+                )
+                answer = await asyncio.wait_for(future, step.timeout)
+        except TimeoutError as error:
+            told = f"no answer within {step.timeout} s" if not str(error) else _told(error)
+            return Errored(todo.step, todo.direction, todo.attempt, told, True, started), []
+        except Exception as error:
+            # whatever it was: the request may have arrived
+            return Errored(todo.step, todo.direction, todo.attempt, _told(error), True, started), []
+        return _answered(todo, answer, started), context.kept
+
+    async def _report(self, hand: Hand, happened: Happened, kept: list[Envelope]) -> Decision:
+        try:
+            decision, instance = await self.database.run(self._record, hand, happened, kept)
+        except MessageRefused as error:
+            # it was done, but going on without its answer would be wrong
+            assert isinstance(happened, Done)
+            logger.error("step %s of saga %s answered what does not fit: %s", happened.step, hand.instance.id, error)
+            reason = f"its answer does not fit the saga's data ({error.path})"
+            decision, instance = await self.database.run(
+                self._record, hand, Unusable(happened.step, happened.attempt, reason), []
+            )
+        hand.advance(instance)
+        return decision
+
+    # --- the transition -------------------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        connection: sa.Connection,
+        hand: Hand,
+        happened: Happened,
+        kept: list[Envelope],
+    ) -> tuple[Decision, Instance]:
+        """Compare-and-set and history, in the transaction of `connection`; the caller commits.
+
+        A lost compare-and-set is not a lost step: another branch of the same saga moved it, so the row is read again,
+        locked, and decided again. Only a lease that was taken over ends it.
+        """
+        tables, clock = self.database.tables, self.database.clock
+        flight = None
+        if isinstance(happened, Done | Refused | Errored):
+            flight = (happened.step, happened.direction)
+        elif isinstance(happened, NotFound | Unusable):
+            flight = (happened.step, "do")
+        around = hand.surroundings(flight)
+        seen = hand.instance
+        for locked in (False, True):
+            if locked:
+                current = sagas.read(connection, tables, seen.id, lock=True)
+                if current is None or current.epoch != seen.epoch:
+                    raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
+                seen = current
+            decision = decide(hand.definition, seen.state, happened, around)
+            if decision.state == seen.state and not decision.entries:
+                return decision, seen  # nothing to write: an instance taken up to run a local step
+            if sagas.compare_and_set(
+                connection, tables, clock, seen, decision.state, decision.due, keep_lease=decision.busy
+            ):
+                break
+        else:
+            raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
+        sagas.add_history(connection, tables, clock, seen.id, seen.revision + 1, decision.entries)
+        if kept:
+            write_messages(connection, tables, kept)
+        return decision, replace(seen, revision=seen.revision + 1, state=decision.state)
+
+
+def _action(step: Step, direction: Direction) -> Action:
+    if direction == "do":
+        return step.action
+    assert callable(step.compensation)
+    return step.compensation
+
+
+def _context(kind: type[Any], hand: Hand, todo: Run | Call, uow: UnitOfWork[Any] | None) -> Any:
+    instance = hand.instance
+    state = instance.state.steps[todo.step]
+    data = state.input if isinstance(todo, Call) and state.input is not None else instance.state.data
+    return kind(
+        saga_id=instance.id,
+        saga=instance.name,
+        step=todo.step,
+        direction=todo.direction,
+        attempt=todo.attempt,
+        key=idempotency_key(instance.id, todo.step, todo.direction, state.generation),
+        data=hand.definition.load(data),
+        source=instance.source,
+        correlation_id=instance.correlation_id,
+        uow=uow,
+    )
+
+
+def _answered(todo: Run | Call, answer: object, started: dt.datetime) -> Happened:
+    if isinstance(answer, Failure):
+        return Refused(todo.step, todo.direction, todo.attempt, str(answer.error), started)
+    added = answer.value if isinstance(answer, Success) else answer
+    if todo.direction == "undo":
+        added = None
+    return Done(todo.step, todo.direction, todo.attempt, added, started)
+
+
+def _told(error: BaseException) -> str:
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _ended_late(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.info("a step that had timed out ended with %s", type(error).__name__)
+
+
+async def _to_the_end(awaitable: Any) -> Any:
+    """The result, even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(awaitable)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except Exception:
+            break
+    if cancelled is not None:
+        task.exception()
+        raise cancelled
+    return task.result()

@@ -1,0 +1,231 @@
+"""Who carries sagas on: leases due instances, drives them as far as they go, hands them back. Any number may run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from outbox_saga.database import Database
+from outbox_saga.errors import ConfigurationError, LeaseLost
+from outbox_saga.ids import new_id
+from outbox_saga.instances import Instance
+from outbox_saga.queries import sagas
+from outbox_saga.queries.dialects import is_transient
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.execution import Execution, Hand
+from outbox_saga.saga.progress import Call, Decision, Flight, Query, Resumed
+
+logger = logging.getLogger("outbox_saga.saga")
+
+LEASE_MARGIN = 1.0  # seconds a lease is longer than the longest step may take
+UNKNOWN_SHAPE_PAUSE = 30.0
+TROUBLE_PAUSE = 1.0
+
+
+class Orchestrator:
+    """Every due instance of its sagas is carried on by exactly one process at a time, and taken over if that one dies.
+
+    Args:
+        database: Where the instances are.
+        definitions: The sagas this process can carry on; instances of others are left alone.
+        concurrency: Instances at the same time.
+        lease: Seconds after which another process takes over what this one has not renewed; raised to the longest step
+            timeout + 1 s, so that a step of a healthy process is never taken over.
+        poll: Seconds between two looks when nothing is due.
+        grace: Seconds that running steps get after `stop`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        definitions: Iterable[Saga[Any]],
+        *,
+        concurrency: int = 16,
+        lease: float = 30.0,
+        poll: float = 0.25,
+        grace: float = 30.0,
+    ) -> None:
+        self.database = database
+        self.owner = new_id()  # of this start of this process: a restarted one is somebody else
+        self.concurrency = concurrency
+        self.poll = poll
+        self.grace = grace
+        self._definitions: dict[tuple[str, int], Saga[Any]] = {}
+        for definition in definitions:
+            key = (definition.check().name, definition.version)
+            if self._definitions.setdefault(key, definition) is not definition:
+                raise ConfigurationError(
+                    f"saga {key[0]} version {key[1]} is registered twice; give the newer one version={key[1] + 1}"
+                )
+        self._names = sorted({name for name, _ in self._definitions})
+        longest = max((s.timeout for d in self._definitions.values() for s in d.steps.values()), default=0.0)
+        self.lease = max(lease, longest + LEASE_MARGIN)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-step")
+        self._execution = Execution(database, self._threads)
+        self._hands: dict[Any, Hand] = {}
+        self._stopping = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Carries instances on until `stop` is set; then lets running steps finish and hands everything back."""
+        self._stopping = False
+        drives: set[asyncio.Task[None]] = set()
+        renewing = asyncio.create_task(self._renew())
+        stopped = asyncio.create_task(stop.wait())
+        pause = self.poll / 16
+        try:
+            while not stop.is_set():
+                claimed = await self._claim(self.concurrency - len(drives))
+                drives |= claimed
+                pause = self.poll / 16 if claimed else min(self.poll, pause * 2)
+                await asyncio.wait({stopped, *drives}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                drives = {d for d in drives if not d.done()}
+        finally:
+            self._stopping = True
+            stopped.cancel()
+            if drives:
+                _, late = await asyncio.wait(drives, timeout=self.grace)
+                for drive in late:
+                    drive.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+
+    async def run_once(self) -> int:
+        """Claims what is due, drives it as far as it goes now, and returns how many instances that were."""
+        self._stopping = False
+        drives = await self._claim(self.concurrency)
+        renewing = asyncio.create_task(self._renew())
+        try:
+            await asyncio.gather(*drives)
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+        return len(drives)
+
+    def close(self) -> None:
+        """Gives the threads back; a timed-out step that still runs keeps its own until it ends."""
+        self._threads.shutdown(wait=False)
+
+    # --- claiming -------------------------------------------------------------------------------------------------
+
+    async def _claim(self, capacity: int) -> set[asyncio.Task[None]]:
+        if capacity <= 0 or not self._names:
+            return set()
+        tables, clock = self.database.tables, self.database.clock
+        try:
+            if not await self.database.look(sagas.any_due, tables, clock, self._names):
+                return set()
+            read_at = time.monotonic()
+            now, instances = await self.database.run(
+                sagas.claim, tables, clock, self.owner, self.lease, self._names, capacity
+            )
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            logger.warning("the database did not let us claim (%s); trying again", type(error).__name__)
+            await asyncio.sleep(TROUBLE_PAUSE)
+            return set()
+        drives = set()
+        for instance in instances:
+            definition = self._definitions.get((instance.name, instance.version))
+            if definition is None or definition.shape != instance.shape:
+                drives.add(asyncio.create_task(self._leave(instance)))
+                continue
+            hand = Hand(definition, instance, self.owner, now, read_at, self.lease)
+            self._hands[instance.id] = hand
+            drives.add(asyncio.create_task(self._drive(hand)))
+        return drives
+
+    async def _leave(self, instance: Instance) -> None:
+        logger.error(
+            "saga %s of %s version %s has no definition of its shape here; deploy the version it was started "
+            "with (it is left as it is)",
+            instance.id,
+            instance.name,
+            instance.version,
+        )
+        await self._release(instance, UNKNOWN_SHAPE_PAUSE)
+
+    async def _renew(self) -> None:
+        tables, clock = self.database.tables, self.database.clock
+        while True:
+            await asyncio.sleep(self.lease / 3)
+            ids = list(self._hands)
+            if ids:
+                try:
+                    await self.database.run(sagas.renew, tables, clock, self.owner, ids, self.lease)
+                except Exception as error:
+                    # the next renewal is a third of a lease away, and transitions are guarded by the epoch
+                    logger.warning("leases were not renewed (%s)", type(error).__name__)
+
+    async def _release(self, instance: Instance, after: float | None) -> None:
+        tables, clock = self.database.tables, self.database.clock
+        try:
+            await self.database.run(
+                sagas.release, tables, clock, instance, self.owner, after=after
+            )
+        except Exception as error:
+            # its lease ends by itself
+            logger.warning("saga %s was not released (%s)", instance.id, type(error).__name__)
+
+    # --- driving --------------------------------------------------------------------------------------------------
+
+    async def _drive(self, hand: Hand) -> None:
+        """As far as it goes: until it ends, waits for a moment, or another process has it."""
+        running: dict[asyncio.Task[Decision], Flight] = {}
+        try:
+            decision = await self._execution.resume(hand, Resumed())
+            todos = decision.todo
+            while True:
+                for todo in () if self._stopping else todos:
+                    flight: Flight = (todo.step, "do" if isinstance(todo, Query) else todo.direction)
+                    if flight not in hand.in_flight:
+                        hand.in_flight.add(flight)
+                        running[asyncio.create_task(self._execution.carry_out(hand, todo))] = flight
+                if not running:
+                    if not decision.busy:
+                        return  # ended, or released until it is due
+                    if self._stopping:
+                        await self._release(hand.instance, None)
+                        return
+                    # each of two branches that ended together took the other one for still running
+                    decision = await self._execution.resume(hand, Resumed())
+                    todos = decision.todo
+                    continue
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    hand.in_flight.discard(running.pop(task))
+                decisions = [task.result() for task in done]
+                # the newest decision says what to run; calls whose intent is committed are made, whoever decided them
+                decision = next((d for d in decisions if d.state is hand.instance.state), decisions[-1])
+                todos = decision.todo + tuple(
+                    todo for d in decisions if d is not decision for todo in d.todo if isinstance(todo, Call)
+                )
+        except LeaseLost as error:
+            logger.warning("%s", error)
+        except Exception as error:
+            if is_transient(error):
+                logger.warning("saga %s: trouble with the database (%s)", hand.instance.id, _brief(error))
+            else:
+                logger.exception("saga %s: could not be carried on", hand.instance.id)
+            await self._settle_running(running)
+            await self._release(hand.instance, TROUBLE_PAUSE)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            self._hands.pop(hand.instance.id, None)
+
+    @staticmethod
+    async def _settle_running(running: dict[asyncio.Task[Decision], Flight]) -> None:
+        if running:
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+def _brief(error: BaseException) -> str:
+    original = getattr(error, "orig", None)
+    return type(original or error).__name__

@@ -1,0 +1,255 @@
+"""A service in one object: its database, its broker, its sagas and its handlers.
+
+    service = Service("orders", database=URL, broker="nats://…", sagas=[fulfil_order])
+
+    @service.on(PaymentCompleted)
+    async def paid(handle: HandlerContext[PaymentCompleted]) -> None: ...
+
+`outbox-saga run shop.orders:service` runs its relay, orchestrator and consumers in one process; `async with
+service.running():` embeds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from outbox_saga.brokers import Publisher, Subscription, open_publisher, open_subscriber
+from outbox_saga.brokers.contract import Delivery
+from outbox_saga.brokers.local import LocalPublisher
+from outbox_saga.database import Database
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import ConfigurationError, MessageRefused
+from outbox_saga.handlers import Handlers
+from outbox_saga.messages import Message, check_type
+from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
+from outbox_saga.retries import Retry
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.orchestrator import Orchestrator
+from outbox_saga.unit_of_work import UnitOfWork
+
+logger = logging.getLogger("outbox_saga.service")
+
+F = TypeVar("F", bound=Callable[[Any], Any])
+
+REDELIVERY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
+
+
+class Service:
+    """What one service publishes, handles and carries on; nothing connects before it is used.
+
+    Args:
+        name: Stable: on every message, in business keys and consumer names.
+        database: URL, or a Database.
+        broker: "local" (this service's own handlers, no server) or a broker URL.
+        sagas: The definitions this service can carry on, old versions too.
+        schema: Of our tables; None is the connection's default.
+        concurrency: Saga instances, and messages, at the same time.
+        lease, poll: Of the orchestrator, in seconds; see `Orchestrator`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        database: str | sa.URL | Database,
+        broker: str = "local",
+        sagas: Iterable[Saga[Any]] = (),
+        schema: str | None = None,
+        clock: Clock = DATABASE_CLOCK,
+        concurrency: int = 16,
+        lease: float = 30.0,
+        poll: float = 0.25,
+    ) -> None:
+        self.name = check_type(name)
+        self.database = (
+            database
+            if isinstance(database, Database)
+            else Database(database, schema=schema, clock=clock, pool_size=concurrency + 4)
+        )
+        self.broker = broker
+        self.sagas = tuple(saga.check() for saga in sagas)
+        self.handlers = Handlers(self.name)
+        self.concurrency = concurrency
+        self.lease = lease
+        self.poll = poll
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-handler")
+
+    # --- publishing -----------------------------------------------------------------------------------------------
+
+    def unit_of_work(self) -> ServiceUnitOfWork:
+        """One transaction: `with` for a Session, `async with` for an AsyncSession. Committed at the end of the block."""
+        return ServiceUnitOfWork(self)
+
+    def work_in(self, session: Any) -> UnitOfWork[Any]:
+        """A UnitOfWork of this service on the caller's own session, whose transaction the caller ends."""
+        return UnitOfWork(session, schema=self.database.tables.schema, source=self.name)
+
+    # --- handling -------------------------------------------------------------------------------------------------
+
+    def on(self, message_class: type[Message], *, consumer: str | None = None) -> Callable[[F], F]:
+        """Registers a handler: inbox row, its database work and what it publishes are one transaction.
+
+        Args:
+            message_class: What it handles.
+            consumer: Its stable name, `service.MessageType` when left out; the inbox remembers by it.
+        """
+
+        def register(function: F) -> F:
+            self.handlers.add(message_class, function, consumer)
+            return function
+
+        return register
+
+    async def deliver(self, envelope: Envelope) -> int:
+        """Hands one message to this service's handlers, once each; returns how many wanted it."""
+        return await self.handlers.handle(self.database, self._threads, envelope)
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def publisher(self) -> Publisher:
+        """The publisher for this service's broker, not yet connected."""
+        if self.broker == "local":
+            return LocalPublisher(self.deliver, concurrency=self.concurrency)
+        return open_publisher(self.broker)
+
+    async def relay(self, stop: asyncio.Event, **options: Any) -> None:
+        """Publishes what this service's transactions committed, until `stop` is set."""
+        # the relay is a program above the library, asked for by name so that imports go one way
+        program = importlib.import_module("outbox_saga_relay.relay")
+        await program.Relay(self.database, self.publisher(), **options).run(stop)
+
+    async def orchestrate(self, stop: asyncio.Event, **options: Any) -> None:
+        """Carries this service's sagas on, until `stop` is set."""
+        orchestrator = self.orchestrator(**options)
+        try:
+            await orchestrator.run(stop)
+        finally:
+            orchestrator.close()
+
+    def orchestrator(self, **options: Any) -> Orchestrator:
+        """An orchestrator for this service's sagas; options as `Orchestrator`."""
+        settings = {"concurrency": self.concurrency, "lease": self.lease, "poll": self.poll, **options}
+        return Orchestrator(self.database, self.sagas, **settings)
+
+    async def consume(self, stop: asyncio.Event) -> None:
+        """Handles what the broker delivers to this service's consumers, until `stop` is set.
+
+        With the local broker the relay delivers, and there is nothing to consume.
+        """
+        consumers = self.handlers.consumers()
+        if self.broker == "local" or not consumers:
+            await stop.wait()
+            return
+        await _all(
+            [self._consume(Subscription(name, topics, self.concurrency), stop) for name, topics in consumers.items()]
+        )
+
+    async def _consume(self, subscription: Subscription, stop: asyncio.Event) -> None:
+        subscriber = open_subscriber(self.broker, subscription)
+
+        async def handle(delivery: Delivery) -> None:
+            await self._handle(subscription.consumer, delivery)
+
+        await subscriber.open()
+        try:
+            await subscriber.run(handle, stop.wait)
+        finally:
+            await subscriber.close()
+
+    async def _handle(self, consumer: str, delivery: Delivery) -> None:
+        try:
+            envelope = delivery.envelope
+            await self.handlers.handle(self.database, self._threads, envelope, consumer)
+        except MessageRefused as error:
+            logger.error("consumer %s cannot read a message: %s", consumer, error)
+            await delivery.reject(str(error))
+        except Exception as error:
+            delay = REDELIVERY.delay(delivery.attempt, seed=consumer)
+            logger.warning(
+                "consumer %s failed on message %s, attempt %s (%s); again in %.1f s",
+                consumer,
+                envelope.id,
+                delivery.attempt,
+                type(error).__name__,
+                delay,
+            )
+            await delivery.retry(delay)
+        else:
+            await delivery.acknowledge()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Relay, orchestrator and consumers in this process, until `stop` is set or one of them fails."""
+        await _all([self.relay(stop), self.orchestrate(stop), self.consume(stop)])
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Service]:
+        """Relay, orchestrator and consumers for the time of the block; drained at its end.
+
+        If one of them fails, the block is cancelled and the error raised.
+        """
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.run(stop))
+            try:
+                yield self
+            finally:
+                stop.set()
+
+    async def close(self) -> None:
+        """Gives connections and threads back."""
+        self._threads.shutdown(wait=False)
+        await self.database.close()
+
+    def __repr__(self) -> str:
+        names = ", ".join(saga.name for saga in self.sagas)
+        return f"<Service {self.name}: sagas [{names}], consumers {sorted(self.handlers.consumers())}>"
+
+
+class ServiceUnitOfWork:
+    """`with service.unit_of_work() as uow` or `async with …`: uow.session, uow.publish, and sagas start in it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._session: Any = None
+
+    def __enter__(self) -> UnitOfWork[Any]:
+        from sqlalchemy.orm import Session
+
+        self._session = Session(self._service.database.engine, expire_on_commit=False)
+        self._session.begin()
+        return self._service.work_in(self._session)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        with self._session:
+            if kind is None:
+                self._session.commit()
+
+    async def __aenter__(self) -> UnitOfWork[Any]:
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        self._session = AsyncSession(self._service.database.async_engine, expire_on_commit=False)
+        await self._session.begin()
+        return self._service.work_in(self._session)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        async with self._session:
+            if kind is None:
+                await self._session.commit()
+
+
+async def _all(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All parts until they return; the first error ends the others and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None

@@ -1,0 +1,163 @@
+"""The programs: relay, orchestrate, consume and run, each until SIGTERM or SIGINT; a second signal ends them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import click
+
+from outbox_saga.database import Database
+from outbox_saga.errors import ConfigurationError
+from outbox_saga.service import Service
+
+logger = logging.getLogger("outbox_saga.programs")
+
+
+def load_service(reference: str) -> Service:
+    """The service that `module:attribute` names; raises ConfigurationError saying what was not found."""
+    module_name, _, attribute = reference.partition(":")
+    if not attribute:
+        raise ConfigurationError(f"{reference!r} names no service; write module:attribute, as in shop.orders:service")
+    sys.path.insert(0, "")  # as `python -m` does: services are started from their own folder
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise ConfigurationError(f"no module {module_name!r}; start from its folder, or install it") from error
+        raise
+    service = getattr(module, attribute, None)
+    if not isinstance(service, Service):
+        raise ConfigurationError(f"{reference} is {type(service).__name__}, not a Service")
+    return service
+
+
+def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Runs until the first SIGTERM or SIGINT, then lets it finish; the second one ends the process at once."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def signalled() -> None:
+            if stop.is_set():
+                os._exit(1)  # leases end by themselves; everything unfinished is taken over
+            logger.info("stopping: finishing what is in flight; signal again to stop at once")
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, signalled)
+        await program(stop)
+
+    asyncio.run(main())
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_LOG = click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="Logs go to standard error; never a payload in them.",
+)
+_ORCHESTRATING = _options(
+    click.option("--lease", type=click.FloatRange(min=0.5), help="Seconds until another process takes over."),
+    click.option("--concurrency", type=click.IntRange(min=1), help="Saga instances at the same time."),
+    click.option("--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle."),
+)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@click.command()
+@click.argument("service", required=False)
+@click.option("--database-url", envvar="OUTBOX_SAGA_DATABASE_URL", help="Whose outbox, without a SERVICE.")
+@click.option("--broker", envvar="OUTBOX_SAGA_BROKER", help="Broker URL, without a SERVICE.")
+@click.option("--schema", envvar="OUTBOX_SAGA_SCHEMA", help="Schema of our tables.")
+@click.option("--lease", type=click.FloatRange(min=0.5), help="Seconds until another relay takes over.")
+@click.option("--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle.")
+@click.option("--page-rows", type=click.IntRange(min=1), help="Rows read at once.")
+@_LOG
+def relay(
+    service: str | None,
+    database_url: str | None,
+    broker: str | None,
+    schema: str | None,
+    lease: float | None,
+    poll: float | None,
+    page_rows: int | None,
+    log_level: str,
+) -> None:
+    """Publish what transactions committed: of SERVICE (module:attribute), or of --database-url to --broker."""
+    from outbox_saga.brokers import open_publisher
+    from outbox_saga_relay.relay import Relay
+
+    _log_to_stderr(log_level)
+    options = _given(lease=lease, poll=poll, page_rows=page_rows)
+    if service is not None:
+        if database_url is not None and "OUTBOX_SAGA_DATABASE_URL" not in os.environ:
+            raise click.UsageError("give SERVICE, or --database-url and --broker, not both")
+        loaded = load_service(service)
+        until_signalled(lambda stop: loaded.relay(stop, **options))
+        return
+    if database_url is None or broker is None:
+        raise click.UsageError("give SERVICE (module:attribute), or both --database-url and --broker")
+    if broker == "local":
+        raise click.UsageError("the local broker hands messages to a service's handlers: give SERVICE")
+    publisher = open_publisher(broker)
+    database = Database(database_url, schema=schema)
+    until_signalled(Relay(database, publisher, **options).run)
+
+
+@click.command()
+@click.argument("service")
+@_ORCHESTRATING
+@_LOG
+def orchestrate(
+    service: str, lease: float | None, concurrency: int | None, poll: float | None, log_level: str
+) -> None:
+    """Carry the sagas of SERVICE (module:attribute) on; as many processes as you like."""
+    _log_to_stderr(log_level)
+    loaded = load_service(service)
+    options = _given(lease=lease, concurrency=concurrency, poll=poll)
+    until_signalled(lambda stop: loaded.orchestrate(stop, **options))
+
+
+@click.command()
+@click.argument("service")
+@_LOG
+def consume(service: str, log_level: str) -> None:
+    """Handle what the broker delivers to the consumers of SERVICE (module:attribute)."""
+    _log_to_stderr(log_level)
+    until_signalled(load_service(service).consume)
+
+
+@click.command()
+@click.argument("service")
+@_LOG
+def run(service: str, log_level: str) -> None:
+    """Relay, orchestrator and consumers of SERVICE (module:attribute) in one process."""
+    _log_to_stderr(log_level)
+    until_signalled(load_service(service).run)
