@@ -322,7 +322,7 @@ class NatsSubscriber:
             await connection.flush()
 
     def _again(self, delivery: NatsDelivery) -> float:
-        return _AGAIN.delay(delivery.times, seed=f"{self._seed}:{delivery.place}")
+        return _AGAIN.delay(delivery.attempt, seed=f"{self._seed}:{delivery.place}")
 
 
 async def _until(stop: Callable[[], Awaitable[object]]) -> None:

@@ -26,7 +26,7 @@ class NatsDelivery:
 
     def __init__(self, answer: Answer, message: Msg, topic: str) -> None:
         self.place = message.metadata.sequence.stream
-        self.times = message.metadata.num_delivered
+        self._attempt = message.metadata.num_delivered
         self.reply = message.reply
         self.again_in: float | None = None
         self.settled = False
@@ -45,6 +45,11 @@ class NatsDelivery:
         return self._envelope
 
     @property
+    def attempt(self) -> int:
+        """Which delivery of this message it is, from 1, as JetStream counts."""
+        return self._attempt
+
+    @property
     def key(self) -> str | None:
         """The message's key; None as well for one that cannot be read."""
         return None if isinstance(self._envelope, MessageRefused) else self._envelope.key
@@ -55,7 +60,7 @@ class NatsDelivery:
             if isinstance(self._envelope, MessageRefused)
             else f"message {self.envelope.id}"
         )
-        return f"{who} (sequence {self.place}, delivery {self.times})"
+        return f"{who} (sequence {self.place}, delivery {self._attempt})"
 
     async def acknowledge(self) -> None:
         """It was handled: never deliver it again.

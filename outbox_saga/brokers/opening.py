@@ -1,9 +1,11 @@
-"""From a broker URL to its adapter; adapters load on first use, so importing the library loads no client."""
+"""From a broker URL to its adapter.
+
+Adapters load on first use, so importing the library loads no client.
+"""
 
 from __future__ import annotations
 
 import importlib
-from urllib.parse import urlsplit
 
 from outbox_saga.brokers.contract import Publisher, Subscriber, Subscription
 from outbox_saga.errors import ConfigurationError
@@ -15,7 +17,9 @@ _ADAPTERS = {  # scheme: (module, extra)
 
 
 def _adapter(url: str) -> object:
-    scheme = urlsplit(url).scheme
+    # Not by urlsplit: it raises a ValueError that shows a malformed URL, password and all.
+    scheme, is_url, _ = url.partition("://")
+    scheme = scheme.lower() if is_url else ""
     if scheme not in _ADAPTERS:
         known = ", ".join(sorted(f"{name}://" for name in _ADAPTERS))
         raise ConfigurationError(f"no broker speaks {scheme!r}; use {known} or 'local'")
@@ -29,12 +33,18 @@ def _adapter(url: str) -> object:
 
 
 def open_publisher(url: str) -> Publisher:
-    """The publisher for this URL, not yet connected; raises ConfigurationError for one nobody speaks."""
+    """The publisher for this URL, not yet connected.
+
+    Raises ConfigurationError for one nobody speaks.
+    """
     publisher: Publisher = _adapter(url).publisher(url)  # type: ignore[attr-defined]
     return publisher
 
 
 def open_subscriber(url: str, subscription: Subscription) -> Subscriber:
-    """The subscriber for this URL, not yet connected; raises ConfigurationError for one nobody speaks."""
+    """The subscriber for this URL, not yet connected.
+
+    Raises ConfigurationError for one nobody speaks.
+    """
     subscriber: Subscriber = _adapter(url).subscriber(url, subscription)  # type: ignore[attr-defined]
     return subscriber
