@@ -1,11 +1,12 @@
 """Transactional outbox, inbox and sagas for Python services with a SQL database.
 
-Reading order: `messages` and `results` (values), `unit_of_work` (publish inside a transaction), `inbox` (handle once),
-`saga` (complete or undo), `service` (all of a service in one object), `brokers` (how messages travel).
+Reading order: `messages` and `results` (values), `unit_of_work` (publish inside a transaction),
+`inbox` (handle once), `saga` (complete or undo), `service` (all of a service in one object),
+`brokers` (how messages travel).
 
-What is promised, and nothing more: at-least-once publication with a stable id; first deliveries of one key in the order in
-which their transactions committed; exactly-once effect in the inbox's own database; every saga ends completed,
-compensated, or stuck with a reason for a person.
+What is promised, and nothing more: at-least-once publication with a stable id; first deliveries of
+one key in the order in which their transactions committed; exactly-once effect in the inbox's own
+database; every saga ends completed, compensated, or stuck with a reason for a person.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One service database: its engines, sync and async from one URL, set up the way our guarantees need them."""
+"""One service database.
+
+Its engines, sync and async from one URL, set up the way our guarantees need them.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,9 @@ READ_ONLY = "outbox_saga_read_only"  # execution option: this transaction only r
 class Database:
     """A service's database, reached by a sync and an async engine; connects on first use.
 
-    PostgreSQL and MariaDB run at READ COMMITTED: at REPEATABLE READ MariaDB's locking reads lock gaps and producers wait.
-    SQLite runs in WAL mode and begins with BEGIN IMMEDIATE: a transaction that has read and then writes fails at once
-    otherwise, whatever the timeout.
+    PostgreSQL and MariaDB run at READ COMMITTED: at REPEATABLE READ MariaDB's locking reads lock
+    gaps and producers wait. SQLite runs in WAL mode and begins with BEGIN IMMEDIATE: a transaction
+    that has read and then writes fails at once otherwise, whatever the timeout.
 
     Args:
         url: SQLAlchemy or plain (`postgres://`, `mysql://`, `sqlite:///`).
@@ -97,7 +100,10 @@ class Database:
 
     @contextmanager
     def lend(self) -> Iterator[LentSession]:
-        """A session for users' code on the sync engine; rolled back unless its lender settles it."""
+        """A session for users' code on the sync engine.
+
+        Rolled back unless its lender settles it.
+        """
         session = LentSession(self.engine, expire_on_commit=False)
         try:
             yield session
@@ -127,7 +133,9 @@ class Database:
     async def run(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """The answer of a verb of `queries`, in its own transaction on the async engine, committed."""
+        """The answer of a verb of `queries`, in its own transaction on the async engine,
+        committed.
+        """
         async with self.async_engine.begin() as connection:
             return await connection.run_sync(lambda c: verb(c, *args, **kwargs))
 
@@ -164,7 +172,9 @@ def _prepare(engine: sa.Engine) -> None:
         dbapi_connection.isolation_level = None
         cursor = dbapi_connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits at power failure
+        cursor.execute(
+            "PRAGMA synchronous=FULL"
+        )  # NORMAL may lose the last commits at power failure
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

@@ -1,7 +1,10 @@
-"""The envelope: a message's body with everything it needs on the way, and how it stands in headers.
+"""The envelope.
 
-In headers it is a CloudEvent in binary mode (CloudEvents 1.0.2): `ce-id`, `ce-type`, `ce-source`, with the extensions
-`ce-correlationid`, `ce-causationid`, `ce-partitionkey`, so other toolkits read it too.
+A message's body with everything it needs on the way, and how it stands in headers.
+
+In headers it is a CloudEvent in binary mode (CloudEvents 1.0.2): `ce-id`, `ce-type`, `ce-source`,
+with the extensions `ce-correlationid`, `ce-causationid`, `ce-partitionkey`, so other toolkits read
+it too.
 """
 
 from __future__ import annotations
@@ -76,7 +79,9 @@ class Envelope:
         return dump_json(entries, path="headers").decode()
 
     @classmethod
-    def from_row(cls, id_: UUID, topic: str, key: str | None, metadata: str, body: bytes) -> Envelope:
+    def from_row(
+        cls, id_: UUID, topic: str, key: str | None, metadata: str, body: bytes
+    ) -> Envelope:
         """The envelope that was committed as this outbox row."""
         entries = load_json(metadata, path="headers")
         return cls(
@@ -113,7 +118,10 @@ class Envelope:
 
     @classmethod
     def from_headers(cls, topic: str, headers: Mapping[str, str], body: bytes) -> Envelope:
-        """The envelope behind a delivered message; raises MessageRefused for one that is not ours to read."""
+        """The envelope behind a delivered message.
+
+        Raises MessageRefused for one that is not ours to read.
+        """
         ours = {name.lower(): value for name, value in headers.items()}
         try:
             kind = ours.get("ce-kind", "event")
@@ -123,7 +131,7 @@ class Envelope:
                 key=unquote(ours["ce-partitionkey"]) if "ce-partitionkey" in ours else None,
                 type=ours["ce-type"],
                 body=body,
-                kind=_KINDS[_KINDS.index(kind)],  # type: ignore[arg-type]  # ValueError when unknown
+                kind=_KINDS[_KINDS.index(kind)],  # ValueError when unknown
                 version=int(ours.get("ce-dataversion", "1")),
                 content_type=ours.get("content-type", "application/json"),
                 source=unquote(ours.get("ce-source", "")),
@@ -148,7 +156,10 @@ def _encode(text: str) -> str:
 
 
 def check_key(key: str | None) -> str | None:
-    """The key itself; raises MessageRefused for one that some database or broker could not carry."""
+    """The key itself.
+
+    Raises MessageRefused for one that some database or broker could not carry.
+    """
     if key is None:
         return None
     if not isinstance(key, str):
@@ -165,12 +176,16 @@ def check_key(key: str | None) -> str | None:
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers with lower-case names; raises MessageRefused for what could forge another header."""
+    """The headers with lower-case names.
+
+    Raises MessageRefused for what could forge another header.
+    """
     checked: dict[str, str] = {}
     for name, value in headers.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        if not _HEADER_NAME.fullmatch(str(name)):
             raise MessageRefused(
-                "headers", f"{name!r} is not a header name: letters, digits, '_' and '-', at most 64"
+                "headers",
+                f"{name!r} is not a header name: letters, digits, '_' and '-', at most 64",
             )
         lower = name.lower()
         if lower.startswith(("ce-", "ce_", "nats-")) or lower == "content-type":
@@ -202,7 +217,9 @@ def seal(
     topic: str | None = None,
     max_body: int = MAX_BODY,
 ) -> Envelope:
-    """The envelope of a message, wholly checked: what it lets through, every database and broker carries.
+    """The envelope of a message, wholly checked.
+
+    What it lets through, every database and broker carries.
 
     Raises:
         MessageRefused: With the path of the value that cannot travel; nothing was written.
@@ -210,7 +227,8 @@ def seal(
     if not isinstance(message, Message):
         raise MessageRefused(
             "message",
-            f"is a {type(message).__name__}; publish an instance of an Event, Command or Reply class",
+            f"is a {type(message).__name__}; publish an instance of an Event, Command or Reply "
+            "class",
         )
     where = topic if topic is not None else message.topic
     if where is None:
@@ -249,7 +267,10 @@ def seal_body(
     max_body: int = MAX_BODY,
     checked: bool = False,
 ) -> Envelope:
-    """The envelope of a ready body: carried as it is; JSON is read once, strictly, and refused if readers would differ."""
+    """The envelope of a ready body: carried as it is.
+
+    JSON is read once, strictly, and refused if readers would differ.
+    """
     if not isinstance(body, bytes):
         raise MessageRefused("body", f"is a {type(body).__name__}; give bytes")
     if len(body) > max_body:

@@ -2,7 +2,8 @@
 
 OutboxSagaError
 ├── ConfigurationError                a setting, an extra or a URL that cannot work
-│   └── SchemaMissing                 our tables are not in this database, or are older than the library
+│   └── SchemaMissing                 our tables are not in this database, or are older than the
+library
 ├── MessageRefused (ValueError)       a message that cannot leave as it is; `path` names the value
 ├── PublishRefused                    a message that would not share the fate of the transaction
 │   ├── NoTransaction                 published outside a transaction, or after its end
@@ -75,7 +76,10 @@ class DefinitionError(OutboxSagaError, ValueError):
 
 
 class SagaStartConflict(OutboxSagaError):
-    """This business key already started a saga with other data. Use another key, or the same data."""
+    """This business key already started a saga with other data.
+
+    Use another key, or the same data.
+    """
 
 
 class SagaUnknown(OutboxSagaError):

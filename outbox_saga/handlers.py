@@ -31,17 +31,25 @@ class Handlers:
         self.source = source
         self._handlers: list[Handler] = []
 
-    def add(self, message_class: type[Message], function: Callable[[Any], Any], consumer: str | None) -> None:
-        """Registers; raises ConfigurationError for a second handler of one message under one consumer name."""
+    def add(
+        self, message_class: type[Message], function: Callable[[Any], Any], consumer: str | None
+    ) -> None:
+        """Registers.
+
+        Raises ConfigurationError for a second handler of one message under one consumer name.
+        """
         if message_class.topic is None:
             raise ConfigurationError(
                 f'{message_class.__name__} has no topic; declare `class X(Event, topic="orders")`'
             )
-        name = check_type(consumer if consumer is not None else f"{self.source}.{message_class.type_name}")
+        name = check_type(
+            consumer if consumer is not None else f"{self.source}.{message_class.type_name}"
+        )
         for other in self._handlers:
             if other.consumer == name and other.message_class.type_name == message_class.type_name:
                 raise ConfigurationError(
-                    f"consumer {name!r} handles {message_class.type_name} twice; give one of them another "
+                    f"consumer {name!r} handles {message_class.type_name} twice; give one of "
+                    "them another "
                     "name with consumer=…, and never change the names: the inbox belongs to them"
                 )
         self._handlers.append(Handler(name, message_class.topic, message_class, function))
@@ -66,9 +74,16 @@ class Handlers:
                 yield handler
 
     async def handle(
-        self, database: Database, threads: Executor, envelope: Envelope, consumer: str | None = None
+        self,
+        database: Database,
+        threads: Executor,
+        envelope: Envelope,
+        consumer: str | None = None,
     ) -> int:
-        """How many handlers took the message (each once); raises what the first failing one raised."""
+        """How many handlers took the message (each once).
+
+        Raises what the first failing one raised.
+        """
         count = 0
         for handler in self.wanting(envelope, consumer):
             await handle_once(

@@ -7,14 +7,16 @@ import threading
 import time
 from uuid import UUID, uuid5
 
-_NAMESPACE = UUID("5f0d3b0e-6f3c-5a53-9a0e-6d6f7574626f")  # ours; fixed for ever: keys derive from it
+_NAMESPACE = UUID(
+    "5f0d3b0e-6f3c-5a53-9a0e-6d6f7574626f"
+)  # ours; fixed for ever: keys derive from it
 
 _lock = threading.Lock()
 _last = 0
 
 
 def _forget_after_fork() -> None:
-    global _lock
+    global _lock  # noqa: PLW0603  # one clock a process
     _lock = threading.Lock()  # a fork may have copied it held
 
 
@@ -23,8 +25,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_id() -> UUID:
-    """A UUIDv7, greater than every earlier one of this process (RFC 9562, method 3: sub-millisecond clock)."""
-    global _last
+    """A UUIDv7, greater than every earlier one of this process (RFC 9562, method 3.
+
+    Sub-millisecond clock).
+    """
+    global _last  # noqa: PLW0603  # one clock a process
     now = time.time_ns()
     with _lock:
         # 60 bits of time: 48 of milliseconds and 12 of the millisecond's fraction
@@ -47,5 +52,8 @@ def saga_id(source: str, saga: str, business_key: str) -> UUID:
 
 
 def idempotency_key(instance: UUID, step: str, direction: str, generation: int) -> UUID:
-    """The same key for every attempt of one effect; only an operator's decision makes a new generation."""
+    """The same key for every attempt of one effect.
+
+    Only an operator's decision makes a new generation.
+    """
     return uuid5(_NAMESPACE, f"effect\x1f{instance}\x1f{step}\x1f{direction}\x1f{generation}")

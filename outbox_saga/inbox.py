@@ -1,7 +1,9 @@
-"""Handle once: the inbox row is the first statement of the handler's transaction, so its effect happens once.
+"""Handle once.
 
-Duplicates are acknowledged and nothing runs. The same id with another body is neither handled nor dropped: it is an error
-that says so.
+The inbox row is the first statement of the handler's transaction, so its effect happens once.
+
+Duplicates are acknowledged and nothing runs. The same id with another body is neither handled nor
+dropped: it is an error that says so.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ M = TypeVar("M", bound=Message)
 
 
 class HandlerFailed(Exception):
-    """The handler returned a Failure: its effects were rolled back and the message stays unhandled."""
+    """The handler returned a Failure.
+
+    Its effects were rolled back and the message stays unhandled.
+    """
 
 
 class AlteredMessage(MessageRefused):
@@ -58,7 +63,10 @@ class _Context(Generic[M]):
     def publish(
         self, message: Message, *, key: str | None = None, headers: Mapping[str, str] | None = None
     ) -> UUID:
-        """The message leaves if, and only if, this one is handled; it continues the same conversation."""
+        """The message leaves if, and only if, this one is handled.
+
+        It continues the same conversation.
+        """
         return self.uow.publish(message, key=key, headers=headers)
 
 
@@ -92,7 +100,8 @@ async def handle_once(
     *,
     source: str,
 ) -> Arrival:
-    """The handler's effect happens once per (consumer, message id), together with what it publishes, or not at all.
+    """The handler's effect happens once per (consumer, message id), together with what it
+    publishes, or not at all.
 
     Args:
         threads: Where plain `def` handlers run.
@@ -112,7 +121,9 @@ async def handle_once(
 
     def arrive(session: LentSession) -> Arrival:
         connection = session.lend()
-        return note_arrival(connection, database.tables, database.clock, consumer, envelope.id, digest)
+        return note_arrival(
+            connection, database.tables, database.clock, consumer, envelope.id, digest
+        )
 
     def work_in(session: Any) -> UnitOfWork[Any]:
         return UnitOfWork(
@@ -137,6 +148,7 @@ async def handle_once(
                 settle(session, handler(SyncHandlerContext(message, envelope, work_in(session))))
             return arrival
 
+    arrival: Arrival
     if inspect.iscoroutinefunction(handler):
         async with database.lend_async() as session:
             lent = session.sync_session

@@ -1,4 +1,7 @@
-"""A session that is lent to users' code: it works as ever, but only the lender ends its transaction."""
+"""A session that is lent to users' code.
+
+It works as ever, but only the lender ends its transaction.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,18 @@ from sqlalchemy.orm import Session
 from outbox_saga.errors import CommitRefused
 
 _REFUSAL = (
-    "this session is lent: its transaction is committed together with the inbox row or the saga's progress. "
-    "Return to commit, raise (or return Failure) to undo; begin_nested() works for partial rollbacks"
+    "this session is lent: its transaction is committed together with the inbox row or the "
+    "saga's progress. "
+    "Return to commit, raise (or return Failure) to undo; begin_nested() works for partial "
+    "rollbacks"
 )
 
 
 class LentSession(Session):
-    """Refuses to end its transaction; the lender calls `lend`, `taken_back`, `settle` or `undo`, and `give_back`."""
+    """Refuses to end its transaction.
+
+    The lender calls `lend`, `taken_back`, `settle` or `undo`, and `give_back`.
+    """
 
     _transaction_lent: sa.RootTransaction | None = None
     _returned = False
@@ -49,7 +57,7 @@ class LentSession(Session):
         """Raise CommitRefused."""
         raise CommitRefused(_REFUSAL)
 
-    # --- for the lender -------------------------------------------------------------------------------------------
+    # --- for the lender --------------------------------------------------------------------------
 
     def lend(self) -> sa.Connection:
         """Begins the transaction that is lent."""
@@ -59,12 +67,21 @@ class LentSession(Session):
         return connection
 
     def taken_back(self) -> sa.Connection:
-        """The connection, still in the very transaction that was lent; raises CommitRefused if somebody ended it."""
+        """The connection, still in the very transaction that was lent.
+
+        Raises CommitRefused if somebody ended it.
+        """
         if self.in_nested_transaction():
-            raise CommitRefused("a nested transaction was left open; use `with session.begin_nested():`")
+            raise CommitRefused(
+                "a nested transaction was left open; use `with session.begin_nested():`"
+            )
         connection = self.connection()
         transaction = self._transaction_lent
-        if transaction is None or not transaction.is_active or connection.get_transaction() is not transaction:
+        if (
+            transaction is None
+            or not transaction.is_active
+            or connection.get_transaction() is not transaction
+        ):
             raise CommitRefused("the transaction was ended behind the session's back. " + _REFUSAL)
         return connection
 
@@ -77,7 +94,9 @@ class LentSession(Session):
         super().rollback()
 
     def abandon(self) -> None:
-        """Ends the transaction after an interrupted statement, whose connection may be in the middle of an answer."""
+        """Ends the transaction after an interrupted statement, whose connection may be in the
+        middle of an answer.
+        """
         if self.get_bind().dialect.name in ("mysql", "mariadb"):
             super().invalidate()  # its protocol has no way back
         else:

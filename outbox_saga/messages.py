@@ -1,4 +1,6 @@
-"""Messages as service code sees them: frozen pydantic models that know their topic, name and version.
+"""Messages as service code sees them.
+
+Frozen pydantic models that know their topic, name and version.
 
     class OrderPlaced(Event, topic="orders"):
         order_id: int
@@ -25,7 +27,10 @@ MAX_NAME = 255
 
 
 def check_topic(topic: str) -> str:
-    """The topic itself; raises MessageRefused for one that some broker could not carry as a subject."""
+    """The topic itself.
+
+    Raises MessageRefused for one that some broker could not carry as a subject.
+    """
     if len(topic) > MAX_NAME or not _TOPIC.fullmatch(topic):
         raise MessageRefused(
             "topic",
@@ -36,7 +41,10 @@ def check_topic(topic: str) -> str:
 
 
 def check_type(name: str) -> str:
-    """The message type's name itself; raises MessageRefused for one that cannot travel in a header."""
+    """The message type's name itself.
+
+    Raises MessageRefused for one that cannot travel in a header.
+    """
     if len(name) > MAX_NAME or not _TYPE.fullmatch(name):
         raise MessageRefused(
             "type", f"{name[:80]!r} is not a message type: use letters, digits, '_', '.' and '-'"
@@ -49,8 +57,8 @@ class Message(BaseModel):
 
     Args (of the class statement):
         topic: Where it is published; inherited by subclasses.
-        name: The type's name on the wire; the class name when left out. Renaming the class renames the type, so give
-            it for types that other services know.
+        name: The type's name on the wire; the class name when left out. Renaming the class renames
+            the type, so give it for types that other services know.
         version: Of the body's schema, from 1.
     """
 
@@ -83,7 +91,9 @@ class Message(BaseModel):
         """Takes the class keywords that `__init_subclass__` has used already."""
 
     def to_body(self) -> bytes:
-        """The body as UTF-8 JSON that reads back as it was, or MessageRefused with the path of the value."""
+        """The body as UTF-8 JSON that reads back as it was, or MessageRefused with the path of the
+        value.
+        """
         try:
             check_json(self.model_dump(mode="python"))
             return to_json(self)

@@ -1,7 +1,9 @@
-"""JSON that every database, broker and language reads back as it was written, or a refusal with its path.
+"""JSON that every database, broker and language reads back as it was written, or a refusal with
+its path.
 
-Why each refusal: NUL is refused by PostgreSQL text, NaN and infinities are not JSON, lone surrogates are not UTF-8,
-duplicate keys are folded by readers, keys that are not strings are renamed, and deep nesting crashes readers.
+Why each refusal: NUL is refused by PostgreSQL text, NaN and infinities are not JSON, lone
+surrogates are not UTF-8, duplicate keys are folded by readers, keys that are not strings are
+renamed, and deep nesting crashes readers.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ MAX_INT_DIGITS = 4300  # CPython refuses to parse longer ones; so would a consum
 
 
 def check_json(value: object, *, path: str = "$", max_depth: int = MAX_DEPTH) -> None:
-    """Nothing is refused later: raises MessageRefused with the path of the first value that cannot travel.
+    """Nothing is refused later.
+
+    Raises MessageRefused with the path of the first value that cannot travel.
 
     Args:
-        value: What `json.dumps` or pydantic would get: mappings, sequences, strings, numbers, booleans, None. Leaves
-            of other types (datetime, Decimal, UUID) pass; the serializer decides on them.
+        value: What `json.dumps` or pydantic would get: mappings, sequences, strings, numbers,
+            booleans, None. Leaves of other types (datetime, Decimal, UUID) pass; the serializer
+            decides on them.
         path: The path of `value` itself.
         max_depth: Levels of nesting allowed.
     """
@@ -65,7 +70,9 @@ def _descend(value: object, path: str, depth: int, parents: set[int]) -> None:
 def _check_text(text: str, path: str) -> None:
     if text.isascii():
         if "\x00" in text:
-            raise MessageRefused(path, "contains NUL (\\u0000), which PostgreSQL refuses; strip it")
+            raise MessageRefused(
+                path, "contains NUL (\\u0000), which PostgreSQL refuses; strip it"
+            )
         return
     if "\x00" in text:
         raise MessageRefused(path, "contains NUL (\\u0000), which PostgreSQL refuses; strip it")
@@ -78,23 +85,33 @@ def _check_text(text: str, path: str) -> None:
 
 
 def dump_json(value: object, *, path: str = "$") -> bytes:
-    """The value as compact UTF-8 JSON; raises MessageRefused where it could not be read back unchanged."""
+    """The value as compact UTF-8 JSON.
+
+    Raises MessageRefused where it could not be read back unchanged.
+    """
     check_json(value, path=path)
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise MessageRefused(path, f"not JSON ({error}); use a pydantic model for richer types") from error
+        raise MessageRefused(
+            path, f"not JSON ({error}); use a pydantic model for richer types"
+        ) from error
 
 
 def load_json(body: bytes | str, *, path: str = "$") -> Any:
-    """The value of strict JSON; raises MessageRefused for what readers disagree about (duplicate keys, NaN, depth)."""
+    """The value of strict JSON.
+
+    Raises MessageRefused for what readers disagree about (duplicate keys, NaN, depth).
+    """
 
     def members(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, item in pairs:
             if key in result:
-                raise MessageRefused(path, f"key {key!r} stands twice in one object; readers disagree")
+                raise MessageRefused(
+                    path, f"key {key!r} stands twice in one object; readers disagree"
+                )
             result[key] = item
         return result
 

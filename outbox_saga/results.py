@@ -1,7 +1,7 @@
 """`Success` and `Failure`: what a step or a handler answers.
 
-A `Failure` is a business "no": nothing is retried, the saga compensates. An exception is a technical failure: it is
-retried within the policy.
+A `Failure` is a business "no": nothing is retried, the saga compensates. An exception is a
+technical failure: it is retried within the policy.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ class Success(Generic[T_co]):
     value: T_co = None  # type: ignore[assignment]  # Success() is Success(None)
 
     def is_success(self) -> Literal[True]:
+        """True."""
         return True
 
     def is_failure(self) -> Literal[False]:
+        """False."""
         return False
 
     def unwrap(self) -> T_co:
@@ -72,9 +74,11 @@ class Failure(Generic[E_co]):
     error: E_co
 
     def is_success(self) -> Literal[False]:
+        """False."""
         return False
 
     def is_failure(self) -> Literal[True]:
+        """True."""
         return True
 
     def unwrap(self) -> NoReturn:

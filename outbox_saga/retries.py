@@ -10,9 +10,10 @@ from dataclasses import dataclass
 class Retry:
     """A finite retry policy: attempt n+1 comes no later than `max_delay` after attempt n failed.
 
-    The delay doubles from `initial` (times `factor`) to `max_delay` and is jittered over its upper half ("equal
-    jitter", M. Brooker, *Exponential Backoff And Jitter*, AWS Architecture Blog, 2015). The jitter derives from the
-    seed, so the same attempt of the same work always waits the same time and a schedule can be replayed.
+    The delay doubles from `initial` (times `factor`) to `max_delay` and is jittered over its upper
+    half ("equal jitter", M. Brooker, *Exponential Backoff And Jitter*, AWS Architecture Blog,
+    2015). The jitter derives from the seed, so the same attempt of the same work always waits the
+    same time and a schedule can be replayed.
 
     Args:
         max_attempts: Attempts in all, the first included; at least 1.
@@ -31,7 +32,9 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
-            raise ValueError(f"max_attempts is {self.max_attempts}; it counts the first attempt: at least 1")
+            raise ValueError(
+                f"max_attempts is {self.max_attempts}; it counts the first attempt: at least 1"
+            )
         for name in ("initial", "factor", "max_delay"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):

@@ -5,8 +5,8 @@
     @service.on(PaymentCompleted)
     async def paid(handle: HandlerContext[PaymentCompleted]) -> None: ...
 
-`outbox-saga run shop.orders:service` runs its relay, orchestrator and consumers in one process; `async with
-service.running():` embeds them.
+`outbox-saga run shop.orders:service` runs its relay, orchestrator and consumers in one process;
+`async with service.running():` embeds them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from outbox_saga.brokers.contract import Delivery
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import ConfigurationError, MessageRefused
+from outbox_saga.errors import MessageRefused
 from outbox_saga.handlers import Handlers
 from outbox_saga.messages import Message, check_type
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
@@ -82,24 +82,32 @@ class Service:
         self.poll = poll
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-handler")
 
-    # --- publishing -----------------------------------------------------------------------------------------------
+    # --- publishing ------------------------------------------------------------------------------
 
     def unit_of_work(self) -> ServiceUnitOfWork:
-        """One transaction: `with` for a Session, `async with` for an AsyncSession. Committed at the end of the block."""
+        """One transaction: `with` for a Session, `async with` for an AsyncSession.
+
+        Committed at the end of the block.
+        """
         return ServiceUnitOfWork(self)
 
     def work_in(self, session: Any) -> UnitOfWork[Any]:
-        """A UnitOfWork of this service on the caller's own session, whose transaction the caller ends."""
+        """A UnitOfWork of this service on the caller's own session, whose transaction the caller
+        ends.
+        """
         return UnitOfWork(session, schema=self.database.tables.schema, source=self.name)
 
-    # --- handling -------------------------------------------------------------------------------------------------
+    # --- handling --------------------------------------------------------------------------------
 
     def on(self, message_class: type[Message], *, consumer: str | None = None) -> Callable[[F], F]:
-        """Registers a handler: inbox row, its database work and what it publishes are one transaction.
+        """Registers a handler.
+
+        Inbox row, its database work and what it publishes are one transaction.
 
         Args:
             message_class: What it handles.
-            consumer: Its stable name, `service.MessageType` when left out; the inbox remembers by it.
+            consumer: Its stable name, `service.MessageType` when left out; the inbox remembers by
+                it.
         """
 
         def register(function: F) -> F:
@@ -112,7 +120,7 @@ class Service:
         """Hands one message to this service's handlers, once each; returns how many wanted it."""
         return await self.handlers.handle(self.database, self._threads, envelope)
 
-    # --- running --------------------------------------------------------------------------------------------------
+    # --- running ---------------------------------------------------------------------------------
 
     def publisher(self) -> Publisher:
         """The publisher for this service's broker, not yet connected."""
@@ -136,7 +144,12 @@ class Service:
 
     def orchestrator(self, **options: Any) -> Orchestrator:
         """An orchestrator for this service's sagas; options as `Orchestrator`."""
-        settings = {"concurrency": self.concurrency, "lease": self.lease, "poll": self.poll, **options}
+        settings = {
+            "concurrency": self.concurrency,
+            "lease": self.lease,
+            "poll": self.poll,
+            **options,
+        }
         return Orchestrator(self.database, self.sagas, **settings)
 
     async def consume(self, stop: asyncio.Event) -> None:
@@ -149,7 +162,10 @@ class Service:
             await stop.wait()
             return
         await _all(
-            [self._consume(Subscription(name, topics, self.concurrency), stop) for name, topics in consumers.items()]
+            [
+                self._consume(Subscription(name, topics, self.concurrency), stop)
+                for name, topics in consumers.items()
+            ]
         )
 
     async def _consume(self, subscription: Subscription, stop: asyncio.Event) -> None:
@@ -165,18 +181,22 @@ class Service:
             await subscriber.close()
 
     async def _handle(self, consumer: str, delivery: Delivery) -> None:
+        message: object = "that cannot be read"
         try:
             envelope = delivery.envelope
+            message = envelope.id
             await self.handlers.handle(self.database, self._threads, envelope, consumer)
         except MessageRefused as error:
-            logger.error("consumer %s cannot read a message: %s", consumer, error)
+            logger.error(  # noqa: TRY400  # a traceback shows values of the body
+                "consumer %s cannot read a message: %s", consumer, error
+            )
             await delivery.reject(str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # users' code: whatever it raises
             delay = REDELIVERY.delay(delivery.attempt, seed=consumer)
             logger.warning(
                 "consumer %s failed on message %s, attempt %s (%s); again in %.1f s",
                 consumer,
-                envelope.id,
+                message,
                 delivery.attempt,
                 type(error).__name__,
                 delay,
@@ -186,7 +206,9 @@ class Service:
             await delivery.acknowledge()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Relay, orchestrator and consumers in this process, until `stop` is set or one of them fails."""
+        """Relay, orchestrator and consumers in this process, until `stop` is set or one of them
+        fails.
+        """
         await _all([self.relay(stop), self.orchestrate(stop), self.consume(stop)])
 
     @asynccontextmanager
@@ -210,11 +232,15 @@ class Service:
 
     def __repr__(self) -> str:
         names = ", ".join(saga.name for saga in self.sagas)
-        return f"<Service {self.name}: sagas [{names}], consumers {sorted(self.handlers.consumers())}>"
+        consumers = ", ".join(sorted(self.handlers.consumers()))
+        return f"<Service {self.name}: sagas [{names}], consumers [{consumers}]>"
 
 
 class ServiceUnitOfWork:
-    """`with service.unit_of_work() as uow` or `async with …`: uow.session, uow.publish, and sagas start in it."""
+    """`with service.unit_of_work() as uow` or `async with …`.
+
+    Uow.session, uow.publish, and sagas start in it.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service

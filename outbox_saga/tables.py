@@ -1,7 +1,8 @@
 """The shape of our tables, defined once for PostgreSQL, MariaDB/MySQL and SQLite.
 
-The migrations build exactly this (a test compares them). Keys and ids compare as bytes on every database: under
-MariaDB's default collation 'ABC' equals 'abc ', which would drop different messages.
+The migrations build exactly this (a test compares them). Keys and ids compare as bytes on every
+database: under MariaDB's default collation 'ABC' equals 'abc ', which would drop different
+messages.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -31,9 +33,7 @@ class Id(TypeDecorator[UUID]):
         if dialect.name == "postgresql":
             return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
         if dialect.name in ("mysql", "mariadb"):
-            return dialect.type_descriptor(
-                mysql.CHAR(32, charset="ascii", collation="ascii_bin")
-            )
+            return dialect.type_descriptor(mysql.CHAR(32, charset="ascii", collation="ascii_bin"))
         return dialect.type_descriptor(sa.CHAR(32))
 
     def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
@@ -48,7 +48,10 @@ class Id(TypeDecorator[UUID]):
 
 
 class Bytewise(TypeDecorator[str]):
-    """Text of at most 255 UTF-8 bytes that compares as bytes: collation "C", VARBINARY, or SQLite's BINARY."""
+    """Text of at most 255 UTF-8 bytes that compares as bytes.
+
+    Collation "C", VARBINARY, or SQLite's BINARY.
+    """
 
     impl = sa.Text
     cache_ok = True
@@ -72,7 +75,10 @@ class Bytewise(TypeDecorator[str]):
 
 
 class Moment(TypeDecorator[dt.datetime]):
-    """A moment in UTC with microseconds; always aware in Python. SQLite keeps `YYYY-MM-DD HH:MM:SS.ffffff`."""
+    """A moment in UTC with microseconds; always aware in Python.
+
+    SQLite keeps `YYYY-MM-DD HH:MM:SS.ffffff`.
+    """
 
     impl = sa.DateTime
     cache_ok = True
@@ -95,7 +101,8 @@ class Moment(TypeDecorator[dt.datetime]):
     def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
         if value is None:
             return None
-        return value.astimezone(dt.UTC) if value.tzinfo else value.replace(tzinfo=dt.UTC)
+        moment: dt.datetime = value
+        return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
 # metadata and reasons: never compared, never NUL (refused at the door)
@@ -108,15 +115,23 @@ POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def _stored(table: sa.Table, **parameters: str) -> sa.Table:
-    """The table with these storage parameters on PostgreSQL; SQLAlchemy 2.0 has no option for it."""
+    """The table with these storage parameters on PostgreSQL.
+
+    SQLAlchemy 2.0 has no option for it.
+    """
     settings = ", ".join(f"{name} = {value}" for name, value in parameters.items())
-    change = sa.DDL(f"ALTER TABLE %(fullname)s SET ({settings})")
-    sa.event.listen(table, "after_create", change.execute_if(dialect="postgresql"))
+    change = sa.DDL(  # type: ignore[no-untyped-call]  # SQLAlchemy 2.0 has no annotation here
+        f"ALTER TABLE %(fullname)s SET ({settings})"
+    )
+    event.listen(table, "after_create", change.execute_if(dialect="postgresql"))
     return table
 
 
 class Tables:
-    """The tables in one schema (None: the connection's default). Make them with `tables_in(schema)`."""
+    """The tables in one schema (None: the connection's default).
+
+    Make them with `tables_in(schema)`.
+    """
 
     def __init__(self, schema: str | None) -> None:
         self.schema = schema
@@ -156,11 +171,13 @@ class Tables:
             autovacuum_vacuum_threshold="1000",
             autovacuum_vacuum_cost_limit="2000",
         )
-        self.key_lock = sa.Table(  # rows only on MariaDB/MySQL, which have no advisory transaction locks
-            PREFIX + "key_lock",
-            metadata,
-            sa.Column("number", sa.SmallInteger, primary_key=True, autoincrement=False),
-            **options,
+        self.key_lock = (
+            sa.Table(  # rows only on MariaDB/MySQL, which have no advisory transaction locks
+                PREFIX + "key_lock",
+                metadata,
+                sa.Column("number", sa.SmallInteger, primary_key=True, autoincrement=False),
+                **options,
+            )
         )
         self.blocked_key = sa.Table(
             PREFIX + "blocked_key",
@@ -206,7 +223,11 @@ class Tables:
             metadata,
             sa.Column("consumer", Bytewise, primary_key=True),
             sa.Column("message_id", Id, primary_key=True),
-            sa.Column("body_hash", sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb"), nullable=False),
+            sa.Column(
+                "body_hash",
+                sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb"),
+                nullable=False,
+            ),
             sa.Column("handled_at", Moment, nullable=False),
             **options,
         )
@@ -224,7 +245,11 @@ class Tables:
             sa.Column("revision", sa.BigInteger, nullable=False),
             sa.Column("data", LONG_TEXT, nullable=False),
             sa.Column("progress", LONG_TEXT, nullable=False),
-            sa.Column("input_hash", sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb"), nullable=False),
+            sa.Column(
+                "input_hash",
+                sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb"),
+                nullable=False,
+            ),
             sa.Column("reason", LONG_TEXT),
             sa.Column("due_at", Moment),  # NULL: ended, or waiting for somebody else
             sa.Column("owner", Id),
@@ -266,7 +291,8 @@ def tables_in(schema: str | None = None) -> Tables:
     """The tables in this schema; the same object for the same schema.
 
     Raises:
-        ValueError: A schema name that is not a plain identifier; it is never quoted into SQL by us.
+        ValueError: A schema name that is not a plain identifier; it is never quoted into SQL by
+        us.
     """
     if schema is not None and not (schema.isidentifier() and schema.isascii()):
         raise ValueError(f"{schema!r} is not a schema name; use ASCII letters, digits and '_'")

@@ -4,7 +4,8 @@
         uow.session.add(order)
         uow.publish(OrderPlaced(order_id=order.id), key=f"order:{order.id}")
 
-Teams with their own session life cycle write `UnitOfWork(session).publish(...)`. We never commit for them.
+Teams with their own session life cycle write `UnitOfWork(session).publish(...)`. We never commit
+for them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ S = TypeVar("S")
 
 @functools.cache
 def message_writer(tables: Tables) -> Write:
-    """The function that writes a transaction's messages into these tables at commit; one per schema."""
+    """The function that writes a transaction's messages into these tables at commit.
+
+    One per schema.
+    """
 
     def write(connection: sa.Connection, envelopes: list[Any]) -> None:
         write_messages(connection, tables, cast("list[Envelope]", envelopes))
@@ -59,11 +63,12 @@ def message_writer(tables: Tables) -> Write:
 class UnitOfWork(Generic[S]):
     """What is published through it leaves if, and only if, the session's transaction commits.
 
-    Publishing is a plain synchronous call on both kinds of session: nothing is sent to the database before the commit,
-    when all messages of the transaction are written by one statement.
+    Publishing is a plain synchronous call on both kinds of session: nothing is sent to the
+    database before the commit, when all messages of the transaction are written by one statement.
 
     Args:
-        session: Session, AsyncSession, scoped_session (Flask-SQLAlchemy's `db.session`), Connection or AsyncConnection.
+        session: Session, AsyncSession, scoped_session (Flask-SQLAlchemy's `db.session`),
+            Connection or AsyncConnection.
         schema: Of our tables; None is the connection's default.
         bind: The engine whose database holds our tables, for sessions with several.
         source: The name of the publishing service, on every message.
@@ -106,8 +111,9 @@ class UnitOfWork(Generic[S]):
 
         Args:
             message: An Event, Command or Reply.
-            key: Messages of one key are delivered in the order in which their transactions committed. Writers of one
-                key wait for each other while they commit. None: no promise, no cost.
+            key: Messages of one key are delivered in the order in which their transactions
+                committed. Writers of one key wait for each other while they commit. None: no
+                promise, no cost.
             headers: Added to this message.
             topic: Instead of the message class's own.
 
@@ -129,9 +135,7 @@ class UnitOfWork(Generic[S]):
         self.keep(envelope, message_writer(self.tables))
         return envelope.id
 
-    def publish_many(
-        self, messages: Sequence[Message], *, key: str | None = None
-    ) -> list[UUID]:
+    def publish_many(self, messages: Sequence[Message], *, key: str | None = None) -> list[UUID]:
         """As `publish` for each, in this order: all of them leave, or none."""
         return [self.publish(message, key=key) for message in messages]
 
@@ -140,14 +144,17 @@ class UnitOfWork(Generic[S]):
         body: bytes,
         *,
         topic: str,
-        type: str,
+        type: str,  # noqa: A002  # the name CloudEvents has for it
         key: str | None = None,
         kind: Kind = "event",
         version: int = 1,
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
     ) -> UUID:
-        """As `publish`, for a body that is ready: carried byte for byte; JSON is checked as strictly as a model's."""
+        """As `publish`, for a body that is ready: carried byte for byte.
+
+        JSON is checked as strictly as a model's.
+        """
         envelope = seal_body(
             body,
             type_=type,
@@ -166,7 +173,9 @@ class UnitOfWork(Generic[S]):
         return envelope.id
 
     def keep(self, thing: object, writer: Write) -> None:
-        """`writer` gets `thing` at the outermost commit, and never if what it was kept in rolls back."""
+        """`writer` gets `thing` at the outermost commit, and never if what it was kept in rolls
+        back.
+        """
         target = _synchronous(self.session)
         if isinstance(target, sa.Connection):
             keep_with_connection(target, thing, writer)
@@ -192,9 +201,12 @@ def _synchronous(session: Any) -> Session | sa.Connection:
     if registry is not None:
         return _synchronous(registry())
     if hasattr(session, "sync_connection"):
-        raise NoTransaction("the AsyncConnection is not started: `async with engine.connect() as connection`")
+        raise NoTransaction(
+            "the AsyncConnection is not started: `async with engine.connect() as connection`"
+        )
     raise TypeError(
-        f"{type(session).__name__} is not a session: give a Session, AsyncSession, scoped_session, "
+        f"{type(session).__name__} is not a session: give a Session, AsyncSession, "
+        "scoped_session, "
         "Connection or AsyncConnection"
     )
 
@@ -215,7 +227,10 @@ class _UnitOfWorkContext(Generic[S]):
         return UnitOfWork(self._session, **self._options)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with self._session:
             if kind is None:
@@ -231,7 +246,10 @@ class _UnitOfWorkContext(Generic[S]):
         return UnitOfWork(self._session, **self._options)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         async with self._session:
             if kind is None:
@@ -243,24 +261,31 @@ class _UnitOfWorkContext(Generic[S]):
 if TYPE_CHECKING:
 
     class SyncUnitOfWork(Generic[S]):
+        """What `with` gets."""
+
         def __enter__(self) -> UnitOfWork[S]: ...
         def __exit__(self, *error: object) -> None: ...
 
     class AsyncUnitOfWork(Generic[S]):
+        """What `async with` gets."""
+
         async def __aenter__(self) -> UnitOfWork[S]: ...
         async def __aexit__(self, *error: object) -> None: ...
 
     SyncS = TypeVar("SyncS", bound=Session)
     AsyncS = TypeVar("AsyncS", bound=AsyncSession)
 
-    @overload
-    def unit_of_work(make: sessionmaker[SyncS], **options: Any) -> SyncUnitOfWork[SyncS]: ...
-    @overload
-    def unit_of_work(make: async_sessionmaker[AsyncS], **options: Any) -> AsyncUnitOfWork[AsyncS]: ...
+
+@overload
+def unit_of_work(make: sessionmaker[SyncS], **options: Any) -> SyncUnitOfWork[SyncS]: ...
+@overload
+def unit_of_work(make: async_sessionmaker[AsyncS], **options: Any) -> AsyncUnitOfWork[AsyncS]: ...
 
 
 def unit_of_work(make: Any, **options: Any) -> Any:
-    """One session, one transaction, one fate: committed at the end of the block, rolled back when it raises.
+    """One session, one transaction, one fate.
+
+    Committed at the end of the block, rolled back when it raises.
 
     Args:
         make: A sessionmaker (then `with`) or an async_sessionmaker (then `async with`).

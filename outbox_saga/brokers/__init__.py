@@ -1,4 +1,7 @@
-"""Publish and subscribe: one file a broker, all behind `Publisher` and `Subscriber` of `contract`."""
+"""Publish and subscribe.
+
+One file a broker, all behind `Publisher` and `Subscriber` of `contract`.
+"""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 A new broker is one file that keeps these two promises:
 
-*Publisher*: `Accepted` means durable and routable, as far as the broker can say; anything else is `Refused` with an error
-of one of three classes (permanent, transient, ambiguous), decided by code, never by text.
-*Subscriber*: a message is acknowledged only after the handler returned, which is after its transaction committed.
+*Publisher*: `Accepted` means durable and routable, as far as the broker can say; anything else is
+`Refused` with an error of one of three classes (permanent, transient, ambiguous), decided by code,
+never by text. *Subscriber*: a message is acknowledged only after the handler returned, which is
+after its transaction committed.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ class Publisher(Protocol):
     """Hands envelopes to a broker."""
 
     async def open(self) -> None:
-        """Connects; raises BrokerUnavailable when the broker cannot be reached within the timeout."""
+        """Connects.
+
+        Raises BrokerUnavailable when the broker cannot be reached within the timeout.
+        """
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """One outcome per envelope, in their order, within the publisher's own timeout.
 
-        The caller never hands two envelopes of one key in one call, so the order among them is free. Nothing is raised
-        for what happened to a message; a cancelled call leaves outcomes unknown, which the caller treats as ambiguous.
+        The caller never hands two envelopes of one key in one call, so the order among them is
+        free. Nothing is raised for what happened to a message; a cancelled call leaves outcomes
+        unknown, which the caller treats as ambiguous.
         """
 
     async def close(self) -> None:
@@ -99,7 +104,9 @@ class Subscriber(Protocol):
         """Connects and declares what the subscription needs."""
 
     async def run(self, handle: Handle, stop: Callable[[], Awaitable[object]]) -> None:
-        """Hands deliveries to `handle` until `stop()` returns; then waits for those in hand and returns.
+        """Hands deliveries to `handle` until `stop()` returns.
+
+        Then waits for those in hand and returns.
 
         `handle` acknowledges, retries or rejects by itself; a delivery it did none of comes again.
         """

@@ -1,7 +1,9 @@
-"""The embedded broker: the relay hands messages to this service's own handlers, through the inbox. No server.
+"""The embedded broker: the relay hands messages to this service's own handlers, through the inbox.
 
-A message is `Accepted` when every handler of the service has handled it and committed; a message that no handler wants
-is accepted, as by any broker without subscribers.
+No server.
+
+A message is `Accepted` when every handler of the service has handled it and committed; a message
+that no handler wants is accepted, as by any broker without subscribers.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class LocalPublisher:
     Args:
         deliver: Hands one envelope to the service's handlers.
         concurrency: Envelopes at the same time.
-        timeout: Seconds for one envelope; then it is tried again later, and the inbox drops what was done.
+        timeout: Seconds for one envelope; then it is tried again later, and the inbox drops what
+            was done.
     """
 
     def __init__(
@@ -49,10 +52,16 @@ class LocalPublisher:
             except MessageRefused as error:
                 return Refused(Unpublishable(str(error), code="unreadable"))
             except TimeoutError:
-                return Refused(BrokerUnavailable("a handler took too long", code="handler_timeout"))
-            except Exception as error:
+                return Refused(
+                    BrokerUnavailable("a handler took too long", code="handler_timeout")
+                )
+            except Exception as error:  # noqa: BLE001  # users' code: whatever it raises
                 # type and first line only: a handler's message may carry what it was working on
-                return Refused(BrokerUnavailable(f"a handler raised {type(error).__name__}", code="handler_failed"))
+                return Refused(
+                    BrokerUnavailable(
+                        f"a handler raised {type(error).__name__}", code="handler_failed"
+                    )
+                )
         return ACCEPTED
 
     async def close(self) -> None:

@@ -1,4 +1,7 @@
-"""Time as the database sees it, as an SQL expression; tests shift it, processes with wrong clocks cannot."""
+"""Time as the database sees it, as an SQL expression.
+
+Tests shift it, processes with wrong clocks cannot.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ class _Now(FunctionElement[dt.datetime]):
 @compiles(_Now, "postgresql")
 def _postgresql(element: _Now, compiler: SQLCompiler, **kw: Any) -> str:
     # clock_timestamp(): now() stands still for the whole transaction
-    return f"(clock_timestamp() + {compiler.process(element.clauses, **kw)} * interval '1 microsecond')"
+    offset = compiler.process(element.clauses, **kw)
+    return f"(clock_timestamp() + {offset} * interval '1 microsecond')"
 
 
 @compiles(_Now, "mysql")

@@ -12,14 +12,18 @@ from outbox_saga.errors import ConfigurationError
 
 Family = Literal["postgresql", "mysql", "sqlite"]
 
-# Retry the whole unit after these, never one statement (SQLSTATE: PostgreSQL appendix A; errno: MySQL error reference)
+# Retry the whole unit after these, never one statement (SQLSTATE: PostgreSQL appendix A; errno:
+# MySQL error reference)
 _TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03", "25P04")
 _TRANSIENT_CLASSES = ("08", "53")
 _TRANSIENT_ERRNOS = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 4031}
 
 
 def family(connection: sa.Connection | sa.Engine) -> Family:
-    """Which of the three SQL dialects this is; raises ConfigurationError for any other database."""
+    """Which of the three SQL dialects this is.
+
+    Raises ConfigurationError for any other database.
+    """
     name = connection.dialect.name
     if name == "postgresql":
         return "postgresql"
@@ -36,23 +40,31 @@ def insert_or_ignore(connection: sa.Connection, table: sa.Table) -> Any:
     if kind == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     if kind == "mysql":
-        # ON DUPLICATE KEY UPDATE counts a matched row as 1 under the FOUND_ROWS flag that SQLAlchemy sets
+        # ON DUPLICATE KEY UPDATE counts a matched row as 1 under the FOUND_ROWS flag that
+        # SQLAlchemy sets
         return mysql.insert(table).prefix_with("IGNORE")
     return sqlite.insert(table).on_conflict_do_nothing()
 
 
-def skip_locked(connection: sa.Connection, statement: sa.Select[Any]) -> sa.Select[Any]:
+def skip_locked(connection: sa.Connection, statement: Any) -> Any:
     """The SELECT with FOR UPDATE SKIP LOCKED; SQLite has one writer and needs none."""
-    return statement if family(connection) == "sqlite" else statement.with_for_update(skip_locked=True)
+    return (
+        statement
+        if family(connection) == "sqlite"
+        else statement.with_for_update(skip_locked=True)
+    )
 
 
-def for_update(connection: sa.Connection, statement: sa.Select[Any]) -> sa.Select[Any]:
+def for_update(connection: sa.Connection, statement: Any) -> Any:
     """The SELECT with FOR UPDATE; SQLite has one writer and needs none."""
     return statement if family(connection) == "sqlite" else statement.with_for_update()
 
 
 def is_transient(error: BaseException) -> bool:
-    """True when the whole unit may be tried again: deadlock, serialization, lost connection, busy. By code, never by text."""
+    """True when the whole unit may be tried again: deadlock, serialization, lost connection, busy.
+
+    By code, never by text.
+    """
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:
@@ -72,7 +84,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def limit_idle_transaction(connection: sa.Connection, seconds: float) -> None:
-    """Bounds how long this transaction's locks survive a process that stands still (PostgreSQL only)."""
+    """Bounds how long this transaction's locks survive a process that stands still (PostgreSQL
+    only).
+    """
     if family(connection) == "postgresql":
         connection.exec_driver_sql(
             f"SET LOCAL idle_in_transaction_session_timeout = {max(1, round(seconds * 1000))}"
@@ -80,7 +94,10 @@ def limit_idle_transaction(connection: sa.Connection, seconds: float) -> None:
 
 
 def commits_by_itself(connection: sa.Connection) -> bool:
-    """True in AUTOCOMMIT, as the DBAPI connection says: `get_isolation_level()` reports the server's level instead."""
+    """True in AUTOCOMMIT, as the DBAPI connection says.
+
+    `get_isolation_level()` reports the server's level instead.
+    """
     raw: Any = connection.connection.dbapi_connection
     kind = family(connection)
     if kind == "postgresql":
@@ -92,6 +109,7 @@ def commits_by_itself(connection: sa.Connection) -> bool:
         return bool(reader()) if reader is not None else False
     if raw.isolation_level is not None:
         return False
-    # isolation_level None: either AUTOCOMMIT, or somebody's BEGIN IMMEDIATE recipe, which has begun by now
+    # isolation_level None: either AUTOCOMMIT, or somebody's BEGIN IMMEDIATE recipe, which has
+    # begun by now
     driver: Any = connection.connection.driver_connection
     return not bool(getattr(driver, "in_transaction", True))

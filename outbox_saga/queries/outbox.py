@@ -1,4 +1,7 @@
-"""Writing messages: one multi-row statement, after the locks of their keys, as the last locks of the transaction."""
+"""Writing messages.
+
+One multi-row statement, after the locks of their keys, as the last locks of the transaction.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ CHUNK = 1000  # rows a statement; SQLite allows 32,766 parameters and we use 7 a
 
 
 def lock_number(key: str) -> int:
-    """Which of the 1,024 key locks; without the modulo one transaction could exhaust the server's lock table."""
+    """Which of the 1,024 key locks.
+
+    Without the modulo one transaction could exhaust the server's lock table.
+    """
     return zlib.crc32(key.encode("utf-8")) % KEY_LOCKS
 
 
@@ -28,16 +34,26 @@ def partition_of(key: str | None, id_: UUID) -> int:
 
 
 def lock_class(schema: str | None) -> int:
-    """The advisory lock class of this schema's keys: outboxes of one database do not wait for each other."""
+    """The advisory lock class of this schema's keys.
+
+    Outboxes of one database do not wait for each other.
+    """
     return zlib.crc32(f"outbox_saga.key:{schema or ''}".encode()) & 0x7FFF_FFFF
 
 
 def write_messages(
-    connection: sa.Connection, tables: Tables, envelopes: Sequence[Envelope], *, key_locks: bool = True
+    connection: sa.Connection,
+    tables: Tables,
+    envelopes: Sequence[Envelope],
+    *,
+    key_locks: bool = True,
 ) -> None:
-    """All of these messages, or an error: inserted in this order, once the locks of all their keys are held.
+    """All of these messages, or an error.
 
-    The locks are held until the transaction ends, so what is visible of a key is always a prefix of it.
+    Inserted in this order, once the locks of all their keys are held.
+
+    The locks are held until the transaction ends, so what is visible of a key is always a prefix
+    of it.
 
     Args:
         connection: In the transaction that is about to commit.
@@ -55,9 +71,10 @@ def write_messages(
         write(connection, tables, envelopes[start : start + CHUNK], numbers if start == 0 else [])
 
 
-# The CTE must be consumed by an aggregate: unreferenced it takes no lock at all, and under EXISTS one of many. Without
-# ORDER BY the rows may be inserted before their order is known. The transaction id is taken before any position is, so
-# that a reader of pg_snapshot_xmin can tell whether a lower position may still appear.
+# The CTE must be consumed by an aggregate: unreferenced it takes no lock at all, and under EXISTS
+# one of many. Without ORDER BY the rows may be inserted before their order is known. The
+# transaction id is taken before any position is, so that a reader of pg_snapshot_xmin can tell
+# whether a lower position may still appear.
 _POSTGRESQL = """
 WITH locks AS MATERIALIZED (
   SELECT pg_current_xact_id(){lock} FROM unnest(CAST(:numbers AS int[])) AS number
@@ -76,8 +93,13 @@ _compiled: dict[tuple[Any, ...], tuple[str, tuple[str, ...] | None]] = {}
 _compiling = threading.Lock()
 
 
-def _driver_sql(connection: sa.Connection, tables: Tables, locked: bool) -> tuple[str, tuple[str, ...] | None]:
-    """The statement in the driver's own parameter style; compiled once, because SQLAlchemy's path costs a tenth."""
+def _driver_sql(
+    connection: sa.Connection, tables: Tables, *, locked: bool
+) -> tuple[str, tuple[str, ...] | None]:
+    """The statement in the driver's own parameter style.
+
+    Compiled once, because SQLAlchemy's path costs a tenth.
+    """
     dialect = connection.dialect
     cache_key = (dialect.driver, dialect.paramstyle, tables.schema, locked)
     found = _compiled.get(cache_key)
@@ -94,7 +116,7 @@ def _driver_sql(connection: sa.Connection, tables: Tables, locked: bool) -> tupl
 def _write_postgresql(
     connection: sa.Connection, tables: Tables, rows: Sequence[Envelope], numbers: list[int]
 ) -> None:
-    statement, order = _driver_sql(connection, tables, bool(numbers))
+    statement, order = _driver_sql(connection, tables, locked=bool(numbers))
     values: dict[str, Any] = {
         "numbers": numbers or [0],
         "ids": [str(e.id) for e in rows],

@@ -52,13 +52,16 @@ class Failed:
     error: str
 
 
-# --- leases -------------------------------------------------------------------------------------------------------
+# --- leases --------------------------------------------------------------------------------------
 
 
 def take_lease(
     connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID, seconds: float
 ) -> dict[int, int]:
-    """The partitions this owner holds now, with their epochs; those nobody holds are taken first."""
+    """The partitions this owner holds now, with their epochs.
+
+    Those nobody holds are taken first.
+    """
     lease = tables.partition_lease
     connection.execute(
         sa.update(lease)
@@ -88,13 +91,18 @@ def renew_lease(
 def release_lease(connection: sa.Connection, tables: Tables, owner: UUID) -> None:
     """Nothing is leased by this owner any more; a successor need not wait."""
     lease = tables.partition_lease
-    connection.execute(sa.update(lease).where(lease.c.owner == owner).values(owner=None, until=None))
+    connection.execute(
+        sa.update(lease).where(lease.c.owner == owner).values(owner=None, until=None)
+    )
 
 
 def holds_lease(
     connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID, epochs: dict[int, int]
 ) -> bool:
-    """True when all these partitions are still this owner's, of these epochs; locks them until the transaction ends."""
+    """True when all these partitions are still this owner's, of these epochs.
+
+    Locks them until the transaction ends.
+    """
     lease = tables.partition_lease
     found = connection.execute(
         for_update(
@@ -111,7 +119,7 @@ def holds_lease(
     return {row.partition: row.epoch for row in found} == epochs
 
 
-# --- the page -----------------------------------------------------------------------------------------------------
+# --- the page ------------------------------------------------------------------------------------
 
 
 def read_page(
@@ -123,22 +131,28 @@ def read_page(
     *,
     look_for_blocked: bool,
 ) -> list[OutboxRow]:
-    """The oldest rows of these partitions in position order, without those whose key waits or is parked.
+    """The oldest rows of these partitions in position order, without those whose key waits or is
+    parked.
 
     Args:
         limit: Rows.
-        look_for_blocked: False when this owner knows that none of its keys is blocked, which saves the look.
+        look_for_blocked: False when this owner knows that none of its keys is blocked, which saves
+            the look.
     """
     outbox, blocked = tables.outbox, tables.blocked_key
-    statement = sa.select(
-        outbox.c.position,
-        outbox.c.id,
-        outbox.c.partition,
-        outbox.c.topic,
-        outbox.c.key,
-        outbox.c.headers,
-        outbox.c.body,
-    ).order_by(outbox.c.position).limit(limit)
+    statement = (
+        sa.select(
+            outbox.c.position,
+            outbox.c.id,
+            outbox.c.partition,
+            outbox.c.topic,
+            outbox.c.key,
+            outbox.c.headers,
+            outbox.c.body,
+        )
+        .order_by(outbox.c.position)
+        .limit(limit)
+    )
     if len(partitions) < PARTITIONS:
         statement = statement.where(outbox.c.partition.in_(partitions))
     if look_for_blocked:
@@ -167,28 +181,35 @@ def delete_published(connection: sa.Connection, tables: Tables, rows: Sequence[O
     outbox = tables.outbox
     if family(connection) == "postgresql":
         statement = sa.delete(outbox).where(
-            outbox.c.position == sa.func.any(sa.bindparam("positions", type_=sa.ARRAY(sa.BigInteger))),
+            outbox.c.position
+            == sa.func.any(sa.bindparam("positions", type_=sa.ARRAY(sa.BigInteger))),
             outbox.c.id == sa.func.any(sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid))),
         )
-        values: dict[str, Any] = {"positions": [r.position for r in rows], "ids": [r.id for r in rows]}
+        values: dict[str, Any] = {
+            "positions": [r.position for r in rows],
+            "ids": [r.id for r in rows],
+        }
         return connection.execute(statement, values).rowcount
     return connection.execute(
         sa.delete(outbox).where(
-            outbox.c.position.in_([r.position for r in rows]), outbox.c.id.in_([r.id for r in rows])
+            outbox.c.position.in_([r.position for r in rows]),
+            outbox.c.id.in_([r.id for r in rows]),
         )
     ).rowcount
 
 
-# --- failures -----------------------------------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------
 
 
-def blocked_rows(connection: sa.Connection, tables: Tables, partitions: Sequence[int]) -> dict[tuple[int, str, int], int]:
-    """The blocked keys of these partitions as (partition, key, position), with the attempts made."""
+def blocked_rows(
+    connection: sa.Connection, tables: Tables, partitions: Sequence[int]
+) -> dict[tuple[int, str, int], int]:
+    """The blocked keys of these partitions as (partition, key, position), and their attempts."""
     blocked = tables.blocked_key
     rows = connection.execute(
-        sa.select(blocked.c.partition, blocked.c.key, blocked.c.position, blocked.c.attempts).where(
-            blocked.c.partition.in_(partitions)
-        )
+        sa.select(
+            blocked.c.partition, blocked.c.key, blocked.c.position, blocked.c.attempts
+        ).where(blocked.c.partition.in_(partitions))
     )
     return {(r.partition, r.key, r.position): r.attempts for r in rows}
 
@@ -206,9 +227,18 @@ def unblock(connection: sa.Connection, tables: Tables, row: OutboxRow) -> None:
 
 
 def block(
-    connection: sa.Connection, tables: Tables, clock: Clock, failed: Failed, attempts: int, *, parked: bool
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    failed: Failed,
+    attempts: int,
+    *,
+    parked: bool,
 ) -> None:
-    """The key of this row waits for it, or is parked; later ones of the key stay where they are."""
+    """The key of this row waits for it, or is parked.
+
+    Later ones of the key stay where they are.
+    """
     unblock(connection, tables, failed.row)
     connection.execute(
         sa.insert(tables.blocked_key).values(
@@ -223,11 +253,17 @@ def block(
     )
 
 
-def bury(connection: sa.Connection, tables: Tables, clock: Clock, failed: Failed, attempts: int) -> None:
-    """The row becomes a dead letter with everything it had, and leaves the outbox, in this transaction."""
+def bury(
+    connection: sa.Connection, tables: Tables, clock: Clock, failed: Failed, attempts: int
+) -> None:
+    """The row becomes a dead letter with everything it had, and leaves the outbox, in this
+    transaction.
+    """
     outbox, row = tables.outbox, failed.row
     created_at: dt.datetime | None = connection.execute(
-        sa.select(outbox.c.created_at).where(outbox.c.position == row.position, outbox.c.id == row.id)
+        sa.select(outbox.c.created_at).where(
+            outbox.c.position == row.position, outbox.c.id == row.id
+        )
     ).scalar_one_or_none()
     if created_at is None:
         return  # an owner before us has buried or published it

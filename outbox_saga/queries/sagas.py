@@ -11,8 +11,6 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import for_update, insert_or_ignore, skip_locked
 from outbox_saga.instances import (
     ENDED,
     Entry,
@@ -22,13 +20,20 @@ from outbox_saga.instances import (
     dump_progress,
     load_progress,
 )
+from outbox_saga.queries.clock import Clock
+from outbox_saga.queries.dialects import for_update, insert_or_ignore, skip_locked
 from outbox_saga.tables import Tables
 
 ENTRIES_A_REVISION = 1000  # history numbers are revision * this + index
 
 
-def insert(connection: sa.Connection, tables: Tables, clock: Clock, instance: Instance, input_hash: bytes) -> bool:
-    """True when the instance is new; False when its id is there already (then nothing was written)."""
+def insert(
+    connection: sa.Connection, tables: Tables, clock: Clock, instance: Instance, input_hash: bytes
+) -> bool:
+    """True when the instance is new.
+
+    False when its id is there already (then nothing was written).
+    """
     return bool(
         connection.execute(
             insert_or_ignore(connection, tables.saga).values(
@@ -130,7 +135,10 @@ def _with_epoch(instance: Instance, epoch: int) -> Instance:
 
 
 def any_due(connection: sa.Connection, tables: Tables, clock: Clock, names: Sequence[str]) -> bool:
-    """Whether there may be something to claim; reads only, so that an idle look takes no write lock."""
+    """Whether there may be something to claim.
+
+    Reads only, so that an idle look takes no write lock.
+    """
     saga = tables.saga
     now = clock.now()
     return bool(
@@ -146,10 +154,14 @@ def any_due(connection: sa.Connection, tables: Tables, clock: Clock, names: Sequ
     )
 
 
-def read(connection: sa.Connection, tables: Tables, id_: UUID, *, lock: bool = False) -> Instance | None:
+def read(
+    connection: sa.Connection, tables: Tables, id_: UUID, *, lock: bool = False
+) -> Instance | None:
     """The instance as it is; with `lock`, nobody else changes it until the transaction ends."""
     statement = sa.select(*_columns(tables)).where(tables.saga.c.id == id_)
-    row = connection.execute(for_update(connection, statement) if lock else statement).one_or_none()
+    row = connection.execute(
+        for_update(connection, statement) if lock else statement
+    ).one_or_none()
     return None if row is None else _instance(row)
 
 
@@ -163,7 +175,9 @@ def compare_and_set(
     *,
     keep_lease: bool,
 ) -> bool:
-    """True when the instance was still as seen (revision and lease epoch) and is now `state`, one revision on."""
+    """True when the instance was still as seen (revision and lease epoch) and is now `state`, one
+    revision on.
+    """
     saga = tables.saga
     values: dict[str, Any] = {
         "state": state.status,
@@ -183,14 +197,21 @@ def compare_and_set(
     return bool(
         connection.execute(
             sa.update(saga)
-            .where(saga.c.id == seen.id, saga.c.revision == seen.revision, saga.c.epoch == seen.epoch)
+            .where(
+                saga.c.id == seen.id, saga.c.revision == seen.revision, saga.c.epoch == seen.epoch
+            )
             .values(**values)
         ).rowcount
     )
 
 
 def add_history(
-    connection: sa.Connection, tables: Tables, clock: Clock, id_: UUID, revision: int, entries: Sequence[Entry]
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    id_: UUID,
+    revision: int,
+    entries: Sequence[Entry],
 ) -> None:
     """The transitions of this revision, appended."""
     if not entries:
@@ -215,7 +236,14 @@ def add_history(
     )
 
 
-def renew(connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID, ids: Sequence[UUID], lease: float) -> None:
+def renew(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    owner: UUID,
+    ids: Sequence[UUID],
+    lease: float,
+) -> None:
     """These instances stay leased to `owner`; one that was taken over meanwhile is left alone."""
     saga = tables.saga
     connection.execute(
@@ -234,7 +262,10 @@ def release(
     *,
     after: float | None = None,
 ) -> None:
-    """The instance is nobody's, as far as it was `owner`'s; due after so many seconds, or when it was before."""
+    """The instance is nobody's, as far as it was `owner`'s.
+
+    Due after so many seconds, or when it was before.
+    """
     saga = tables.saga
     values: dict[str, Any] = {"owner": None, "lease_until": None}
     if after is not None:
@@ -250,5 +281,7 @@ def unfinished(connection: sa.Connection, tables: Tables) -> int:
     """How many instances have not ended."""
     saga = tables.saga
     return connection.execute(
-        sa.select(sa.func.count()).select_from(saga).where(saga.c.state.in_(["running", "compensating"]))
+        sa.select(sa.func.count())
+        .select_from(saga)
+        .where(saga.c.state.in_(["running", "compensating"]))
     ).scalar_one()

@@ -1,7 +1,10 @@
-"""Sagas: a process over several transactions that completes, or is undone step by step, whatever crashes in between.
+"""Sagas.
 
-Reading order: `definition` (what users write), `progress` (what happens next, pure), `execution` (one step,
-one transaction), `orchestrator` (who does it, and who takes over).
+A process over several transactions that completes, or is undone step by step, whatever crashes in
+between.
+
+Reading order: `definition` (what users write), `progress` (what happens next, pure), `execution`
+(one step, one transaction), `orchestrator` (who does it, and who takes over).
 """
 
 from __future__ import annotations

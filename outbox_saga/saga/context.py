@@ -1,4 +1,7 @@
-"""What an action gets: the saga's data, the session of its transaction, its idempotency key, and a way to publish."""
+"""What an action gets.
+
+The saga's data, the session of its transaction, its idempotency key, and a way to publish.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import CommitRefused
-from outbox_saga.messages import Message
 from outbox_saga.instances import Direction
+from outbox_saga.messages import Message
 from outbox_saga.unit_of_work import UnitOfWork, message_writer
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ class _Context(Generic[D]):
     """Common to both kinds of action.
 
     Attributes:
-        data: The saga's data; for an external step what was stored with its intent, the same for every attempt.
+        data: The saga's data; for an external step what was stored with its intent, the same for
+            every attempt.
         key: The idempotency key of this step and direction: the same for every attempt, for ever.
         attempt: From 1.
     """
@@ -59,7 +63,10 @@ class _Context(Generic[D]):
     def publish(
         self, message: Message, *, key: str | None = None, headers: Mapping[str, str] | None = None
     ) -> UUID:
-        """The message leaves if, and only if, this step succeeds; returns its id. Raises as `UnitOfWork.publish`."""
+        """The message leaves if, and only if, this step succeeds; returns its id.
+
+        Raises as `UnitOfWork.publish`.
+        """
         envelope = seal(
             message,
             key=key,
@@ -78,7 +85,8 @@ class _Context(Generic[D]):
     def _lent(self) -> Any:
         if self._uow is None:
             raise CommitRefused(
-                f"step {self.step!r} is external and runs outside any transaction: it has no session; make it a "
+                f"step {self.step!r} is external and runs outside any transaction: it has no "
+                "session; make it a "
                 "local step, or put the database work into a step of its own"
             )
         return self._uow.session
@@ -89,7 +97,7 @@ class StepContext(_Context[D]):
 
     @property
     def session(self) -> AsyncSession:
-        """The session of the step's transaction, which commits together with the saga's progress."""
+        """Of the step's transaction, which commits together with the saga's progress."""
         session: AsyncSession = self._lent()
         return session
 
@@ -99,6 +107,6 @@ class SyncStepContext(_Context[D]):
 
     @property
     def session(self) -> Session:
-        """The session of the step's transaction, which commits together with the saga's progress."""
+        """Of the step's transaction, which commits together with the saga's progress."""
         session: Session = self._lent()
         return session

@@ -1,10 +1,11 @@
 """What users write: a saga's steps, each with its compensation, and the rules they keep.
 
-    fulfil_order = (
-        Saga("fulfil_order", data=OrderData)
-        .step("reserve", reserve_inventory, compensation=release_inventory)
-        .step("charge", charge_card, compensation=refund_card, external=True, idempotent=True, timeout=20)
-    )
+fulfil_order = (
+    Saga("fulfil_order", data=OrderData)
+    .step("reserve", reserve_inventory, compensation=release_inventory)
+    .step("charge", charge_card, compensation=refund_card, external=True, idempotent=True,
+    timeout=20)
+)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
 
 @final
 class _NothingToUndo:
-    """Says that a step leaves nothing behind, so that its compensation was not merely forgotten."""
+    """Says that a step leaves nothing behind: its compensation was not merely forgotten."""
 
     def __repr__(self) -> str:
         return "nothing_to_undo"
@@ -75,21 +76,29 @@ class Step:
 
 
 class Saga(Generic[D]):
-    """A process that completes or is undone. Build it once, at import; registering it with a Service freezes it.
+    """A process that completes or is undone. Build it once, at import.
+
+    Registering it with a Service freezes it.
 
     Args:
         name: Stable: running instances refer to it.
-        data: The pydantic model of its data; what steps return is merged into it and validated by it.
-        version: Raise it when steps change, and keep the old definition registered while instances of it run.
+        data: The pydantic model of its data; what steps return is merged into it and validated by
+            it.
+        version: Raise it when steps change, and keep the old definition registered while instances
+            of it run.
     """
 
     def __init__(self, name: str, *, data: type[D], version: int = 1) -> None:
-        if not name or not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name or ""):
             raise DefinitionError(
-                f"{name!r} is not a saga name: use letters, digits, '_' and '-', starting with a letter"
+                f"{name!r} is not a saga name: use letters, digits, '_' and '-', starting with a "
+                "letter"
             )
-        if not (inspect.isclass(data) and issubclass(data, BaseModel)):
-            raise DefinitionError(f"saga {name}: data must be a pydantic model class, not {data!r}")
+        model: object = data
+        if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+            raise DefinitionError(
+                f"saga {name}: data must be a pydantic model class, not {data!r}"
+            )
         if version < 1:
             raise DefinitionError(f"saga {name}: version {version} is not a version; count from 1")
         self.name = name
@@ -115,18 +124,21 @@ class Saga(Generic[D]):
     ) -> Self:
         """Adds a step and returns the saga.
 
-        A local step (the default) runs in one transaction with the saga's own state: its effect and the progress commit
-        together or not at all. An external step runs outside any transaction: its intent is committed first, the call
-        carries an idempotency key that never changes, and an unknown outcome is repeated until it is definite.
+        A local step (the default) runs in one transaction with the saga's own state: its effect
+        and the progress commit together or not at all. An external step runs outside any
+        transaction: its intent is committed first, the call carries an idempotency key that never
+        changes, and an unknown outcome is repeated until it is definite.
 
         Args:
-            action: `async def` (gets an AsyncSession) or plain `def` (runs in a thread, gets a Session). Returns
-                Success(data), a dict or None for success, Failure(reason) for a business no; an exception is a technical
-                failure and is retried.
-            compensation: Undoes it; `nothing_to_undo` says that there is nothing. Called again until it succeeds.
+            action: `async def` (gets an AsyncSession) or plain `def` (runs in a thread, gets a
+                Session). Returns Success(data), a dict or None for success, Failure(reason) for a
+                business no; an exception is a technical failure and is retried.
+            compensation: Undoes it; `nothing_to_undo` says that there is nothing. Called again
+                until it succeeds.
             external: Whether it acts outside this database.
             idempotent: The other side acts once per idempotency key, however often it is called.
-            query: Asks the other side whether it acted: Success(data) when it did, None when it did not.
+            query: Asks the other side whether it acted: Success(data) when it did, None when it
+                did not.
             timeout: Seconds for one attempt.
             retry: For technical failures.
             compensation_retry: For the compensation.
@@ -142,20 +154,27 @@ class Saga(Generic[D]):
         if not _NAME.fullmatch(name):
             raise DefinitionError(f"{where}: use letters, digits, '_' and '-' in a step's name")
         if name in self._steps:
-            raise DefinitionError(f"{where}: two steps of one name; histories could not tell them apart")
+            raise DefinitionError(
+                f"{where}: two steps of one name; histories could not tell them apart"
+            )
         if not callable(action):
             raise DefinitionError(f"{where}: the action must be a function, not {action!r}")
         if not 0 < timeout < float("inf"):
-            raise DefinitionError(f"{where}: timeout is {timeout}; give seconds, greater than 0 and finite")
+            raise DefinitionError(
+                f"{where}: timeout is {timeout}; give seconds, greater than 0 and finite"
+            )
         if external and not idempotent and query is None:
             raise DefinitionError(
-                f"{where}: an external step needs idempotent=True (the other side acts once per key) or "
+                f"{where}: an external step needs idempotent=True (the other side acts once per "
+                "key) or "
                 "query= (asks whether it acted), or an unknown outcome could never be settled"
             )
         if not external and (idempotent or query is not None):
             raise DefinitionError(
-                f"{where}: idempotent= and query= are for external steps; a local step commits with the saga"
+                f"{where}: idempotent= and query= are for external steps; a local step commits "
+                "with the saga"
             )
+        waits_for: tuple[str, ...]
         if after is None:
             waits_for = (list(self._steps)[-1],) if self._steps else ()
         else:
@@ -200,42 +219,57 @@ class Saga(Generic[D]):
         return found
 
     def beyond_pivot(self, name: str) -> bool:
-        """True for a step that is not before the pivot (parallel ones too): it is never undone, only retried."""
+        """True for a step that is not before the pivot (parallel ones too).
+
+        It is never undone, only retried.
+        """
         pivots = [s.name for s in self._steps.values() if s.pivot]
         return any(name != p and name not in self.before(p) for p in pivots)
 
     def check(self) -> Self:
-        """The definition keeps every rule and is frozen from now on; raises DefinitionError otherwise."""
+        """The definition keeps every rule and is frozen from now on.
+
+        Raises DefinitionError otherwise.
+        """
         if self._shape is not None:
             return self
         if not self._steps:
             raise DefinitionError(f"saga {self.name}: no steps; add at least one")
         pivots = [s.name for s in self._steps.values() if s.pivot]
         if len(pivots) > 1:
-            raise DefinitionError(f"saga {self.name}: pivots {pivots}; there is one point of no return")
+            raise DefinitionError(
+                f"saga {self.name}: pivots {pivots}; there is one point of no return"
+            )
         for step in self._steps.values():
             beyond = self.beyond_pivot(step.name)
             if step.compensation is None and not (beyond or step.pivot):
                 raise DefinitionError(
-                    f"saga {self.name}, step {step.name!r}: no compensation; give compensation=, or say "
+                    f"saga {self.name}, step {step.name!r}: no compensation; give compensation=, "
+                    "or say "
                     "compensation=nothing_to_undo"
                 )
             if beyond and step.retry.max_attempts < 2:
                 raise DefinitionError(
-                    f"saga {self.name}, step {step.name!r}: a step not before the pivot can only go "
+                    f"saga {self.name}, step {step.name!r}: a step not before the pivot can only "
+                    "go "
                     "forward; give it retry=Retry(max_attempts=…) of 2 or more"
                 )
         shape = [
             [s.name, s.external, list(s.after), s.pivot, s.compensation is not nothing_to_undo]
             for s in self._steps.values()
         ]
-        document = json.dumps([self.name, self.version, shape, self.data.model_json_schema()], sort_keys=True)
+        document = json.dumps(
+            [self.name, self.version, shape, self.data.model_json_schema()], sort_keys=True
+        )
         self._shape = hashlib.sha256(document.encode()).hexdigest()
         return self
 
     @property
     def shape(self) -> str:
-        """A hash of what running instances depend on: names, kinds, edges, pivot, data schema; not code, not timeouts."""
+        """A hash of what running instances depend on: names, kinds, edges, pivot, data schema.
+
+        Not code, not timeouts.
+        """
         self.check()
         assert self._shape is not None
         return self._shape
@@ -248,7 +282,8 @@ class Saga(Generic[D]):
         Args:
             uow: Of the business transaction; nothing is sent to the database before its commit.
             data: The saga's data, or a mapping that fits its model.
-            business_key: Starting twice with one key is one instance; with other data it is SagaStartConflict at commit.
+            business_key: Starting twice with one key is one instance; with other data it is
+                SagaStartConflict at commit.
 
         Raises:
             MessageRefused: The data does not fit the model or cannot be stored.
@@ -259,7 +294,10 @@ class Saga(Generic[D]):
         return keep_start(self.check(), uow, self.dump(data), business_key)
 
     def dump(self, data: D | Mapping[str, Any]) -> dict[str, Any]:
-        """The data as plain JSON values; raises MessageRefused with the path of what does not fit."""
+        """The data as plain JSON values.
+
+        Raises MessageRefused with the path of what does not fit.
+        """
         try:
             model = data if isinstance(data, self.data) else self.data.model_validate(data)
             plain = model.model_dump(mode="json")
@@ -275,7 +313,10 @@ class Saga(Generic[D]):
         return self.data.model_validate(plain)
 
     def merge(self, plain: Mapping[str, Any], added: object) -> dict[str, Any]:
-        """The data with what a step returned; raises MessageRefused when it does not fit the model."""
+        """The data with what a step returned.
+
+        Raises MessageRefused when it does not fit the model.
+        """
         if added is None:
             return dict(plain)
         if isinstance(added, BaseModel):
@@ -294,7 +335,9 @@ class Saga(Generic[D]):
 
 
 def _plain(model: BaseModel) -> bool:
-    """Whether the Python values are JSON values already, so that NaN and bad keys are seen before pydantic renames them."""
+    """Whether the Python values are JSON values already, so that NaN and bad keys are seen before
+    pydantic renames them.
+    """
     try:
         json.dumps(model.model_dump(mode="python"))
     except (TypeError, ValueError):

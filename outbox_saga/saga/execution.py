@@ -1,7 +1,9 @@
-"""One step, one transaction: the effect, the saga's new state, its history and its messages commit together.
+"""One step, one transaction.
 
-`Failure` and exceptions roll the step's transaction back (half a reservation must not stay); the transition is committed
-in a new one.
+The effect, the saga's new state, its history and its messages commit together.
+
+`Failure` and exceptions roll the step's transaction back (half a reservation must not stay); the
+transition is committed in a new one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -69,19 +70,30 @@ class Hand:
     in_flight: set[Flight] = field(default_factory=set)
 
     def advance(self, instance: Instance) -> None:
-        """Takes over what was committed; of two branches that commit together, the later revision stays."""
+        """Takes over what was committed.
+
+        Of two branches that commit together, the later revision stays.
+        """
         if instance.revision >= self.instance.revision:
             self.instance = instance
 
     def surroundings(self, reporting: Flight | None) -> Surroundings:
-        """What `decide` must know; the database's time goes on by this process's monotonic clock."""
+        """What `decide` must know.
+
+        The database's time goes on by this process's monotonic clock.
+        """
         now = self.now + dt.timedelta(seconds=time.monotonic() - self.read_at)
-        in_flight = frozenset(self.in_flight - {reporting}) if reporting else frozenset(self.in_flight)
+        in_flight = (
+            frozenset(self.in_flight - {reporting}) if reporting else frozenset(self.in_flight)
+        )
         return Surroundings(now, in_flight, self.lease, str(self.instance.id))
 
 
 class Deadline:
-    """Who comes first: the step's commit, or the end of its time. A thread cannot be cancelled, but it can be told."""
+    """Who comes first: the step's commit, or the end of its time.
+
+    A thread cannot be cancelled, but it can be told.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -104,7 +116,10 @@ class Deadline:
 
 
 class Execution:
-    """Carries out what `decide` asked for; knows one database and a pool of threads for plain `def` actions."""
+    """Carries out what `decide` asked for.
+
+    Knows one database and a pool of threads for plain `def` actions.
+    """
 
     def __init__(self, database: Database, threads: Executor) -> None:
         self.database = database
@@ -128,7 +143,7 @@ class Execution:
             return await self._call(hand, todo)
         return await self._query(hand, todo)
 
-    # --- local steps ----------------------------------------------------------------------------------------------
+    # --- local steps -----------------------------------------------------------------------------
 
     async def _run(self, hand: Hand, todo: Run) -> Decision:
         step = hand.definition.steps[todo.step]
@@ -144,7 +159,9 @@ class Execution:
         except Exception as error:
             if is_transient(error):
                 raise  # the database's trouble, not the step's: no attempt is used up
-            outcome = Errored(todo.step, todo.direction, todo.attempt, _told(error), False, started)
+            outcome = Errored(
+                todo.step, todo.direction, todo.attempt, _told(error), started_at=started
+            )
         if isinstance(outcome, Decision):
             return outcome
         return await self.resume(hand, outcome)
@@ -163,15 +180,24 @@ class Execution:
             except TimeoutError as error:
                 await session.run_sync(lambda _: lent.abandon())
                 told = f"timed out after {step.timeout} s" if not str(error) else _told(error)
-                return Errored(todo.step, todo.direction, todo.attempt, told, False, started)
+                return Errored(
+                    todo.step,
+                    todo.direction,
+                    todo.attempt,
+                    told,
+                    unknown=False,
+                    started_at=started,
+                )
             happened = _answered(todo, answer, started)
             if not isinstance(happened, Done):
                 await session.run_sync(lambda _: lent.undo())
                 return happened
-            # from here on nothing of the user's runs; a cancelled commit would leave its outcome unknown
-            return await _to_the_end(
+            # from here on nothing of the user's runs; a cancelled commit would leave its outcome
+            # unknown
+            decision: Decision = await _to_the_end(
                 session.run_sync(lambda _: self._settle(lent, hand, happened))
             )
+            return decision
 
     async def _run_in_thread(
         self, hand: Hand, todo: Run, step: Step, action: Action, started: dt.datetime
@@ -199,9 +225,14 @@ class Execution:
         if not done and deadline.expire():
             future.add_done_callback(_ended_late)
             return Errored(
-                todo.step, todo.direction, todo.attempt, f"timed out after {step.timeout} s", False, started
+                todo.step,
+                todo.direction,
+                todo.attempt,
+                f"timed out after {step.timeout} s",
+                unknown=False,
+                started_at=started,
             )
-        outcome = await _to_the_end(future)
+        outcome: Decision | Happened | None = await _to_the_end(future)
         assert outcome is not None
         return outcome
 
@@ -218,14 +249,17 @@ class Execution:
         )
 
     def _settle(self, session: LentSession, hand: Hand, happened: Done) -> Decision:
-        """The end of a local step's transaction; messages are written by the commit itself, after the state."""
+        """The end of a local step's transaction.
+
+        Messages are written by the commit itself, after the state.
+        """
         session.flush()
         decision, instance = self._record(session.taken_back(), hand, happened, [])
         session.settle()
         hand.advance(instance)
         return decision
 
-    # --- external steps -------------------------------------------------------------------------------------------
+    # --- external steps --------------------------------------------------------------------------
 
     async def _call(self, hand: Hand, todo: Call) -> Decision:
         step = hand.definition.steps[todo.step]
@@ -235,10 +269,14 @@ class Execution:
     async def _query(self, hand: Hand, todo: Query) -> Decision:
         step = hand.definition.steps[todo.step]
         assert step.query is not None
-        happened, kept = await self._outside(hand, Call(todo.step, "do", todo.attempt), step, step.query)
+        happened, kept = await self._outside(
+            hand, Call(todo.step, "do", todo.attempt), step, step.query
+        )
         if isinstance(happened, Errored):  # the question itself failed: it counts, so that it ends
             happened = replace(happened, attempt=todo.attempt + 1)
-        elif isinstance(happened, Refused) or (isinstance(happened, Done) and happened.added is None):
+        elif isinstance(happened, Refused) or (
+            isinstance(happened, Done) and happened.added is None
+        ):
             happened = NotFound(todo.step, todo.attempt)
         return await self._report(hand, happened, kept)
 
@@ -247,23 +285,36 @@ class Execution:
     ) -> tuple[Happened, list[Envelope]]:
         started = hand.surroundings(None).now
         context: _Context[Any] = _context(
-            StepContext if inspect.iscoroutinefunction(action) else SyncStepContext, hand, todo, None
+            StepContext if inspect.iscoroutinefunction(action) else SyncStepContext,
+            hand,
+            todo,
+            None,
         )
         try:
             if inspect.iscoroutinefunction(action):
                 async with asyncio.timeout(step.timeout):
                     answer = await action(context)
             else:
+                inside = contextvars.copy_context()
                 future = asyncio.get_running_loop().run_in_executor(
-                    self.threads, functools.partial(contextvars.copy_context().run, action, context)
+                    self.threads, lambda: inside.run(action, context)
                 )
                 answer = await asyncio.wait_for(future, step.timeout)
         except TimeoutError as error:
             told = f"no answer within {step.timeout} s" if not str(error) else _told(error)
-            return Errored(todo.step, todo.direction, todo.attempt, told, True, started), []
-        except Exception as error:
+            return Errored(
+                todo.step, todo.direction, todo.attempt, told, unknown=True, started_at=started
+            ), []
+        except Exception as error:  # noqa: BLE001  # users' code
             # whatever it was: the request may have arrived
-            return Errored(todo.step, todo.direction, todo.attempt, _told(error), True, started), []
+            return Errored(
+                todo.step,
+                todo.direction,
+                todo.attempt,
+                _told(error),
+                unknown=True,
+                started_at=started,
+            ), []
         return _answered(todo, answer, started), context.kept
 
     async def _report(self, hand: Hand, happened: Happened, kept: list[Envelope]) -> Decision:
@@ -272,7 +323,12 @@ class Execution:
         except MessageRefused as error:
             # it was done, but going on without its answer would be wrong
             assert isinstance(happened, Done)
-            logger.error("step %s of saga %s answered what does not fit: %s", happened.step, hand.instance.id, error)
+            logger.error(  # noqa: TRY400  # a traceback shows values of the data
+                "step %s of saga %s answered what does not fit: %s",
+                happened.step,
+                hand.instance.id,
+                error,
+            )
             reason = f"its answer does not fit the saga's data ({error.path})"
             decision, instance = await self.database.run(
                 self._record, hand, Unusable(happened.step, happened.attempt, reason), []
@@ -280,7 +336,7 @@ class Execution:
         hand.advance(instance)
         return decision
 
-    # --- the transition -------------------------------------------------------------------------------------------
+    # --- the transition --------------------------------------------------------------------------
 
     def _record(
         self,
@@ -291,8 +347,8 @@ class Execution:
     ) -> tuple[Decision, Instance]:
         """Compare-and-set and history, in the transaction of `connection`; the caller commits.
 
-        A lost compare-and-set is not a lost step: another branch of the same saga moved it, so the row is read again,
-        locked, and decided again. Only a lease that was taken over ends it.
+        A lost compare-and-set is not a lost step: another branch of the same saga moved it, so the
+        row is read again, locked, and decided again. Only a lease that was taken over ends it.
         """
         tables, clock = self.database.tables, self.database.clock
         flight = None
@@ -312,7 +368,13 @@ class Execution:
             if decision.state == seen.state and not decision.entries:
                 return decision, seen  # nothing to write: an instance taken up to run a local step
             if sagas.compare_and_set(
-                connection, tables, clock, seen, decision.state, decision.due, keep_lease=decision.busy
+                connection,
+                tables,
+                clock,
+                seen,
+                decision.state,
+                decision.due,
+                keep_lease=decision.busy,
             ):
                 break
         else:
@@ -333,7 +395,9 @@ def _action(step: Step, direction: Direction) -> Action:
 def _context(kind: type[Any], hand: Hand, todo: Run | Call, uow: UnitOfWork[Any] | None) -> Any:
     instance = hand.instance
     state = instance.state.steps[todo.step]
-    data = state.input if isinstance(todo, Call) and state.input is not None else instance.state.data
+    data = (
+        state.input if isinstance(todo, Call) and state.input is not None else instance.state.data
+    )
     return kind(
         saga_id=instance.id,
         saga=instance.name,
@@ -368,7 +432,10 @@ def _ended_late(future: asyncio.Future[Any]) -> None:
 
 
 async def _to_the_end(awaitable: Any) -> Any:
-    """The result, even if the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+    """The result, even if the caller is cancelled meanwhile.
+
+    The cancellation is raised afterwards.
+    """
     task = asyncio.ensure_future(awaitable)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -378,7 +445,7 @@ async def _to_the_end(awaitable: Any) -> Any:
             if task.cancelled():
                 raise
             cancelled = error
-        except Exception:
+        except Exception:  # noqa: BLE001  # raised below, by result()
             break
     if cancelled is not None:
         task.exception()

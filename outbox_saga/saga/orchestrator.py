@@ -1,4 +1,7 @@
-"""Who carries sagas on: leases due instances, drives them as far as they go, hands them back. Any number may run."""
+"""Who carries sagas on: leases due instances, drives them as far as they go, hands them back.
+
+Any number may run.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,16 @@ TROUBLE_PAUSE = 1.0
 
 
 class Orchestrator:
-    """Every due instance of its sagas is carried on by exactly one process at a time, and taken over if that one dies.
+    """Every due instance of its sagas is carried on by exactly one process at a time, and taken
+    over if that one dies.
 
     Args:
         database: Where the instances are.
         definitions: The sagas this process can carry on; instances of others are left alone.
         concurrency: Instances at the same time.
-        lease: Seconds after which another process takes over what this one has not renewed; raised to the longest step
-            timeout + 1 s, so that a step of a healthy process is never taken over.
+        lease: Seconds after which another process takes over what this one has not renewed; raised
+            to the longest step timeout + 1 s, so that a step of a healthy process is never taken
+            over.
         poll: Seconds between two looks when nothing is due.
         grace: Seconds that running steps get after `stop`.
     """
@@ -59,10 +64,13 @@ class Orchestrator:
             key = (definition.check().name, definition.version)
             if self._definitions.setdefault(key, definition) is not definition:
                 raise ConfigurationError(
-                    f"saga {key[0]} version {key[1]} is registered twice; give the newer one version={key[1] + 1}"
+                    f"saga {key[0]} version {key[1]} is registered twice; give the newer one "
+                    f"version={key[1] + 1}"
                 )
         self._names = sorted({name for name, _ in self._definitions})
-        longest = max((s.timeout for d in self._definitions.values() for s in d.steps.values()), default=0.0)
+        longest = max(
+            (s.timeout for d in self._definitions.values() for s in d.steps.values()), default=0.0
+        )
         self.lease = max(lease, longest + LEASE_MARGIN)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-step")
         self._execution = Execution(database, self._threads)
@@ -70,7 +78,10 @@ class Orchestrator:
         self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Carries instances on until `stop` is set; then lets running steps finish and hands everything back."""
+        """Carries instances on until `stop` is set.
+
+        Then lets running steps finish and hands everything back.
+        """
         self._stopping = False
         drives: set[asyncio.Task[None]] = set()
         renewing = asyncio.create_task(self._renew())
@@ -81,7 +92,9 @@ class Orchestrator:
                 claimed = await self._claim(self.concurrency - len(drives))
                 drives |= claimed
                 pause = self.poll / 16 if claimed else min(self.poll, pause * 2)
-                await asyncio.wait({stopped, *drives}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {stopped, *drives}, timeout=pause, return_when=asyncio.FIRST_COMPLETED
+                )
                 drives = {d for d in drives if not d.done()}
         finally:
             self._stopping = True
@@ -95,7 +108,9 @@ class Orchestrator:
             await asyncio.gather(renewing, return_exceptions=True)
 
     async def run_once(self) -> int:
-        """Claims what is due, drives it as far as it goes now, and returns how many instances that were."""
+        """Claims what is due, drives it as far as it goes now, and returns how many instances that
+        were.
+        """
         self._stopping = False
         drives = await self._claim(self.concurrency)
         renewing = asyncio.create_task(self._renew())
@@ -110,7 +125,7 @@ class Orchestrator:
         """Gives the threads back; a timed-out step that still runs keeps its own until it ends."""
         self._threads.shutdown(wait=False)
 
-    # --- claiming -------------------------------------------------------------------------------------------------
+    # --- claiming --------------------------------------------------------------------------------
 
     async def _claim(self, capacity: int) -> set[asyncio.Task[None]]:
         if capacity <= 0 or not self._names:
@@ -126,7 +141,9 @@ class Orchestrator:
         except Exception as error:
             if not is_transient(error):
                 raise
-            logger.warning("the database did not let us claim (%s); trying again", type(error).__name__)
+            logger.warning(
+                "the database did not let us claim (%s); trying again", type(error).__name__
+            )
             await asyncio.sleep(TROUBLE_PAUSE)
             return set()
         drives = set()
@@ -142,7 +159,8 @@ class Orchestrator:
 
     async def _leave(self, instance: Instance) -> None:
         logger.error(
-            "saga %s of %s version %s has no definition of its shape here; deploy the version it was started "
+            "saga %s of %s version %s has no definition of its shape here; deploy the version it "
+            "was started "
             "with (it is left as it is)",
             instance.id,
             instance.name,
@@ -157,9 +175,12 @@ class Orchestrator:
             ids = list(self._hands)
             if ids:
                 try:
-                    await self.database.run(sagas.renew, tables, clock, self.owner, ids, self.lease)
-                except Exception as error:
-                    # the next renewal is a third of a lease away, and transitions are guarded by the epoch
+                    await self.database.run(
+                        sagas.renew, tables, clock, self.owner, ids, self.lease
+                    )
+                except Exception as error:  # noqa: BLE001  # logged, and tried again
+                    # the next renewal is a third of a lease away, and transitions are guarded by
+                    # the epoch
                     logger.warning("leases were not renewed (%s)", type(error).__name__)
 
     async def _release(self, instance: Instance, after: float | None) -> None:
@@ -168,11 +189,11 @@ class Orchestrator:
             await self.database.run(
                 sagas.release, tables, clock, instance, self.owner, after=after
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # logged
             # its lease ends by itself
             logger.warning("saga %s was not released (%s)", instance.id, type(error).__name__)
 
-    # --- driving --------------------------------------------------------------------------------------------------
+    # --- driving ---------------------------------------------------------------------------------
 
     async def _drive(self, hand: Hand) -> None:
         """As far as it goes: until it ends, waits for a moment, or another process has it."""
@@ -182,10 +203,15 @@ class Orchestrator:
             todos = decision.todo
             while True:
                 for todo in () if self._stopping else todos:
-                    flight: Flight = (todo.step, "do" if isinstance(todo, Query) else todo.direction)
+                    flight: Flight = (
+                        todo.step,
+                        "do" if isinstance(todo, Query) else todo.direction,
+                    )
                     if flight not in hand.in_flight:
                         hand.in_flight.add(flight)
-                        running[asyncio.create_task(self._execution.carry_out(hand, todo))] = flight
+                        running[asyncio.create_task(self._execution.carry_out(hand, todo))] = (
+                            flight
+                        )
                 if not running:
                     if not decision.busy:
                         return  # ended, or released until it is due
@@ -200,16 +226,25 @@ class Orchestrator:
                 for task in done:
                     hand.in_flight.discard(running.pop(task))
                 decisions = [task.result() for task in done]
-                # the newest decision says what to run; calls whose intent is committed are made, whoever decided them
-                decision = next((d for d in decisions if d.state is hand.instance.state), decisions[-1])
+                # the newest decision says what to run; calls whose intent is committed are made,
+                # whoever decided them
+                decision = next(
+                    (d for d in decisions if d.state is hand.instance.state), decisions[-1]
+                )
                 todos = decision.todo + tuple(
-                    todo for d in decisions if d is not decision for todo in d.todo if isinstance(todo, Call)
+                    todo
+                    for d in decisions
+                    if d is not decision
+                    for todo in d.todo
+                    if isinstance(todo, Call)
                 )
         except LeaseLost as error:
             logger.warning("%s", error)
         except Exception as error:
             if is_transient(error):
-                logger.warning("saga %s: trouble with the database (%s)", hand.instance.id, _brief(error))
+                logger.warning(
+                    "saga %s: trouble with the database (%s)", hand.instance.id, _brief(error)
+                )
             else:
                 logger.exception("saga %s: could not be carried on", hand.instance.id)
             await self._settle_running(running)

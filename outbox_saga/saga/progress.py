@@ -1,9 +1,12 @@
-"""What happens next: `decide(definition, state, what_happened) -> (state', what_to_do)`. Pure: no clock, no I/O.
+"""What happens next: `decide(definition, state, what_happened) -> (state', what_to_do)`. Pure.
 
-Forward: a step starts when all it waits for are done. A business no, or technical failures until no attempt is left,
-turn the saga to compensating: what has not started is not started, what runs settles first, then what was done is undone
-in reverse order of dependency. An external call whose outcome is unknown is repeated under its key until it is definite,
-before anything is undone. What cannot be undone ends in `stuck`, and holds up only what depends on it.
+No clock, no I/O.
+
+Forward: a step starts when all it waits for are done. A business no, or technical failures until
+no attempt is left, turn the saga to compensating: what has not started is not started, what runs
+settles first, then what was done is undone in reverse order of dependency. An external call whose
+outcome is unknown is repeated under its key until it is definite, before anything is undone. What
+cannot be undone ends in `stuck`, and holds up only what depends on it.
 """
 
 from __future__ import annotations
@@ -13,16 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from outbox_saga.instances import ENDED, Direction, Entry, SagaState, StepState
 from outbox_saga.retries import Retry
 from outbox_saga.saga.definition import Saga, Step, nothing_to_undo
-from outbox_saga.instances import ENDED, Direction, Entry, SagaState, StepState
 
 # after a step's own retries, an unknown outcome is settled on this longer policy
 SETTLING = Retry(max_attempts=24, initial=1.0, max_delay=60.0)
 MAX_REASON = 500  # characters of an error that are kept
 
 
-# --- what happened ------------------------------------------------------------------------------------------------
+# --- what happened -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ class NotFound:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """An external step was done, but its answer does not fit the saga's data: it is undone with the rest."""
+    """An external step was done, but its answer does not fit the saga's data.
+
+    It is undone with the rest.
+    """
 
     step: str
     attempt: int
@@ -84,7 +90,7 @@ class Unusable:
 Happened: TypeAlias = Resumed | Done | Refused | Errored | NotFound | Unusable
 
 
-# --- what to do ---------------------------------------------------------------------------------------------------
+# --- what to do ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,9 @@ def initial(definition: Saga[Any], data: dict[str, Any]) -> SagaState:
     return SagaState("running", data, {name: StepState() for name in definition.steps})
 
 
-def decide(definition: Saga[Any], state: SagaState, happened: Happened, around: Surroundings) -> Decision:
+def decide(
+    definition: Saga[Any], state: SagaState, happened: Happened, around: Surroundings
+) -> Decision:
     """The next state of the instance and what to do about it.
 
     Raises:
@@ -176,15 +184,19 @@ def decide(definition: Saga[Any], state: SagaState, happened: Happened, around: 
     return _next(definition, state, around, entries)
 
 
-# --- taking it in -------------------------------------------------------------------------------------------------
+# --- taking it in --------------------------------------------------------------------------------
 
 
-def _done(definition: Saga[Any], state: SagaState, happened: Done, entries: list[Entry]) -> SagaState:
+def _done(
+    definition: Saga[Any], state: SagaState, happened: Done, entries: list[Entry]
+) -> SagaState:
     name, step = happened.step, state.steps[happened.step]
     if happened.direction == "undo":
         if step.phase not in ("done", "undoing", "stuck"):
             return _ignored(state, happened, entries)
-        entries.append(Entry("STEP_COMPENSATED", name, happened.attempt, None, happened.started_at))
+        entries.append(
+            Entry("STEP_COMPENSATED", name, happened.attempt, None, happened.started_at)
+        )
         return state.with_step(
             name, phase="undone", due=None, undo_attempts=happened.attempt, input=None, error=None
         )
@@ -202,28 +214,46 @@ def _done(definition: Saga[Any], state: SagaState, happened: Done, entries: list
         )
         return replace(state, data=data)
     if step.phase in ("failed", "undone") and definition.steps[name].external:
-        # it was done after all, when nobody expected it any more: the effect is there, so it is undone (again)
+        # A late success: nobody expected it any more, but the effect is there and must be undone
         data = definition.merge(state.data, happened.added)
-        entries.append(Entry("STEP_COMPLETED", name, happened.attempt, "late", happened.started_at))
+        entries.append(
+            Entry("STEP_COMPLETED", name, happened.attempt, "late", happened.started_at)
+        )
         state = state.with_step(name, phase="done", due=None, input=None)
         return replace(_compensating(state, "a late success", entries), data=data)
     return _ignored(state, happened, entries)
 
 
-def _refused(definition: Saga[Any], state: SagaState, happened: Refused, entries: list[Entry]) -> SagaState:
+def _refused(
+    definition: Saga[Any], state: SagaState, happened: Refused, entries: list[Entry]
+) -> SagaState:
     step = state.steps[happened.step]
     reason = happened.reason[:MAX_REASON]
     if happened.direction == "undo":
         if step.phase not in ("done", "undoing"):
             return _ignored(state, happened, entries)
-        return _stuck(state, happened.step, "COMPENSATION_FAILED", happened.attempt, reason, entries, undo=True)
+        return _stuck(
+            state,
+            happened.step,
+            "COMPENSATION_FAILED",
+            happened.attempt,
+            reason,
+            entries,
+            undo=True,
+        )
     if step.phase not in ("waiting", "calling"):
         return _ignored(state, happened, entries)
-    return _failed(definition, state, happened.step, happened.attempt, reason, entries, happened.started_at)
+    return _failed(
+        definition, state, happened.step, happened.attempt, reason, entries, happened.started_at
+    )
 
 
 def _errored(
-    definition: Saga[Any], state: SagaState, happened: Errored, around: Surroundings, entries: list[Entry]
+    definition: Saga[Any],
+    state: SagaState,
+    happened: Errored,
+    around: Surroundings,
+    entries: list[Entry],
 ) -> SagaState:
     name, step, rule = happened.step, state.steps[happened.step], definition.steps[happened.step]
     error, attempt = happened.error[:MAX_REASON], happened.attempt
@@ -238,7 +268,9 @@ def _errored(
         if rule.compensation_retry.exhausted(attempt):
             reason = f"gave up after {attempt} attempts: {error}"
             return _stuck(state, name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True)
-        entries.append(Entry("COMPENSATION_FAILED", name, attempt, _again(error), happened.started_at))
+        entries.append(
+            Entry("COMPENSATION_FAILED", name, attempt, _again(error), happened.started_at)
+        )
         return state.with_step(
             name,
             undo_attempts=attempt,
@@ -262,13 +294,21 @@ def _errored(
         entries.append(Entry("STEP_FAILED", name, attempt, _again(error), happened.started_at))
         due = wait(SETTLING.delay(settling, seed=seed))
     if unknown and not rule.idempotent and step.due is not None:
-        due = max(due, step.due)  # the query is not believed before the call can no longer be on its way
+        due = max(
+            due, step.due
+        )  # the query is not believed before the call can no longer be on its way
     phase = "calling" if unknown else "waiting"
-    return state.with_step(name, phase=phase, attempts=attempt, due=due, unknown=unknown, error=error)
+    return state.with_step(
+        name, phase=phase, attempts=attempt, due=due, unknown=unknown, error=error
+    )
 
 
 def _not_found(
-    definition: Saga[Any], state: SagaState, happened: NotFound, around: Surroundings, entries: list[Entry]
+    definition: Saga[Any],
+    state: SagaState,
+    happened: NotFound,
+    around: Surroundings,
+    entries: list[Entry],
 ) -> SagaState:
     step = state.steps[happened.step]
     if step.phase != "calling":
@@ -320,7 +360,9 @@ def _stuck(
     return state.with_step(name, phase="stuck", due=None, error=reason, **counted)
 
 
-def _ignored(state: SagaState, happened: Done | Refused | Errored, entries: list[Entry]) -> SagaState:
+def _ignored(
+    state: SagaState, happened: Done | Refused | Errored, entries: list[Entry]
+) -> SagaState:
     kind = type(happened).__name__.lower()
     entries.append(
         Entry("IGNORED", happened.step, happened.attempt, f"{happened.direction} {kind}, too late")
@@ -336,7 +378,7 @@ def _pivot_done(definition: Saga[Any], state: SagaState) -> bool:
     return any(s.pivot and state.steps[s.name].phase == "done" for s in definition.steps.values())
 
 
-# --- going on -----------------------------------------------------------------------------------------------------
+# --- going on ------------------------------------------------------------------------------------
 
 
 def _next(
@@ -365,13 +407,19 @@ def _next(
 
 def _moments(state: SagaState) -> Iterator[dt.datetime]:
     for step in state.steps.values():
-        if step.due is not None and step.phase in ("waiting", "calling", "done", "undoing"):
-            if state.status == "running" or step.phase != "waiting":
-                yield step.due
+        waits = (
+            ("waiting", "calling") if state.status == "running" else ("calling", "done", "undoing")
+        )
+        if step.due is not None and step.phase in waits:
+            yield step.due
 
 
 def _forward(
-    definition: Saga[Any], state: SagaState, around: Surroundings, entries: list[Entry], todo: list[ToDo]
+    definition: Saga[Any],
+    state: SagaState,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
 ) -> SagaState:
     for rule in definition.steps.values():
         step = state.steps[rule.name]
@@ -388,16 +436,24 @@ def _forward(
 
 
 def _backward(
-    definition: Saga[Any], state: SagaState, around: Surroundings, entries: list[Entry], todo: list[ToDo]
+    definition: Saga[Any],
+    state: SagaState,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
 ) -> SagaState:
     for rule in definition.steps.values():
         step = state.steps[rule.name]
-        if step.phase == "calling" and (rule.name, "do") not in around.in_flight and _is_due(step, around):
+        if (
+            step.phase == "calling"
+            and (rule.name, "do") not in around.in_flight
+            and _is_due(step, around)
+        ):
             state = _settle(state, rule, around, entries, todo)
     unsettled = any(s.phase == "calling" for s in state.steps.values())
     if unsettled or any(direction == "do" for _, direction in around.in_flight):
         return state  # let the running settle, then undo
-    for rule in reversed(definition.steps.values()):
+    for rule in reversed(list(definition.steps.values())):
         step = state.steps[rule.name]
         if step.phase not in ("done", "undoing") or (rule.name, "undo") in around.in_flight:
             continue
@@ -432,7 +488,8 @@ def _call(
 ) -> SagaState:
     """The intent: the attempt and its input are committed before the call is made."""
     step = state.steps[rule.name]
-    # every attempt gets what the first one got: the same key with another request is an error at the other side
+    # every attempt gets what the first one got: the same key with another request is an error at
+    # the other side
     changes: dict[str, Any] = {"input": step.input if _open(step, direction) else dict(state.data)}
     if direction == "do":
         changes |= {"phase": "calling", "attempts": step.attempts + 1}
@@ -459,7 +516,10 @@ def _open(step: StepState, direction: Direction) -> bool:
 def _settle(
     state: SagaState, rule: Step, around: Surroundings, entries: list[Entry], todo: list[ToDo]
 ) -> SagaState:
-    """A call whose outcome nobody knows: ask again under the same key, or ask whether it was carried out."""
+    """A call whose outcome nobody knows.
+
+    Ask again under the same key, or ask whether it was carried out.
+    """
     step = state.steps[rule.name]
     if rule.idempotent:
         return _call(state.with_step(rule.name, unknown=True), rule, "do", around, entries, todo)

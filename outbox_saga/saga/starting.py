@@ -1,4 +1,7 @@
-"""Starting an instance inside the caller's transaction: written at its commit, once per business key."""
+"""Starting an instance inside the caller's transaction.
+
+Written at its commit, once per business key.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ import sqlalchemy as sa
 from outbox_saga.envelopes import check_key
 from outbox_saga.errors import SagaStartConflict
 from outbox_saga.ids import new_id, saga_id
+from outbox_saga.instances import Entry, Instance, dump_data
 from outbox_saga.pending import Write
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.progress import initial
-from outbox_saga.instances import Entry, Instance, dump_data
 from outbox_saga.tables import Tables
 from outbox_saga.unit_of_work import UnitOfWork
 
@@ -59,7 +62,8 @@ def start_writer(tables: Tables, clock: Clock) -> Write:
     """The function that writes a transaction's starts at commit."""
 
     def write(connection: sa.Connection, things: list[Any]) -> None:
-        # in the order of their ids: two transactions that start the same two sagas do not wait in a circle
+        # in the order of their ids: two transactions that start the same two sagas do not wait in
+        # a circle
         for start in sorted(cast("list[Start]", things), key=lambda s: s.instance.id):
             _write_start(connection, tables, clock, start)
 
@@ -69,7 +73,12 @@ def start_writer(tables: Tables, clock: Clock) -> Write:
 def _write_start(connection: sa.Connection, tables: Tables, clock: Clock, start: Start) -> None:
     if sagas.insert(connection, tables, clock, start.instance, start.input_hash):
         sagas.add_history(
-            connection, tables, clock, start.instance.id, 0, [Entry("STARTED", detail=start.instance.name)]
+            connection,
+            tables,
+            clock,
+            start.instance.id,
+            0,
+            [Entry("STARTED", detail=start.instance.name)],
         )
     elif sagas.input_hash(connection, tables, start.instance.id) != start.input_hash:
         raise SagaStartConflict(

@@ -1,4 +1,7 @@
-"""The programs: relay, orchestrate, consume and run, each until SIGTERM or SIGINT; a second signal ends them at once."""
+"""The programs: relay, orchestrate, consume and run, each until SIGTERM or SIGINT.
+
+A second signal ends them at once.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,23 @@ logger = logging.getLogger("outbox_saga.programs")
 
 
 def load_service(reference: str) -> Service:
-    """The service that `module:attribute` names; raises ConfigurationError saying what was not found."""
+    """The service that `module:attribute` names.
+
+    Raises ConfigurationError saying what was not found.
+    """
     module_name, _, attribute = reference.partition(":")
     if not attribute:
-        raise ConfigurationError(f"{reference!r} names no service; write module:attribute, as in shop.orders:service")
+        raise ConfigurationError(
+            f"{reference!r} names no service; write module:attribute, as in shop.orders:service"
+        )
     sys.path.insert(0, "")  # as `python -m` does: services are started from their own folder
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
-            raise ConfigurationError(f"no module {module_name!r}; start from its folder, or install it") from error
+            raise ConfigurationError(
+                f"no module {module_name!r}; start from its folder, or install it"
+            ) from error
         raise
     service = getattr(module, attribute, None)
     if not isinstance(service, Service):
@@ -39,7 +49,10 @@ def load_service(reference: str) -> Service:
 
 
 def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Runs until the first SIGTERM or SIGINT, then lets it finish; the second one ends the process at once."""
+    """Runs until the first SIGTERM or SIGINT, then lets it finish.
+
+    The second one ends the process at once.
+    """
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -60,7 +73,9 @@ def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None
 
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
 
 
@@ -81,9 +96,15 @@ _LOG = click.option(
     help="Logs go to standard error; never a payload in them.",
 )
 _ORCHESTRATING = _options(
-    click.option("--lease", type=click.FloatRange(min=0.5), help="Seconds until another process takes over."),
-    click.option("--concurrency", type=click.IntRange(min=1), help="Saga instances at the same time."),
-    click.option("--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle."),
+    click.option(
+        "--lease", type=click.FloatRange(min=0.5), help="Seconds until another process takes over."
+    ),
+    click.option(
+        "--concurrency", type=click.IntRange(min=1), help="Saga instances at the same time."
+    ),
+    click.option(
+        "--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle."
+    ),
 )
 
 
@@ -93,11 +114,17 @@ def _given(**options: Any) -> dict[str, Any]:
 
 @click.command()
 @click.argument("service", required=False)
-@click.option("--database-url", envvar="OUTBOX_SAGA_DATABASE_URL", help="Whose outbox, without a SERVICE.")
+@click.option(
+    "--database-url", envvar="OUTBOX_SAGA_DATABASE_URL", help="Whose outbox, without a SERVICE."
+)
 @click.option("--broker", envvar="OUTBOX_SAGA_BROKER", help="Broker URL, without a SERVICE.")
 @click.option("--schema", envvar="OUTBOX_SAGA_SCHEMA", help="Schema of our tables.")
-@click.option("--lease", type=click.FloatRange(min=0.5), help="Seconds until another relay takes over.")
-@click.option("--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle.")
+@click.option(
+    "--lease", type=click.FloatRange(min=0.5), help="Seconds until another relay takes over."
+)
+@click.option(
+    "--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle."
+)
 @click.option("--page-rows", type=click.IntRange(min=1), help="Rows read at once.")
 @_LOG
 def relay(
@@ -110,7 +137,10 @@ def relay(
     page_rows: int | None,
     log_level: str,
 ) -> None:
-    """Publish what transactions committed: of SERVICE (module:attribute), or of --database-url to --broker."""
+    """Publish what transactions committed.
+
+    Of SERVICE (module:attribute), or of --database-url to --broker.
+    """
     from outbox_saga.brokers import open_publisher
     from outbox_saga_relay.relay import Relay
 
@@ -123,9 +153,13 @@ def relay(
         until_signalled(lambda stop: loaded.relay(stop, **options))
         return
     if database_url is None or broker is None:
-        raise click.UsageError("give SERVICE (module:attribute), or both --database-url and --broker")
+        raise click.UsageError(
+            "give SERVICE (module:attribute), or both --database-url and --broker"
+        )
     if broker == "local":
-        raise click.UsageError("the local broker hands messages to a service's handlers: give SERVICE")
+        raise click.UsageError(
+            "the local broker hands messages to a service's handlers: give SERVICE"
+        )
     publisher = open_publisher(broker)
     database = Database(database_url, schema=schema)
     until_signalled(Relay(database, publisher, **options).run)

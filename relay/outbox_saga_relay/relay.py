@@ -1,7 +1,10 @@
-"""The relay: reads what transactions committed, publishes it outside any transaction, removes it after the ack.
+"""The relay.
 
-A row is removed only after its own ack; the next message of a key is sent only after the one before was acknowledged. So
-two relays may overlap for a moment: they publish duplicates with the same id, and first deliveries stay in order.
+Reads what transactions committed, publishes it outside any transaction, removes it after the ack.
+
+A row is removed only after its own ack; the next message of a key is sent only after the one
+before was acknowledged. So two relays may overlap for a moment: they publish duplicates with the
+same id, and first deliveries stay in order.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from outbox_saga_relay.store import Store
 
 logger = logging.getLogger("outbox_saga.relay")
 
+MESSAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
+OUTAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0)
 FIRST_PAGE = 100  # rows, before the size of the bodies is known
 
 
@@ -42,7 +47,8 @@ class Relay:
         page_bytes: Bytes of bodies read at once, about.
         lease: Seconds after which another relay takes over from one that stopped renewing.
         poll: Seconds between two looks when nothing is pending.
-        retry: Backoff of a message the broker did not take; attempts are not limited, only a broker's definite no ends them.
+        retry: Backoff of a message the broker did not take; attempts are not limited, only a
+            broker's definite no ends them.
         outage: Backoff while the broker takes nothing at all; no attempt is counted then.
     """
 
@@ -55,8 +61,8 @@ class Relay:
         page_bytes: int = 16 * 1024 * 1024,
         lease: float = 10.0,
         poll: float = 0.25,
-        retry: Retry = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0),
-        outage: Retry = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0),
+        retry: Retry = MESSAGE_RETRY,
+        outage: Retry = OUTAGE_RETRY,
     ) -> None:
         self.publisher = publisher
         self.store = Store(database, lease=lease)
@@ -72,7 +78,10 @@ class Relay:
         self._published = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Publishes until `stop` is set; then finishes what is in flight and gives the lease back."""
+        """Publishes until `stop` is set.
+
+        Then finishes what is in flight and gives the lease back.
+        """
         stopped = asyncio.create_task(stop.wait())
         renewing: asyncio.Task[None] | None = None
         pause = self.poll / 16
@@ -110,8 +119,8 @@ class Relay:
         """Publishes one page; returns how many messages were acknowledged.
 
         Raises:
-            LeaseLost: Another relay took over; what was acknowledged may be published again, under the same ids.
-            BrokerUnavailable: The broker takes nothing now.
+            LeaseLost: Another relay took over; what was acknowledged may be published again, under
+            the same ids. BrokerUnavailable: The broker takes nothing now.
         """
         if not self.store.epochs and not await self._begin():
             return 0
@@ -150,12 +159,16 @@ class Relay:
                 if self.store.epochs and not await self.store.renew_lease():
                     logger.warning("another relay took partitions over; taking stock")
                     self.store.epochs = {}
-            except Exception as error:
-                # the next renewal is a third of a lease away; an overlap costs duplicates, never order
+            except Exception as error:  # noqa: BLE001  # logged, and tried again
+                # the next renewal is a third of a lease away; an overlap costs duplicates, never
+                # order
                 logger.warning("the lease was not renewed (%s)", _brief(error))
 
     async def _start_over(self, renewing: asyncio.Task[None] | None) -> None:
-        """Nothing that was read or acknowledged survives: it is read again, and published again under the same ids."""
+        """Nothing that was read or acknowledged survives.
+
+        It is read again, and published again under the same ids.
+        """
         self._acknowledged = []
         self.store.epochs = {}
         if renewing is not None:
@@ -171,13 +184,13 @@ class Relay:
             if self._acknowledged:
                 await self.store.exchange(self._acknowledged, 1)
             await self.store.release_lease()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # logged
             # acknowledged rows are published again, under the same ids; the lease ends by itself
             logger.warning("the relay could not tidy up (%s)", _brief(error))
         await self.publisher.close()
         self.store.close()
 
-    # --- one wave -------------------------------------------------------------------------------------------------
+    # --- one wave --------------------------------------------------------------------------------
 
     async def _publish_wave(
         self, rows: Sequence[OutboxRow], refused_keys: set[str], failures: list[Failed]
@@ -188,12 +201,19 @@ class Relay:
             try:
                 envelopes.append(row.envelope())
                 sent.append(row)
-            except Exception as error:  # a row that cannot even be read must not stop the others
-                self._note(row, Refused(Unpublishable(str(error), code="unreadable")), refused_keys, failures)
+            except Exception as error:  # noqa: BLE001  # an unreadable row stops no other
+                self._note(
+                    row,
+                    Refused(Unpublishable(str(error), code="unreadable")),
+                    refused_keys,
+                    failures,
+                )
         if not sent:
             return
         outcomes = await self.publisher.publish(envelopes)
-        down = [o.error for o in outcomes if isinstance(o, Refused) and isinstance(o.error, BrokerDown)]
+        down = [
+            o.error for o in outcomes if isinstance(o, Refused) and isinstance(o.error, BrokerDown)
+        ]
         for row, outcome in zip(sent, outcomes, strict=True):
             if isinstance(outcome, Accepted) or not isinstance(outcome.error, BrokerDown):
                 self._note(row, outcome, refused_keys, failures)
@@ -219,7 +239,9 @@ class Relay:
         else:
             delay = self._retry.delay(self.store.attempts(row) + 1, seed=str(row.id))
             kind = "unconfirmed" if isinstance(error, PublishUnconfirmed) else "refused"
-            logger.warning("message %s was %s (%s); again in %.1f s", row.id, kind, error.code, delay)
+            logger.warning(
+                "message %s was %s (%s); again in %.1f s", row.id, kind, error.code, delay
+            )
         failures.append(Failed(row, delay, error.code, str(error)))
 
     def _fit(self, page: Sequence[OutboxRow]) -> None:

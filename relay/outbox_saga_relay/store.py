@@ -1,7 +1,10 @@
-"""The relay's side of the database: leases, pages, deletions and failures, on one thread of its own.
+"""The relay's side of the database.
 
-A separate thread, because the publisher's event loop must not wait for the database, and one, because a relay needs one
-connection. Whatever fails leaves nothing behind in memory: state decides, and it is in the tables.
+Leases, pages, deletions and failures, on one thread of its own.
+
+A separate thread, because the publisher's event loop must not wait for the database, and one,
+because a relay needs one connection. Whatever fails leaves nothing behind in memory: state
+decides, and it is in the tables.
 """
 
 from __future__ import annotations
@@ -56,12 +59,12 @@ class Store:
     def _look(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        with self._database.engine.connect() as connection:
-            connection = connection.execution_options(**{READ_ONLY: True})
+        with self._database.engine.connect() as fresh:
+            connection = fresh.execution_options(**{READ_ONLY: True})
             with connection.begin():
                 return verb(connection, *args, **kwargs)
 
-    # --- the lease ------------------------------------------------------------------------------------------------
+    # --- the lease -------------------------------------------------------------------------------
 
     async def take_lease(self) -> bool:
         """True when this relay owns partitions now; what it knew before is forgotten."""
@@ -89,7 +92,7 @@ class Store:
         self.epochs = {}
         await self._in_thread(self._write, verbs.release_lease, self._tables, self.owner)
 
-    # --- pages ----------------------------------------------------------------------------------------------------
+    # --- pages -----------------------------------------------------------------------------------
 
     async def exchange(self, acknowledged: Sequence[OutboxRow], limit: int) -> list[OutboxRow]:
         """Removes what was acknowledged and reads the next page, in one transaction."""
@@ -116,7 +119,7 @@ class Store:
             self._blocked.pop(_blocked_key(row), None)
         return page
 
-    # --- failures -------------------------------------------------------------------------------------------------
+    # --- failures --------------------------------------------------------------------------------
 
     def attempts(self, row: OutboxRow) -> int:
         """Failed attempts of this row so far."""
@@ -142,7 +145,9 @@ class Store:
                     verbs.bury(connection, self._tables, self._clock, failed, attempts)
                 if not dead or failed.row.key is not None:
                     # the key of a dead letter is parked: later ones would overtake it
-                    verbs.block(connection, self._tables, self._clock, failed, attempts, parked=dead)
+                    verbs.block(
+                        connection, self._tables, self._clock, failed, attempts, parked=dead
+                    )
         for failed in failures:
             if failed.delay is not None or failed.row.key is not None:
                 self._blocked[_blocked_key(failed.row)] = self.attempts(failed.row) + 1
