@@ -45,6 +45,7 @@ class Publisher(Protocol):
 
         Raises BrokerUnavailable when the broker cannot be reached within the timeout.
         """
+        ...
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """One outcome per envelope, in their order, within the publisher's own timeout.
@@ -53,9 +54,11 @@ class Publisher(Protocol):
         free. Nothing is raised for what happened to a message; a cancelled call leaves outcomes
         unknown, which the caller treats as ambiguous.
         """
+        ...
 
     async def close(self) -> None:
         """Disconnects; safe to call twice."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +82,24 @@ class Delivery(Protocol):
     @property
     def envelope(self) -> Envelope:
         """The message; raises MessageRefused when the bytes cannot be read as one."""
+        ...
 
     @property
     def attempt(self) -> int:
         """Which delivery of this message it is, from 1, as far as the broker counts."""
+        ...
 
     async def acknowledge(self) -> None:
         """It was handled: never deliver it again."""
+        ...
 
     async def retry(self, delay: float) -> None:
         """It was not handled: deliver it again in about `delay` seconds."""
+        ...
 
     async def reject(self, reason: str) -> None:
         """It can never be handled: stop delivering it."""
+        ...
 
 
 Handle: TypeAlias = Callable[[Delivery], Awaitable[None]]
@@ -102,6 +110,7 @@ class Subscriber(Protocol):
 
     async def open(self) -> None:
         """Connects and declares what the subscription needs."""
+        ...
 
     async def run(self, handle: Handle, stop: Callable[[], Awaitable[object]]) -> None:
         """Hands deliveries to `handle` until `stop()` returns.
@@ -110,6 +119,8 @@ class Subscriber(Protocol):
 
         `handle` acknowledges, retries or rejects by itself; a delivery it did none of comes again.
         """
+        ...
 
     async def close(self) -> None:
         """Disconnects; safe to call twice."""
+        ...
