@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import nats.errors
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # A silent connection is given up after three of these: a machine that vanished sends no FIN.
 _PING_INTERVAL = 5
+# Seconds in which the answers to what was not refused still come.
+_AFTER_DENIAL = 1.0
 
 
 class ApiRefused(BrokerUnavailable):
@@ -71,7 +74,7 @@ class Connection:
         self._takes: dict[str, Take] = {}
         self._subscriptions: list[Subscription] = []
         self.on_lost: set[Callable[[], None]] = set()  # called once, when the connection is lost
-        self.on_denial: set[Callable[[], None]] = set()  # called at every permission violation
+        self._on_denial: set[Callable[[], None]] = set()  # called at every permission violation
 
     async def connect(self, name: str) -> None:
         """Tries each server twice at most; raises what nats-py raises."""
@@ -100,6 +103,13 @@ class Connection:
         )
         self._inbox = self.client.new_inbox()
         await self.subscribe(f"{self._inbox}.*", self._reply)
+        await self.client.flush()
+        if self.denials:
+            # Nothing would ever be confirmed, and everything stored again and again.
+            raise BrokerUnavailable(
+                "this NATS user may not subscribe to _INBOX.>, where answers come; permit it",
+                code="not_permitted",
+            )
 
     async def subscribe(
         self, subject: str, callback: Callable[[Msg], Awaitable[None]]
@@ -150,16 +160,20 @@ class Connection:
         """What the JetStream API answers within the timeout; raises a BrokerUnavailable."""
         came: asyncio.Future[Msg | None] = asyncio.get_running_loop().create_future()
         reply = self.expect(lambda message: None if came.done() else came.set_result(message))
+        denials, timeout = self.denials, self.settings.timeout
+        request = json.dumps(body).encode() if body else b""
         try:
-            await self.send(
-                f"$JS.API.{call}", json.dumps(body).encode() if body else b"", reply=reply
-            )
-            async with asyncio.timeout(self.settings.timeout):
+            await self.send(f"$JS.API.{call}", request, reply=reply)
+            async with self.deadline(asyncio.get_running_loop().time() + timeout):
                 message = await came
         except TimeoutError:
+            if self.denials > denials:
+                raise BrokerUnavailable(
+                    f"this NATS user may not publish to $JS.API.{call}; permit it",
+                    code="not_permitted",
+                ) from None
             raise BrokerUnavailable(
-                f"JetStream did not answer {call} within {self.settings.timeout:g} s",
-                code="timeout",
+                f"JetStream did not answer {call} within {timeout:g} s", code="timeout"
             ) from None
         finally:
             self.forget(reply)
@@ -173,6 +187,24 @@ class Connection:
         if "error" in answer:
             raise ApiRefused(call, int(answer["error"].get("err_code", answer["error"]["code"])))
         return answer
+
+    @asynccontextmanager
+    async def deadline(self, when: float) -> AsyncIterator[None]:
+        """TimeoutError at `when`, or soon after a permission violation.
+
+        What was refused is never answered, and NATS does not say which of the requests it was.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout_at(when) as limit:
+
+            def hurry() -> None:
+                limit.reschedule(min(when, loop.time() + _AFTER_DENIAL))
+
+            self._on_denial.add(hurry)
+            try:
+                yield
+            finally:
+                self._on_denial.discard(hurry)
 
     async def flush(self) -> None:
         """Everything handed over so far has reached the server, or the timeout has passed."""
@@ -223,7 +255,7 @@ class Connection:
         if type(error) is nats.errors.Error and self.client.is_connected:
             self.denials += 1
             logger.warning("NATS refused a request of ours: %s", error)
-            for told in tuple(self.on_denial):
+            for told in tuple(self._on_denial):
                 told()
         else:
             logger.debug("NATS connection: %s", type(error).__name__)
@@ -252,10 +284,6 @@ class Link:
                 connection = self._connection = await self._connect()
             return connection
 
-    def drop(self, connection: Connection) -> None:
-        """Gives this connection up, at once; the next use makes a new one."""
-        connection.mark_lost()
-
     async def close(self) -> None:
         """Ends the connection; safe to call twice."""
         async with self._making:
@@ -271,7 +299,7 @@ class Link:
         try:
             async with asyncio.timeout(self._settings.timeout):
                 await connection.connect(self._name)
-        except (nats.errors.Error, OSError, TimeoutError, BrokerUnavailable) as error:
+        except (nats.errors.Error, OSError, TimeoutError) as error:
             connection.mark_lost()
             # What the last server said tells more than "no servers"; neither carries credentials.
             why = connection.last_problem or error

@@ -47,8 +47,6 @@ _PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
 
 # Every so many messages others get their turn: nats-py writes to the socket in a task of its own.
 _BREATH = 50
-# After a permission violation only what is on its way is still waited for.
-_HURRY = 1.0
 
 
 class NatsPublisher:
@@ -86,22 +84,21 @@ class NatsPublisher:
         except BrokerUnavailable as error:
             return [Refused(error)] * len(envelopes)
         batch = _Batch(self._settings, len(envelopes))
-        connection.on_denial.add(batch.hurry)
+        denials = connection.denials
         try:
-            async with asyncio.timeout_at(deadline) as batch.limit:
+            async with connection.deadline(deadline):
                 await batch.send(connection, envelopes)
                 await batch.settled.wait()
         except TimeoutError:
-            if batch.answers == 0 and batch.replies:
+            if batch.answers == 0 and batch.replies and connection.denials == denials:
                 # Not one answer: the connection may lead nowhere, and only a new one can tell.
-                self._link.drop(connection)
+                connection.mark_lost()
         finally:
-            connection.on_denial.discard(batch.hurry)
             for reply in batch.replies:
                 connection.forget(reply)
         if batch.no_stream:
             self._prepared = None
-        return batch.outcomes()
+        return batch.outcomes(denied=connection.denials > denials)
 
     async def close(self) -> None:
         """Disconnects; safe to call twice."""
@@ -110,17 +107,15 @@ class NatsPublisher:
     async def _prepare(self, connection: Connection) -> None:
         if self._prepared is connection or (self._looked_at and not self._settings.create):
             return
-        denials = connection.denials
         try:
             config = await find_stream(connection)
         except BrokerUnavailable as error:
             if error.code == "no_stream":
                 self._looked_at = True
                 raise
-            if error.code != "timeout" or connection.denials == denials:
+            if error.code != "not_permitted":
                 raise
-            # A user that may publish and nothing else is good practice, so this is no reason to
-            # stop.
+            # A user that may publish and nothing else is good practice: no reason to stop.
             logger.warning(
                 "this NATS user may not look at stream %s; its settings are unchecked",
                 self._settings.stream,
@@ -137,7 +132,6 @@ class _Batch:
 
     def __init__(self, settings: NatsSettings, size: int) -> None:
         self.settled = asyncio.Event()
-        self.limit: asyncio.Timeout | None = None
         self.replies: list[str] = []
         self.answers = 0
         self.no_stream = False
@@ -145,7 +139,6 @@ class _Batch:
         self._outcomes: list[Outcome | None] = [None] * size
         self._open = size
         self._sent = 0
-        self._denied = False
         if size == 0:
             self.settled.set()
 
@@ -160,17 +153,10 @@ class _Batch:
                 self._settle(index, Refused(error))
             self._sent = index + 1
 
-    def hurry(self) -> None:
-        """A permission violation came; those it means, it does not say which, get no answer."""
-        self._denied = True
-        when = asyncio.get_running_loop().time() + _HURRY
-        if self.limit is not None and (end := self.limit.when()) is not None and end > when:
-            self.limit.reschedule(when)
-
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self, *, denied: bool) -> list[Outcome]:
         """One per envelope; what is not settled by now is ambiguous."""
         return [
-            outcome if outcome is not None else self._unsettled(index)
+            outcome if outcome is not None else self._unsettled(index, denied=denied)
             for index, outcome in enumerate(self._outcomes)
         ]
 
@@ -217,19 +203,18 @@ class _Batch:
             if self._open == 0:
                 self.settled.set()
 
-    def _unsettled(self, index: int) -> Refused:
+    def _unsettled(self, index: int, *, denied: bool) -> Refused:
         if index >= self._sent:
             return Refused(
                 BrokerUnavailable(
                     "the connection to NATS was too slow to send it in time", code="timeout"
                 )
             )
-        if self._denied:
+        if denied:
             return Refused(
                 BrokerUnavailable(
-                    f"this NATS user may not publish to {self._settings.prefix}.>, or not receive "
-                    "the answer; give it "
-                    "both permissions",
+                    f"this NATS user may not publish to {self._settings.prefix}.>, or not to all of "
+                    "it; permit it",
                     code="not_permitted",
                 )
             )
