@@ -213,8 +213,7 @@ class _Batch:
         if denied:
             return Refused(
                 BrokerUnavailable(
-                    f"this NATS user may not publish to {self._settings.prefix}.>, or not to all of "
-                    "it; permit it",
+                    f"this NATS user may not publish to all of {self._settings.prefix}.>",
                     code="not_permitted",
                 )
             )
