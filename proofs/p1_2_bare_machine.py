@@ -1,4 +1,4 @@
-"""Proof 1.2: `./dev demo` and `./dev test` on a Debian that has Python, pip, certificates, no more.
+"""Proof 1.2: `./dev demo` and `./dev test` on a Debian with Python, pip and certificates only.
 
 The machine is a folder made by debootstrap, entered by chroot in mount and process namespaces of
 its own: when the command ends, so has every process and mount of it, whatever went wrong. Needs
@@ -123,7 +123,7 @@ class Machine:
                 target = home / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(CHECKOUT / name, target)
-            self.run(f"chown -R {user}:{user} {self.home(user)}", check=True)
+            self.run(f"chown -R {user}:{user} /srv/{user}", check=True)
 
     @staticmethod
     def home(user: int) -> str:
@@ -190,7 +190,7 @@ def pip_settings() -> str:
     lines = ["[global]"]
     for setting in PIP_SETTINGS:
         asked = subprocess.run(
-            [sys.executable, "-m", "pip", "config", "get", setting],
+            [f"{sys.base_prefix}/bin/python3", "-m", "pip", "config", "get", setting],
             capture_output=True,
             text=True,
             check=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -211,7 +212,7 @@ import json, sys
 from outbox_saga.testing.servers import SERVERS, choose, keeper
 kind = next(kind for kind in SERVERS if kind.name == sys.argv[1])
 server = choose(kind, services="wheel").start()
-print(json.dumps([str(server.place.directory), keeper.descendants()]), flush=True)
+print(json.dumps([str(server.place.directory), list(keeper.descendants())]), flush=True)
 sys.stdin.read()
 """
 
@@ -220,7 +221,10 @@ class Ends:
     """Waits for processes that are not our children."""
 
     def __init__(self, pids: list[int]) -> None:
-        self.waiting = {os.pidfd_open(pid): pid for pid in pids}
+        self.waiting: dict[int, int] = {}
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # PostgreSQL's come and go
+                self.waiting[os.pidfd_open(pid)] = pid
 
     def all(self, seconds: float) -> bool:
         """Have all of them ended within that time?"""

@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,31 +41,37 @@ def prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def parents() -> dict[int, int]:
-    """The parent of every process that has not ended yet."""
-    found = {}
+def processes() -> Iterator[tuple[int, int, str]]:
+    """Process, parent and state ("T" = stopped) of everything that has not ended yet."""
     if not LINUX:
         listing = subprocess.run(
-            ["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True
+            ["ps", "-axo", "pid=,ppid=,state="], capture_output=True, text=True, check=True
         )
-        return {int(pid): int(ppid) for pid, ppid in map(str.split, listing.stdout.splitlines())}
+        for line in listing.stdout.splitlines():
+            pid, ppid, state = line.split()
+            yield int(pid), int(ppid), state[0]
+        return
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it ended while we looked
                 # "pid (name) state ppid ...", where the name may hold spaces and brackets
                 state, ppid = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
                 if state != "Z":
-                    found[int(entry.name)] = int(ppid)
-    return found
+                    yield int(entry.name), int(ppid), state
 
 
-def descendants() -> list[int]:
-    """Every living process below this one, parents first."""
-    of = parents()
-    family = [os.getpid()]
-    for pid in family:  # grows while it is read
-        family += [child for child, parent in of.items() if parent == pid]
-    return family[1:]
+def descendants() -> dict[int, str]:
+    """Every living process below this one with its state, parents first."""
+    seen = list(processes())
+    family = {os.getpid(): ""}
+    queue = [os.getpid()]
+    for above in queue:  # grows while it is read
+        for pid, parent, state in seen:
+            if parent == above:
+                family[pid] = state
+                queue.append(pid)
+    del family[os.getpid()]
+    return family
 
 
 def send(number: int) -> None:
@@ -72,6 +79,13 @@ def send(number: int) -> None:
     for pid in descendants():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def stop_all() -> None:
+    """Return when all of the server's processes stand still; a signal alone only asks for it."""
+    while set(descendants().values()) != {"T"}:
+        send(signal.SIGSTOP)
+        time.sleep(0.001)
 
 
 def reap() -> bool:
@@ -146,8 +160,10 @@ def keep(order: dict[str, Any]) -> None:
         elif command == "kill":
             send(signal.SIGKILL)
             wait_for_all(0)
-        elif command in ("pause", "resume"):
-            send(signal.SIGSTOP if command == "pause" else signal.SIGCONT)
+        elif command == "pause":
+            stop_all()
+        elif command == "resume":
+            send(signal.SIGCONT)
         if command:
             tell("done")
         if command in ("stop", "kill"):

@@ -11,11 +11,11 @@ from typing import Literal
 Source = Literal["url", "path", "wheel", "docker"]
 
 
-class ServerUnavailable(LookupError):  # noqa: N818 - an answer more than an error
+class ServerUnavailable(LookupError):
     """This machine cannot offer the server; the message says why and what would help."""
 
 
-class ServerFailed(RuntimeError):  # noqa: N818 - named as its sibling is
+class ServerFailed(RuntimeError):
     """The server was there but did not start or did not answer; the message ends with its log."""
 
 

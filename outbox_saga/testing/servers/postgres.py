@@ -21,7 +21,12 @@ from outbox_saga.testing.servers.process import LocalProcess
 
 # Logical decoding needs wal_level=logical from the start; 200 connections are plenty for every
 # test's pools; a timeline of what happened is worth more than a short log.
-_SETTINGS = ("wal_level=logical", "max_connections=200", "log_line_prefix=%m [%p] ")
+_SETTINGS = (
+    "wal_level=logical",
+    "max_connections=200",
+    "max_prepared_transactions=20",
+    "log_line_prefix=%m [%p] ",
+)
 # Lost when the machine loses power, kept when processes are killed. Not synchronous_commit=off:
 # that would lose acknowledged commits in a kill.
 _FAST = ("fsync=off", "full_page_writes=off")
