@@ -1,0 +1,1 @@
+"""The programs: relay, orchestrator and consumers, and the command line that starts them."""
