@@ -37,13 +37,18 @@ def family(connection: sa.Connection | sa.Engine) -> Family:
 def insert_or_ignore(connection: sa.Connection, table: sa.Table) -> Any:
     """An INSERT whose row count is 0 when the primary key is already there."""
     kind = family(connection)
+    statement: Any
     if kind == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    if kind == "mysql":
+        statement = postgresql.insert(table).on_conflict_do_nothing()
+    elif kind == "mysql":
         # ON DUPLICATE KEY UPDATE counts a matched row as 1 under the FOUND_ROWS flag that
         # SQLAlchemy sets
-        return mysql.insert(table).prefix_with("IGNORE")
-    return sqlite.insert(table).on_conflict_do_nothing()
+        statement = mysql.insert(table).prefix_with("IGNORE")
+    else:
+        statement = sqlite.insert(table).on_conflict_do_nothing()
+    # of an INSERT SQLAlchemy closes the cursor before anybody can ask: psycopg then says -1, which
+    # would make every repeat look new
+    return statement.execution_options(preserve_rowcount=True)
 
 
 def skip_locked(connection: sa.Connection, statement: Any) -> Any:
