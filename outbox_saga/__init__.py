@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from outbox_saga.database import Database
     from outbox_saga.envelopes import Envelope
-    from outbox_saga.errors import OutboxSagaError
+    from outbox_saga.errors import NotDone, OutboxSagaError
     from outbox_saga.inbox import HandlerContext, SyncHandlerContext
     from outbox_saga.messages import Command, Event, Reply
     from outbox_saga.results import Failure, Result, Success, is_failure, is_success
@@ -34,6 +34,7 @@ _HOMES = {
     "Event": "messages",
     "Failure": "results",
     "HandlerContext": "inbox",
+    "NotDone": "errors",
     "OutboxSagaError": "errors",
     "Reply": "messages",
     "Result": "results",
@@ -60,6 +61,7 @@ __all__ = [
     "Event",
     "Failure",
     "HandlerContext",
+    "NotDone",
     "OutboxSagaError",
     "Reply",
     "Result",

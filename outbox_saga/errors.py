@@ -13,7 +13,7 @@ library
 ├── DefinitionError (ValueError)      a saga that breaks a rule; the rule is named
 ├── SagaStartConflict                 the same business key with other data
 ├── SagaUnknown                       no such saga, version or shape is registered here
-├── OutcomeUnknown                    an outside effect that may or may not have happened
+├── NotDone                           raised by an external step: certainly not done, try again
 ├── LeaseLost                         somebody else owns the work now
 └── BrokerError                       what a broker did with a message
     ├── Unpublishable                 it will never take this message (permanent)
@@ -86,8 +86,11 @@ class SagaUnknown(OutboxSagaError):
     """No saga of this name, version and shape is registered in this process."""
 
 
-class OutcomeUnknown(OutboxSagaError):
-    """An outside effect may or may not have happened; it is repeated under the same key."""
+class NotDone(OutboxSagaError):
+    """Raise it in an external step when the request certainly never left: no outcome is unknown.
+
+    Any other exception means that the other side may have acted.
+    """
 
 
 class LeaseLost(OutboxSagaError):

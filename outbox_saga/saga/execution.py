@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import LeaseLost, MessageRefused
+from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
 from outbox_saga.ids import idempotency_key
 from outbox_saga.instances import Direction, Instance
 from outbox_saga.lent_session import LentSession
@@ -304,6 +304,10 @@ class Execution:
             told = f"no answer within {step.timeout} s" if not str(error) else _told(error)
             return Errored(
                 todo.step, todo.direction, todo.attempt, told, unknown=True, started_at=started
+            ), []
+        except NotDone as error:
+            return Errored(
+                todo.step, todo.direction, todo.attempt, _told(error), started_at=started
             ), []
         except Exception as error:  # noqa: BLE001  # users' code
             # whatever it was: the request may have arrived

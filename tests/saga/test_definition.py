@@ -1,0 +1,168 @@
+"""The rules a definition keeps, each with a message that names the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from outbox_saga import Retry, Saga, hours, minutes, nothing_to_undo
+from outbox_saga.errors import DefinitionError, MessageRefused
+
+
+class Data(BaseModel):
+    order_id: int
+    total: float = 0.0
+    note: str | None = None
+
+
+async def act(step: Any) -> None: ...
+
+
+def saga() -> Saga[Data]:
+    return Saga("fulfil", data=Data)
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "a saga without a name": (lambda: Saga("", data=Data), "not a saga name"),
+    "a name that cannot stand in a key": (lambda: Saga("a b", data=Data), "not a saga name"),
+    "data that is no model": (lambda: Saga("x", data=dict), "pydantic model"),  # type: ignore[type-var]
+    "version zero": (lambda: Saga("x", data=Data, version=0), "count from 1"),
+    "no steps": (lambda: saga().check(), "no steps"),
+    "two steps of one name": (
+        lambda: saga().step("a", act, compensation=act).step("a", act, compensation=act),
+        "two steps of one name",
+    ),
+    "a step before the pivot without compensation": (
+        lambda: saga().step("a", act).check(),
+        "compensation=nothing_to_undo",
+    ),
+    "an external step that can never be settled": (
+        lambda: saga().step("a", act, compensation=act, external=True),
+        "idempotent=True",
+    ),
+    "a local step that claims to be idempotent": (
+        lambda: saga().step("a", act, compensation=act, idempotent=True),
+        "for external steps",
+    ),
+    "after= an unknown step": (
+        lambda: saga().step("a", act, compensation=act, after="b"),
+        "names no earlier step",
+    ),
+    "a timeout that never ends": (
+        lambda: saga().step("a", act, compensation=act, timeout=float("inf")),
+        "finite",
+    ),
+    "an action that is no function": (
+        lambda: saga().step("a", "act", compensation=act),  # type: ignore[arg-type]
+        "must be a function",
+    ),
+    "two pivots": (
+        lambda: (
+            saga().step("a", act, compensation=act, pivot=True).step("b", act, pivot=True).check()
+        ),
+        "one point of no return",
+    ),
+    "a single attempt beyond the pivot": (
+        lambda: (
+            saga()
+            .step("a", act, compensation=act, pivot=True)
+            .step("b", act, retry=Retry(max_attempts=1))
+            .check()
+        ),
+        "only go forward",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_definition_that_breaks_a_rule_is_refused_and_told_the_rule(what: str) -> None:
+    build, told = REFUSED[what]
+    with pytest.raises(DefinitionError, match=told):
+        build()
+
+
+def test_steps_follow_each_other_unless_after_says_otherwise() -> None:
+    definition = (
+        saga()
+        .step("a", act, compensation=act)
+        .step("b", act, compensation=act)
+        .step("c", act, compensation=act, after="a")
+        .step("d", act, compensation=act, after=("b", "c"))
+        .step("e", act, compensation=act, after=())
+    )
+
+    assert {name: step.after for name, step in definition.steps.items()} == {
+        "a": (),
+        "b": ("a",),
+        "c": ("a",),
+        "d": ("b", "c"),
+        "e": (),
+    }
+    assert definition.before("d") == {"a", "b", "c"}
+
+
+def test_a_step_parallel_to_the_pivot_is_beyond_it_and_retried_for_long() -> None:
+    definition = (
+        saga()
+        .step("reserve", act, compensation=act)
+        .step("charge", act, compensation=act, pivot=True)
+        .step("notify", act, after="reserve")
+        .step("ship", act, after="charge")
+        .check()
+    )
+
+    assert [definition.beyond_pivot(name) for name in definition.steps] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert definition.steps["ship"].retry.max_attempts == 50
+
+
+def test_the_shape_is_what_running_instances_depend_on_and_nothing_else() -> None:
+    def build(**changes: Any) -> str:
+        options: dict[str, Any] = {"compensation": act, **changes}
+        return saga().step("a", act, **options).shape
+
+    async def other_code(step: Any) -> None: ...
+
+    assert build() == build(timeout=5) == build(retry=Retry(max_attempts=9))
+    assert build() == build(compensation=other_code)
+    assert (
+        len({build(), build(compensation=nothing_to_undo), build(external=True, idempotent=True)})
+        == 3
+    )
+    assert build() != saga().step("b", act, compensation=act).shape
+
+
+def test_a_definition_in_use_takes_no_further_steps() -> None:
+    definition = saga().step("a", act, compensation=act).check()
+
+    with pytest.raises(DefinitionError, match="in use already"):
+        definition.step("b", act, compensation=act)
+
+
+def test_what_a_step_returns_is_merged_and_validated_with_the_path_of_what_does_not_fit() -> None:
+    definition = saga()
+    data = definition.dump(Data(order_id=1))
+
+    assert definition.merge(data, {"total": 2.5}) == {"order_id": 1, "total": 2.5, "note": None}
+    assert definition.merge(data, None) == data
+    with pytest.raises(MessageRefused, match=r"\$\.reservation: Data has no such field"):
+        definition.merge(data, {"reservation": 1})
+    with pytest.raises(MessageRefused, match=r"\$\.total: "):
+        definition.merge(data, {"total": "much"})
+    with pytest.raises(MessageRefused, match=r"\$\.total: nan is not JSON"):
+        definition.merge(data, {"total": float("nan")})
+    with pytest.raises(MessageRefused, match=r"\$\.note: contains NUL"):
+        definition.merge(data, {"note": "a\x00b"})
+    with pytest.raises(MessageRefused, match="return a mapping"):
+        definition.merge(data, 3)
+
+
+def test_minutes_and_hours_are_seconds() -> None:
+    assert (minutes(2), hours(2)) == (120.0, 7200.0)

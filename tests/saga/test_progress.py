@@ -1,0 +1,371 @@
+"""`decide` in random worlds; a ledger of effects that knows nothing of it says what may be."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from outbox_saga import Retry, Saga, nothing_to_undo
+from outbox_saga.instances import ENDED, SagaState, dump_progress, load_progress
+from outbox_saga.saga.progress import (
+    Call,
+    Done,
+    Errored,
+    Flight,
+    Happened,
+    NotFound,
+    Query,
+    Refused,
+    Resumed,
+    Run,
+    Surroundings,
+    ToDo,
+    decide,
+    initial,
+)
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+LEASE = 30.0
+
+
+class Data(BaseModel):
+    n: int = 0
+
+
+async def act(step: Any) -> None: ...
+
+
+@st.composite
+def definitions(draw: st.DrawFn) -> Saga[Data]:
+    """Graphs of one to six steps of every kind, sometimes with a pivot."""
+    saga = Saga("random", data=Data)
+    count = draw(st.integers(1, 6))
+    names = [f"s{i}" for i in range(count)]
+    pivot = draw(st.one_of(st.none(), st.none(), st.sampled_from(names)))
+    for index, name in enumerate(names):
+        after = draw(
+            st.one_of(
+                st.none(), st.sets(st.sampled_from(names[:index])) if index else st.just(set())
+            )
+        )
+        kind = draw(st.sampled_from(["local", "idempotent", "query"]))
+        saga.step(
+            name,
+            act,
+            compensation=draw(st.sampled_from([act, act, nothing_to_undo])),
+            external=kind != "local",
+            idempotent=kind == "idempotent",
+            query=act if kind == "query" else None,
+            after=None if after is None else sorted(after),
+            pivot=name == pivot,
+            retry=Retry(max_attempts=draw(st.integers(2, 3))),
+            compensation_retry=Retry(max_attempts=draw(st.integers(1, 3))),
+            timeout=5,
+        )
+    return saga.check()
+
+
+@dataclass
+class World:
+    """What really happened outside: the other sides' ledgers and the local effects."""
+
+    definition: Saga[Data]
+    done: dict[str, int] = field(default_factory=dict)
+    undone: dict[str, int] = field(default_factory=dict)
+    order: list[tuple[str, str]] = field(default_factory=list)
+
+    def do(self, name: str) -> None:
+        assert all(
+            self.done.get(d) and not self.undone.get(d) for d in self.definition.steps[name].after
+        ), f"{name} ran before what it waits for was done"
+        # idempotent at the other side: the second time changes nothing
+        if not self.done.get(name):
+            self.done[name] = 1
+            self.order.append(("do", name))
+
+    def undo(self, name: str) -> None:
+        assert self.done.get(name), f"{name} was undone, but never done"
+        for other in self.definition.steps.values():
+            if name in other.after and self.done.get(other.name):
+                assert self.undone.get(other.name) or other.compensation is nothing_to_undo, (
+                    f"{name} was undone before {other.name}, which depends on it"
+                )
+        if not self.undone.get(name):
+            self.undone[name] = 1
+            self.order.append(("undo", name))
+
+
+@settings(
+    max_examples=1000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(definitions(), st.data())
+def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(
+    definition: Saga[Data], data: st.DataObject
+) -> None:
+    world = World(definition)
+    state = initial(definition, {"n": 0})
+    now = START
+    in_flight: dict[Flight, ToDo] = {}
+    trouble = data.draw(st.integers(0, 60), label="outcomes drawn before all goes well")
+    revisions = 0
+
+    def step(happened: Happened) -> None:
+        nonlocal state, revisions, due
+        flight: Flight | None = None
+        if isinstance(happened, Done | Refused | Errored):
+            flight = (happened.step, happened.direction)
+        elif isinstance(happened, NotFound):
+            flight = (happened.step, "do")
+        if flight is not None:
+            in_flight.pop(flight, None)
+        decision = decide(
+            definition, state, happened, Surroundings(now, frozenset(in_flight), LEASE, "seed")
+        )
+        # what is stored is what is read back
+        assert load_progress(dump_progress(decision.state)) == decision.state.steps
+        revisions += 1
+        state, due = decision.state, decision.due
+        for todo in decision.todo:
+            key: Flight = (todo.step, "do" if isinstance(todo, Query) else todo.direction)
+            in_flight.setdefault(key, todo)
+
+    due: dt.datetime | None = now
+    step(Resumed())
+    turns = 0
+    while state.status not in ENDED:
+        turns += 1
+        assert turns < 2000, f"it does not end: {state}"
+        if not in_flight:
+            assert due is not None, f"nothing runs and nothing is due: {state}"
+            now = max(now, due)
+            step(Resumed())
+            continue
+        todo = in_flight[data.draw(st.sampled_from(sorted(in_flight)), label="ends next")]
+        if trouble <= 0:
+            outcome = "ok"
+        else:
+            trouble -= 1
+            outcome = data.draw(
+                st.sampled_from(
+                    ["ok", "no", "error", "lost", "done but lost", "never left", "crash"]
+                )
+            )
+        note(f"{todo} -> {outcome}")
+        now += dt.timedelta(seconds=1)
+        if outcome == "crash":
+            # a call that was on its way may have arrived
+            for flight, other in list(in_flight.items()):
+                if isinstance(other, Call) and data.draw(st.booleans(), label="it had arrived"):
+                    _act(world, other)
+                del in_flight[flight]
+            now += dt.timedelta(seconds=LEASE)
+            step(Resumed())
+            continue
+        step(_outcome(world, todo, outcome))
+
+    _check_end(definition, world, state)
+
+
+def _act(world: World, todo: Run | Call) -> None:
+    if todo.direction == "do":
+        world.do(todo.step)
+    else:
+        world.undo(todo.step)
+
+
+def _outcome(world: World, todo: ToDo, outcome: str) -> Happened:
+    if isinstance(todo, Query):
+        if outcome in ("error", "lost", "done but lost", "no"):
+            return Errored(todo.step, "do", todo.attempt + 1, "query failed", unknown=True)
+        if world.done.get(todo.step):
+            return Done(todo.step, "do", todo.attempt, {})
+        return NotFound(todo.step, todo.attempt)
+    if isinstance(todo, Run):
+        if outcome == "ok":
+            _act(world, todo)
+            return Done(todo.step, todo.direction, todo.attempt, {"n": 1})
+        if outcome == "no":
+            return Refused(todo.step, todo.direction, todo.attempt, "no")
+        return Errored(todo.step, todo.direction, todo.attempt, "exception")
+    ledger = world.done if todo.direction == "do" else world.undone
+    if outcome == "ok" or (outcome == "no" and ledger.get(todo.step)):
+        # under one key the other side cannot say no to what it has said yes to
+        _act(world, todo)
+        return Done(todo.step, todo.direction, todo.attempt, {"n": 1})
+    if outcome == "no":
+        return Refused(todo.step, todo.direction, todo.attempt, "declined")
+    if outcome == "done but lost":
+        _act(world, todo)
+    unknown = outcome != "never left"
+    return Errored(todo.step, todo.direction, todo.attempt, "no answer", unknown=unknown)
+
+
+def _check_end(definition: Saga[Data], world: World, state: SagaState) -> None:
+    steps = definition.steps.values()
+    if state.status == "completed":
+        assert all(world.done.get(s.name) for s in steps)
+        assert not world.undone
+    elif state.status == "compensated":
+        for rule in steps:
+            kept = world.done.get(rule.name) and not world.undone.get(rule.name)
+            assert not kept or rule.compensation is nothing_to_undo, f"{rule.name} was kept"
+    else:
+        assert state.reason, "stuck without a reason for a person"
+        assert any(s.phase == "stuck" for s in state.steps.values())
+    for name, step in state.steps.items():
+        if step.phase == "done" and state.status != "stuck":
+            assert world.done.get(name)
+        rule = definition.steps[name]
+        assert step.attempts <= rule.retry.max_attempts + 24 + 60
+
+
+def test_progress_is_stored_without_defaults_so_that_rows_stay_small() -> None:
+    definition = Saga("small", data=Data).step("a", act, compensation=act).check()
+
+    stored = dump_progress(initial(definition, {"n": 0}))
+
+    assert json.loads(stored) == {"steps": {"a": {"phase": "waiting"}}}
+
+
+def _linear() -> Saga[Data]:
+    return (
+        Saga("linear", data=Data)
+        .step("reserve", act, compensation=act)
+        .step("charge", act, compensation=act, external=True, idempotent=True)
+        .step("book", act, compensation=act)
+        .check()
+    )
+
+
+def _around(now: dt.datetime = START, *flights: Flight) -> Surroundings:
+    return Surroundings(now, frozenset(flights), LEASE, "seed")
+
+
+def test_an_intent_is_in_the_state_before_the_call_is_asked_for() -> None:
+    definition = _linear()
+
+    decision = decide(
+        definition,
+        initial(definition, {"n": 0}),
+        Done("reserve", "do", 1, {"n": 7}),
+        _around(),
+    )
+
+    assert decision.todo == (Call("charge", "do", 1),)
+    charge = decision.state.steps["charge"]
+    assert (charge.phase, charge.attempts, charge.input) == ("calling", 1, {"n": 7})
+    assert [e.transition for e in decision.entries] == ["STEP_COMPLETED", "RUNNING"]
+
+
+def test_every_later_attempt_of_a_call_gets_the_input_of_the_first() -> None:
+    definition = _linear()
+    state = decide(
+        definition, initial(definition, {"n": 0}), Done("reserve", "do", 1, {"n": 7}), _around()
+    ).state
+    changed = SagaState(state.status, {"n": 99}, state.steps)
+
+    again = decide(definition, changed, Resumed(), _around())
+
+    assert again.todo == (Call("charge", "do", 2),)
+    assert again.state.steps["charge"].input == {"n": 7}
+
+
+def test_a_call_that_is_in_flight_here_is_not_made_twice() -> None:
+    definition = _linear()
+    state = decide(
+        definition, initial(definition, {"n": 0}), Done("reserve", "do", 1), _around()
+    ).state
+
+    assert decide(definition, state, Resumed(), _around(START, ("charge", "do"))).todo == ()
+
+
+def test_what_runs_settles_before_anything_is_undone() -> None:
+    definition = (
+        Saga("parallel", data=Data)
+        .step("reserve", act, compensation=act)
+        .step("left", act, compensation=act, after="reserve")
+        .step("right", act, compensation=act, after="reserve")
+        .check()
+    )
+    state = initial(definition, {"n": 0})
+    started = decide(definition, state, Done("reserve", "do", 1), _around())
+    assert started.todo == (Run("left", "do", 1), Run("right", "do", 1))
+
+    failed = decide(
+        definition, started.state, Refused("left", "do", 1, "no"), _around(START, ("right", "do"))
+    )
+    assert failed.todo == ()
+    settled = decide(definition, failed.state, Done("right", "do", 1), _around())
+
+    assert settled.todo == (Run("right", "undo", 1),)
+
+
+def test_an_unknown_outcome_stays_unknown_when_a_later_attempt_never_left() -> None:
+    definition = _linear()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    lost = Errored("charge", "do", 1, "no answer", unknown=True)
+    state = decide(definition, state, lost, _around()).state
+    never_left = Errored("charge", "do", 3, "connection refused")
+
+    decision = decide(definition, state, never_left, _around())
+
+    assert decision.state.status == "running"
+    assert decision.state.steps["charge"].phase == "calling"
+
+
+def test_a_late_success_is_undone_even_after_the_saga_was_compensated() -> None:
+    definition = _linear()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    state = decide(definition, state, Refused("charge", "do", 1, "declined"), _around()).state
+    ended = decide(definition, state, Done("reserve", "undo", 1), _around()).state
+    assert ended.status == "compensated"
+
+    late = decide(definition, ended, Done("charge", "do", 1, {}), _around())
+
+    assert late.state.status == "compensating"
+    assert late.todo == (Call("charge", "undo", 1),)
+
+
+def test_a_compensation_that_says_no_leaves_the_saga_stuck_with_the_reason() -> None:
+    definition = _linear()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    state = decide(definition, state, Refused("charge", "do", 1, "declined"), _around()).state
+
+    decision = decide(definition, state, Refused("reserve", "undo", 1, "gone"), _around())
+
+    assert decision.state.status == "stuck"
+    assert decision.state.reason == "reserve: gone"
+    assert [e.transition for e in decision.entries] == ["COMPENSATION_FAILED", "FAILED"]
+
+
+def test_a_query_is_not_believed_before_the_call_can_no_longer_be_on_its_way() -> None:
+    definition = (
+        Saga("asking", data=Data)
+        .step("charge", act, compensation=act, external=True, query=act, timeout=5)
+        .check()
+    )
+    decision = decide(definition, initial(definition, {"n": 0}), Resumed(), _around())
+    assert decision.todo == (Call("charge", "do", 1),)
+
+    lost = decide(
+        definition,
+        decision.state,
+        Errored("charge", "do", 1, "no answer", unknown=True),
+        _around(START + dt.timedelta(seconds=5)),
+    )
+
+    assert lost.todo == ()
+    assert lost.due == START + dt.timedelta(seconds=LEASE + 5)
+    asked = decide(definition, lost.state, Resumed(), _around(lost.due))
+    assert asked.todo == (Query("charge", 1),)
