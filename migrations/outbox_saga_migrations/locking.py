@@ -90,6 +90,10 @@ def _mysql(connection: Connection, wait: float, lock_timeout: float) -> Iterator
         connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {seconds}")
         try:
             yield
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")  # the note of a revision that was refused
+            raise
+        else:
             # Before the lock ends: whoever gets it next must see the revision we wrote.
             connection.exec_driver_sql("COMMIT")
         finally:

@@ -188,8 +188,8 @@ def _sagas(steps: Steps) -> None:
         autovacuum_vacuum_scale_factor="0.01",
         autovacuum_vacuum_threshold="1000",
     )
-    steps.create_index(PREFIX + "saga_due", PREFIX + "saga", ["due_at"])
     steps.create_index(PREFIX + "saga_correlation", PREFIX + "saga", ["correlation_id"])
+    steps.create_index(PREFIX + "saga_due", PREFIX + "saga", ["due_at"])
     steps.create_table(
         PREFIX + "saga_history",
         sa.Column("saga_id", ID, primary_key=True),
