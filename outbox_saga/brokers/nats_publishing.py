@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -43,6 +44,7 @@ _FULL: Final = {
 }
 _OTHER_STREAM: Final = 10060  # expected stream does not match
 
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
 
 # Every so many messages others get their turn: nats-py writes to the socket in a task of its own.
@@ -168,12 +170,8 @@ class _Batch:
         self.replies.append(reply)
         try:
             await connection.client.publish(subject, envelope.body, reply=reply, headers=headers)
-        except (nats.errors.BadSubjectError, nats.errors.BadHeaderError) as error:
-            connection.forget(reply)
-            raise Unpublishable(f"NATS cannot carry it: {error}", code="invalid_message") from None
-        except (
-            nats.errors.Error
-        ):  # closed, draining, or disconnected with no buffer: nothing was taken
+        except nats.errors.Error:
+            # Closed, draining, or disconnected without a buffer: nothing was taken.
             connection.forget(reply)
             raise lost() from None
         except OSError as error:
@@ -234,6 +232,8 @@ def _address(
         )  # a literal `*` would be stored as such
     except MessageRefused as error:
         raise Unpublishable(error.reason, code="invalid_subject") from None
+    if not all(map(_HEADER_NAME.fullmatch, envelope.headers)):
+        raise Unpublishable("the name of a header is no token (RFC 9110)", code="invalid_headers")
     headers = {name: _kept(value) for name, value in envelope.to_headers().items()}
     headers["Nats-Msg-Id"] = str(envelope.id)
     headers["Nats-Expected-Stream"] = settings.stream

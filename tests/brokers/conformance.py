@@ -322,6 +322,18 @@ class PublisherConformance:
         assert [type(error) for error in errors(tuple(outcomes))] == [Unpublishable]
         assert isinstance(outcomes[1], Accepted)
 
+    @pytest.mark.parametrize("name", ["", "a b", "a:b", "é", "a\r\nb"])
+    async def test_a_header_name_that_could_forge_another_is_unpublishable(
+        self, broker: BrokerUnderTest, name: str
+    ) -> None:
+        async with publishing(broker.url()) as publisher:
+            outcomes = await publisher.publish(
+                [replace(envelope(), headers={name: "x"}), envelope()]
+            )
+
+        assert [type(error) for error in errors(tuple(outcomes))] == [Unpublishable]
+        assert isinstance(outcomes[1], Accepted)
+
     @pytest.mark.parametrize("over", [-1, 0, 1])
     async def test_a_message_at_the_size_limit_never_harms_its_neighbours(
         self, broker: BrokerUnderTest, over: int
@@ -842,6 +854,23 @@ class SubscriberConformance:
 
         assert len(first.ids) == 2
         assert sorted(first.ids + second.ids) == sorted(each.id for each in batch)
+
+    async def test_stopping_under_load_leaves_no_message_behind(
+        self, broker: BrokerUnderTest
+    ) -> None:
+        """With an ack_wait longer than the test, so a message left behind is missed."""
+        inbox, url = Inbox(), broker.url(ack_wait=300)
+        batch = numbered(3000)
+        async with publishing(url) as publisher:
+            sending = asyncio.create_task(publisher.publish(batch))
+            for count in (1, 300, 900, 1500, 2100):
+                async with consuming(url, inbox, concurrency=32):
+                    await inbox.got(count)
+            await sending
+        async with consuming(url, inbox, concurrency=32):
+            await inbox.got(len(batch))
+
+        assert len(set(inbox.ids)) == len(inbox.ids) == len(batch)
 
     async def test_a_handler_that_outlives_the_grace_is_cancelled_and_its_message_goes_back(
         self, broker: BrokerUnderTest
