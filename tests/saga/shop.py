@@ -85,7 +85,8 @@ class Shop:
 
     def _hook(self, step: Any) -> Any:
         name = step.step if step.direction == "do" else f"undo {step.step}"
-        return self.hooks.get(name, lambda _: None)(step)
+        hook = self.hooks.get(name)
+        return None if hook is None else hook(step)
 
     def _saga(self, *, threads: bool) -> Saga[Order]:
         hook = self._hook
@@ -205,10 +206,8 @@ class Shop:
         table = self.service.database.tables.outbox
 
         def read(connection: sa.Connection) -> int:
-            count: int = connection.execute(
-                sa.select(sa.func.count()).select_from(table)
-            ).scalar_one()
-            return count
+            counted = connection.execute(sa.select(sa.func.count()).select_from(table))
+            return counted.scalar_one()
 
         return await self.service.database.look(read)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
@@ -58,7 +58,7 @@ def definitions(draw: st.DrawFn) -> Saga[Data]:
         saga.step(
             name,
             act,
-            compensation=draw(st.sampled_from([act, act, nothing_to_undo])),
+            compensation=draw(st.sampled_from(cast("list[Any]", [act, act, nothing_to_undo]))),
             external=kind != "local",
             idempotent=kind == "idempotent",
             query=act if kind == "query" else None,
@@ -116,6 +116,7 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(
     in_flight: dict[Flight, ToDo] = {}
     trouble = data.draw(st.integers(0, 60), label="outcomes drawn before all goes well")
     revisions = 0
+    due: dt.datetime | None = now
 
     def step(happened: Happened) -> None:
         nonlocal state, revisions, due
@@ -137,7 +138,6 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(
             key: Flight = (todo.step, "do" if isinstance(todo, Query) else todo.direction)
             in_flight.setdefault(key, todo)
 
-    due: dt.datetime | None = now
     step(Resumed())
     turns = 0
     while state.status not in ENDED:
@@ -367,5 +367,6 @@ def test_a_query_is_not_believed_before_the_call_can_no_longer_be_on_its_way() -
 
     assert lost.todo == ()
     assert lost.due == START + dt.timedelta(seconds=LEASE + 5)
+    assert lost.due is not None
     asked = decide(definition, lost.state, Resumed(), _around(lost.due))
     assert asked.todo == (Query("charge", 1),)
