@@ -159,7 +159,7 @@ class Shop:
             .step("book", book, compensation=unbook, retry=quick, compensation_retry=quick)
         )
 
-    # --- what tests ask ---------------------------------------------------------------------------
+    # --- what tests ask -------------------------------------------------------------------------
 
     async def start(self, order_id: int = 1, **data: Any) -> UUID:
         async with self.service.unit_of_work() as uow:

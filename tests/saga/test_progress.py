@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
@@ -41,6 +41,9 @@ class Data(BaseModel):
 async def act(step: Any) -> None: ...
 
 
+UNDO: list[Any] = [act, act, nothing_to_undo]
+
+
 @st.composite
 def definitions(draw: st.DrawFn) -> Saga[Data]:
     """Graphs of one to six steps of every kind, sometimes with a pivot."""
@@ -58,7 +61,7 @@ def definitions(draw: st.DrawFn) -> Saga[Data]:
         saga.step(
             name,
             act,
-            compensation=draw(st.sampled_from(cast("list[Any]", [act, act, nothing_to_undo]))),
+            compensation=draw(st.sampled_from(UNDO)),
             external=kind != "local",
             idempotent=kind == "idempotent",
             query=act if kind == "query" else None,
