@@ -1,16 +1,21 @@
-"""What was published but not yet written, and the moment it is written: when the OUTERMOST transaction commits.
+"""What was published but not yet written, and the moment it is written.
 
-Two keepers. A *session's* keeper tags each entry with the nested transaction it was published in; a *connection's*
-keeper does the same with savepoints and knows which sessions will commit through it. Everything is written by the
-engine's `commit` event (or `prepare_twophase`): the session's `before_commit` runs before the flush and again for every
-savepoint release, so a row written there could be lost with a savepoint it does not belong to, and what users' own
-later hooks publish would be missed. A failing insert aborts the commit.
+When the OUTERMOST transaction commits.
+
+Two keepers. A *session's* keeper tags each entry with the nested transaction it was published in;
+a *connection's* keeper does the same with savepoints and knows which sessions will commit through
+it. Everything is written by the engine's `commit` event (or `prepare_twophase`): the session's
+`before_commit` runs before the flush and again for every savepoint release, so a row written there
+could be lost with a savepoint it does not belong to, and what users' own later hooks publish would
+be missed. A failing insert aborts the commit.
+
+Nothing here holds a session, a transaction or a connection: one that its owner forgets is
+collected as ever.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +26,12 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util.concurrency import in_greenlet
 
-from outbox_saga.errors import AutocommitRefused, MessagesLeftOut, NoTransaction
+from outbox_saga.errors import (
+    AutocommitRefused,
+    ConfigurationError,
+    MessagesLeftOut,
+    NoTransaction,
+)
 from outbox_saga.queries.dialects import commits_by_itself
 
 _numbers = itertools.count()
@@ -37,53 +47,108 @@ class Entry:
     number: int
     thing: Any
     writer: Write
-    tag: Any  # SessionTransaction or sqlalchemy's savepoint (NestedTransaction); None: the root
+    #: The session's transaction it was published in, and all around that one.
+    within: tuple[weakref.ref[SessionTransaction], ...] = ()
+    #: The names of the connection's savepoint it was published in, and of all around that one.
+    savepoints: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class Box:
+    """The entries of one session's running transaction.
+
+    The connection that will commit them looks into it.
+    """
+
+    entries: list[Entry]
+    connection: weakref.ref[sa.Connection] | None = None
 
 
 class SessionKeeper:
-    """The entries of one session's running transaction."""
+    """What a session publishes, and through which engine or connection."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.connection: weakref.ref[sa.Connection] | None = None
+        self.box = Box([])
         self.bind: sa.Engine | sa.Connection | None = None
-        self.released: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.released: weakref.WeakSet[SessionTransaction] = weakref.WeakSet()
 
     def forget(self) -> None:
-        self.entries.clear()
-        self.connection = None
+        """What was published so far is no longer this session's affair."""
+        self.box = Box([])
         self.bind = None
 
 
 class ConnectionKeeper:
-    """The entries of one connection's running transaction, and the sessions that commit through it."""
+    """The entries of one transaction of a connection, and of sessions that commit through it."""
 
-    def __init__(self) -> None:
+    def __init__(self, transaction: sa.RootTransaction) -> None:
+        self.transaction = weakref.ref(transaction)
         self.entries: list[Entry] = []
-        self.sessions: list[SessionKeeper] = []
+        self.boxes: list[Box] = []
+        self.abandoned: list[Entry] = []
+        self.written = False
+
+    def keep_only(self, wanted: Callable[[Entry], bool]) -> None:
+        """Forgets every other entry."""
+        self.entries = [e for e in self.entries if wanted(e)]
+        self.abandoned = [e for e in self.abandoned if wanted(e)]
+        for box in self.boxes:
+            box.entries = [e for e in box.entries if wanted(e)]
+
+    def take_all(self) -> list[Entry]:
+        """Every entry, in the order of publishing; none is left."""
+        entries = self.entries
+        for box in self.boxes:
+            entries += box.entries
+            box.entries = []
+        self.entries, self.boxes = [], []
+        return sorted(entries, key=lambda entry: entry.number)
 
 
-_connections: weakref.WeakKeyDictionary[sa.Connection, ConnectionKeeper] = weakref.WeakKeyDictionary()
-_heard: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
-_hearing = threading.Lock()
+_connections: weakref.WeakKeyDictionary[sa.Connection, ConnectionKeeper] = (
+    weakref.WeakKeyDictionary()
+)
+
+_AUTOCOMMIT = (
+    "the connection is in AUTOCOMMIT, so the business rows are committed before the messages: use "
+    "an engine or connection without isolation_level='AUTOCOMMIT' for units of work"
+)
+_TOO_LATE = (
+    "the messages of this transaction are written already, its COMMIT (or PREPARE) is under way: "
+    "publish before commit() is called, or in a hook of the session (before_commit, after_flush)"
+)
 
 
-# --- taking in ----------------------------------------------------------------------------------------------------
+# --- taking in -----------------------------------------------------------------------------------
 
 
 def keep_with_session(
-    session: Session, thing: Any, writer: Write, *, bind: sa.Engine | sa.Connection | None, clause: sa.Table
+    session: Session,
+    thing: Any,
+    writer: Write,
+    *,
+    bind: sa.Engine | sa.Connection | None,
+    clause: sa.Table,
 ) -> None:
-    """Keeps `thing` until the session's outermost transaction commits, and drops it if what it belongs to rolls back.
+    """Keeps `thing` until the session's outermost transaction commits, and drops it if what it
+    belongs to rolls back.
 
     Args:
-        bind: The engine or connection whose database holds the outbox; None: the one the session uses for `clause`.
+        session: In a transaction.
+        thing: For `writer`.
+        writer: Gets all things of one transaction at its commit.
+        bind: The engine or connection whose database holds the outbox; None: the one the session
+            uses for `clause`.
+        clause: The outbox.
 
     Raises:
-        NoTransaction: The session has no transaction: it would be written with the next one, or never.
+        NoTransaction: The session has no transaction, or one that has ended or failed.
         AutocommitRefused: The connection commits every statement by itself.
+        MessagesLeftOut: The messages of this transaction are written already.
+        ConfigurationError: The session does not know which engine holds the outbox.
     """
-    if not session.in_transaction():
+    root = session.get_transaction()
+    if root is None:
         raise NoTransaction(
             "the session has no transaction (it has not begun, or was committed): publish inside "
             "`with session.begin():` or `with unit_of_work(...)`, before the commit"
@@ -91,44 +156,77 @@ def keep_with_session(
     keeper: SessionKeeper | None = session.info.get(_KEY)
     if keeper is None:
         keeper = session.info[_KEY] = SessionKeeper()
-    if keeper.bind is None or (bind is not None and bind is not keeper.bind):
-        if keeper.bind is not None and keeper.entries:
-            raise NoTransaction(
-                "one transaction publishes through one database: this session already publishes "
-                "through another engine"
-            )
-        keeper.bind = bind if bind is not None else session.get_bind(clause=clause)
-        hear(keeper.bind if isinstance(keeper.bind, sa.Engine) else keeper.bind.engine)
-    entry = Entry(
-        next(_numbers), thing, writer, session.get_nested_transaction() or session.get_transaction()
-    )
-    # An asynchronous connection can only be reached from inside SQLAlchemy's greenlet; then it is taken in before_commit
-    if not keeper.bind.dialect.is_async or in_greenlet():
-        _attach(session, keeper)
-    elif isinstance(keeper.bind, sa.Engine) and _engine_commits_by_itself(keeper.bind):
+    through = _choose_bind(session, keeper, bind, clause)
+    innermost = session.get_nested_transaction() or root
+    connection = _connection_in_hand(root, through)
+    if connection is not None and _is_written(connection):
+        raise MessagesLeftOut(_TOO_LATE)
+    if not innermost.is_active:
+        raise NoTransaction(
+            "the session's transaction is over or has failed: call rollback() if it failed, and "
+            "publish inside a new one, before its commit"
+        )
+    # An asynchronous connection can only be made inside SQLAlchemy's greenlet; outside it is taken
+    # in before_commit
+    if connection is None and (not through.dialect.is_async or in_greenlet()):
+        connection = session.connection(bind_arguments={"bind": through})
+    if connection is not None:
+        _attach(keeper.box, connection)
+    elif isinstance(through, sa.Engine) and _engine_commits_by_itself(through):
         raise AutocommitRefused(_AUTOCOMMIT)
-    keeper.entries.append(entry)
+    keeper.box.entries.append(
+        Entry(next(_numbers), thing, writer, _chain(innermost), _savepoints(connection))
+    )
 
 
 def keep_with_connection(connection: sa.Connection, thing: Any, writer: Write) -> None:
     """As `keep_with_session`, for a bare Connection and its savepoints."""
     if not connection.in_transaction():
         raise NoTransaction(
-            "the connection has no transaction (it has not begun, or was committed): publish inside "
-            "`with connection.begin():`, before the commit"
+            "the connection has no transaction (it has not begun, or was committed): publish "
+            "inside `with connection.begin():`, before the commit"
         )
+    if _is_written(connection):
+        raise MessagesLeftOut(_TOO_LATE)
     if commits_by_itself(connection):
         raise AutocommitRefused(_AUTOCOMMIT)
-    hear(connection.engine)
     _keeper_of(connection).entries.append(
-        Entry(next(_numbers), thing, writer, connection.get_nested_transaction())
+        Entry(next(_numbers), thing, writer, savepoints=_savepoints(connection))
     )
 
 
-_AUTOCOMMIT = (
-    "the connection is in AUTOCOMMIT, so the business rows are committed before the messages: use an engine "
-    "or connection without isolation_level='AUTOCOMMIT' for units of work"
-)
+def _choose_bind(
+    session: Session,
+    keeper: SessionKeeper,
+    bind: sa.Engine | sa.Connection | None,
+    clause: sa.Table,
+) -> sa.Engine | sa.Connection:
+    if keeper.bind is None or (bind is not None and bind is not keeper.bind):
+        if keeper.box.entries:
+            raise ConfigurationError(
+                "one transaction publishes through one database: this session already publishes "
+                "through another engine; give every UnitOfWork of the session the same `bind`"
+            )
+        if bind is None:
+            try:
+                bind = session.get_bind(clause=clause)
+            except sa.exc.UnboundExecutionError as error:
+                raise ConfigurationError(
+                    "the session does not know which engine holds the outbox: give "
+                    "UnitOfWork(session, bind=engine)"
+                ) from error
+        keeper.forget()
+        keeper.bind = bind
+    return keeper.bind
+
+
+def _connection_in_hand(
+    root: SessionTransaction, bind: sa.Engine | sa.Connection
+) -> sa.Connection | None:
+    """The connection the session works with already; never makes one, so it needs no I/O."""
+    # SQLAlchemy 2.1.7 has a public name for it, 2.0 has none; a test pins this one
+    entry = root._connections.get(bind)  # noqa: SLF001
+    return entry[0] if entry is not None else None
 
 
 def _engine_commits_by_itself(engine: sa.Engine) -> bool:
@@ -139,56 +237,114 @@ def _engine_commits_by_itself(engine: sa.Engine) -> bool:
 
 
 def _keeper_of(connection: sa.Connection) -> ConnectionKeeper:
+    """The keeper of the connection's running transaction; that of an earlier one is forgotten."""
+    transaction = connection.get_transaction()
+    if transaction is None:
+        raise NoTransaction(
+            "the connection's transaction ended while the session went on: begin a new one, and a "
+            "new session"
+        )
     keeper = _connections.get(connection)
-    if keeper is None:
-        keeper = _connections[connection] = ConnectionKeeper()
+    if keeper is None or keeper.transaction() is not transaction:
+        keeper = _connections[connection] = ConnectionKeeper(transaction)
     return keeper
 
 
-def _attach(session: Session, keeper: SessionKeeper) -> None:
+def _is_written(connection: sa.Connection) -> bool:
+    keeper = _connections.get(connection)
+    return (
+        keeper is not None
+        and keeper.written
+        and keeper.transaction() is connection.get_transaction() is not None
+    )
+
+
+def _attach(box: Box, connection: sa.Connection) -> None:
     """The connection that will commit this session knows of its entries from now on."""
-    assert keeper.bind is not None
-    connection = session.connection(bind_arguments={"bind": keeper.bind})
-    if keeper.connection is None or keeper.connection() is not connection:
+    boxes = _keeper_of(connection).boxes
+    if box not in boxes:
         if commits_by_itself(connection):
             raise AutocommitRefused(_AUTOCOMMIT)
-        hear(connection.engine)
-        keeper.connection = weakref.ref(connection)
-    sessions = _keeper_of(connection).sessions
-    if keeper not in sessions:
-        sessions.append(keeper)
+        box.connection = weakref.ref(connection)
+        boxes.append(box)
 
 
-# --- writing ------------------------------------------------------------------------------------------------------
+def _chain(transaction: SessionTransaction | None) -> tuple[weakref.ref[SessionTransaction], ...]:
+    chain = []
+    while transaction is not None:
+        chain.append(weakref.ref(transaction))
+        transaction = transaction.parent
+    return tuple(chain)
 
 
-def hear(engine: sa.Engine) -> None:
-    """This engine's commits, rollbacks and savepoints are heard from now on; once per engine."""
-    with _hearing:
-        if engine in _heard:
-            return
-        event.listen(engine, "commit", _write)
-        event.listen(engine, "prepare_twophase", _write_prepared)
-        event.listen(engine, "commit_twophase", _write_unprepared)
-        event.listen(engine, "rollback", _drop)
-        event.listen(engine, "rollback_twophase", _drop_twophase)
-        event.listen(engine, "rollback_savepoint", _drop_savepoint)
-        _heard.add(engine)
+def _savepoints(connection: sa.Connection | None) -> frozenset[str]:
+    """The names of the savepoint the connection is in and of all around it.
+
+    A connection never uses one twice.
+    """
+    innermost: Any = connection.get_nested_transaction() if connection is not None else None
+    names = []
+    while innermost is not None:
+        names.append(innermost._savepoint)  # noqa: SLF001  # SQLAlchemy has no public name for either; a test pins both
+        innermost = innermost._previous_nested  # noqa: SLF001
+    return frozenset(names)
+
+
+# --- writing -------------------------------------------------------------------------------------
 
 
 def _write(connection: sa.Connection) -> None:
-    keeper = _connections.pop(connection, None)
-    if keeper is None:
-        return
-    entries = keeper.entries
-    for session in keeper.sessions:
-        entries += session.entries
-        session.entries = []
+    if keeper := _ready(connection):
+        try:
+            _write_entries(connection, keeper)
+        except BaseException:
+            _undo(connection, lambda: connection.dialect.do_rollback(connection.connection))
+            raise
+
+
+def _write_prepared(connection: sa.Connection, xid: Any) -> None:
+    if keeper := _ready(connection):
+        _write_entries(connection, keeper)
+
+
+def _write_unprepared(connection: sa.Connection, xid: Any, is_prepared: Any) -> None:
+    if not is_prepared and (keeper := _ready(connection)):
+        try:
+            _write_entries(connection, keeper)
+        except BaseException:
+            dialect = connection.dialect
+            _undo(
+                connection,
+                lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False),
+            )
+            raise
+
+
+def _ready(connection: sa.Connection) -> ConnectionKeeper | None:
+    """The keeper of the transaction that is about to commit, if it has anything.
+
+    Nothing can be added to it from now on.
+    """
+    transaction = connection.get_transaction()
+    if transaction is None:
+        return None
+    keeper = _keeper_of(connection)
+    keeper.written = True
+    return keeper if keeper.entries or keeper.boxes or keeper.abandoned else None
+
+
+def _write_entries(connection: sa.Connection, keeper: ConnectionKeeper) -> None:
+    entries = keeper.take_all()
+    if keeper.abandoned:
+        raise MessagesLeftOut(
+            f"{len(keeper.abandoned)} message(s) would be left out: their session shared this "
+            "transaction and was closed without commit() or rollback(), which leaves what it "
+            "flushed in; end the session by either"
+        )
     if not entries:
         return
     if commits_by_itself(connection):
         raise AutocommitRefused(_AUTOCOMMIT)
-    entries.sort(key=lambda entry: entry.number)
     kinds: dict[Write, list[Any]] = {}
     for entry in entries:
         kinds.setdefault(entry.writer, []).append(entry.thing)
@@ -197,49 +353,46 @@ def _write(connection: sa.Connection) -> None:
         writer(connection, kinds[writer])
 
 
-def _write_prepared(connection: sa.Connection, xid: Any) -> None:
-    _write(connection)
+def _undo(connection: sa.Connection, rollback: Callable[[], None]) -> None:
+    """Rolls back NOW.
 
+    After a commit hook raised, SQLAlchemy takes the transaction for ended and never does.
 
-def _write_unprepared(connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
-    if not is_prepared:
-        _write(connection)
+    Without this the business rows stay in an open transaction, go back to the pool with the
+    connection, and are committed, without their messages, by whoever gets it next.
+    """
+    if connection.closed or connection.invalidated:
+        return
+    try:
+        rollback()
+    except Exception as error:  # noqa: BLE001  # whatever it is: nobody may go on with it
+        connection.invalidate(error)
 
 
 def _drop(connection: sa.Connection) -> None:
     keeper = _connections.pop(connection, None)
     if keeper is not None:
-        for session in keeper.sessions:
-            session.entries = []
+        keeper.keep_only(lambda _: False)
 
 
-def _drop_twophase(connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
+def _drop_twophase(connection: sa.Connection, xid: Any, is_prepared: Any) -> None:
     _drop(connection)
 
 
 def _drop_savepoint(connection: sa.Connection, name: str, context: None) -> None:
     keeper = _connections.get(connection)
     if keeper is not None:
-        keeper.entries = [e for e in keeper.entries if name not in _savepoints(e.tag)]
+        keeper.keep_only(lambda entry: name not in entry.savepoints)
 
 
-def _savepoints(tag: Any) -> set[str]:
-    """The names of the savepoint and of all around it."""
-    names = set()
-    while tag is not None:
-        names.add(tag._savepoint)  # noqa: SLF001  # SQLAlchemy has no public name for either; a test pins both
-        tag = tag._previous_nested  # noqa: SLF001
-    return names
-
-
-# --- the session's own turns --------------------------------------------------------------------------------------
+# --- the session's own turns ---------------------------------------------------------------------
 
 
 def _before_commit(session: Session) -> None:
     keeper: SessionKeeper | None = session.info.get(_KEY)
     # a session that ran no SQL would fire no engine commit: take the connection now
-    if keeper is not None and keeper.entries:
-        _attach(session, keeper)
+    if keeper is not None and keeper.box.entries:
+        _attach(keeper.box, session.connection(bind_arguments={"bind": keeper.bind}))
 
 
 def _after_commit(session: Session) -> None:
@@ -250,25 +403,23 @@ def _after_commit(session: Session) -> None:
     if nested is not None:
         keeper.released.add(nested)
         return
-    if not keeper.entries:
+    entries = keeper.box.entries
+    if not entries:
         return
-    # The session's commit was not the database's: it joined somebody's outer transaction (join_transaction_mode)
-    connection = keeper.connection() if keeper.connection is not None else None
+    # The session's commit was not the database's: it joined somebody's outer transaction
+    connection = keeper.box.connection() if keeper.box.connection is not None else None
+    box = keeper.box
+    keeper.forget()
     if connection is None or not connection.in_transaction():
-        count = len(keeper.entries)
-        keeper.forget()
         raise MessagesLeftOut(
-            f"{count} message(s) were published too late to be written with this commit: publish before "
-            "commit() is called, or in a hook that runs before ours"
+            f"{len(entries)} message(s) were not written with this commit. {_TOO_LATE}"
         )
-    outer = connection.get_nested_transaction()
     target = _keeper_of(connection)
-    for entry in keeper.entries:
-        entry.tag = outer
-    target.entries += keeper.entries
-    keeper.entries = []
-    if keeper in target.sessions:
-        target.sessions.remove(keeper)
+    around = _savepoints(connection)
+    for entry in entries:
+        entry.savepoints |= around
+    target.entries += entries
+    target.boxes = [other for other in target.boxes if other is not box]
 
 
 def _after_soft_rollback(session: Session, previous: SessionTransaction) -> None:
@@ -281,27 +432,52 @@ def _after_transaction_end(session: Session, ended: SessionTransaction) -> None:
     if keeper is None:
         return
     if ended.parent is None:
-        keeper.forget()  # closing without commit is a rollback
+        if keeper.box.entries:
+            _abandon(keeper, ended)
+        keeper.forget()
     elif ended.nested and ended not in keeper.released:
         _drop_within(session, ended)
 
 
+def _abandon(keeper: SessionKeeper, ended: SessionTransaction) -> None:
+    """Closing without commit is a rollback and drops the messages, but for one case.
+
+    Under `join_transaction_mode="rollback_only"` closing leaves the outer transaction alone: what
+    the session flushed will be committed by it. Neither losing nor sending the messages would be
+    right, so that COMMIT will be refused.
+    """
+    assert keeper.bind is not None
+    taken = ended._connections.get(keeper.bind)  # noqa: SLF001  # as in _connection_in_hand
+    if taken is None:
+        return
+    connection, transaction, should_commit, _ = taken
+    if not should_commit and transaction.is_active:
+        target = _keeper_of(connection)
+        target.abandoned += keeper.box.entries
+        target.boxes = [other for other in target.boxes if other is not keeper.box]
+
+
 def _drop_within(session: Session, gone: SessionTransaction) -> None:
     keeper: SessionKeeper | None = session.info.get(_KEY)
-    if keeper is not None and keeper.entries:
-        keeper.entries = [e for e in keeper.entries if not _is_within(e.tag, gone)]
+    if keeper is not None and keeper.box.entries:
+        keeper.box.entries = [
+            e for e in keeper.box.entries if all(ref() is not gone for ref in e.within)
+        ]
 
 
-def _is_within(tag: SessionTransaction | None, gone: SessionTransaction) -> bool:
-    while tag is not None:
-        if tag is gone:
-            return True
-        tag = tag.parent
-    return False
-
-
-# On the class: works for every session there is, whoever made it; a session that never published costs one look-up
+# On the class: works for every session there is, whoever made it; a session that never published
+# costs one look-up
 event.listen(Session, "before_commit", _before_commit)
 event.listen(Session, "after_commit", _after_commit)
 event.listen(Session, "after_soft_rollback", _after_soft_rollback)
 event.listen(Session, "after_transaction_end", _after_transaction_end)
+
+# On the class, not on each engine when it first publishes: SQLAlchemy's list of listeners may not
+# grow while another thread is inside one of them ("deque mutated during iteration"), and that
+# thread's commit would fail
+event.listen(sa.Engine, "commit", _write)
+event.listen(sa.Engine, "prepare_twophase", _write_prepared)
+event.listen(sa.Engine, "commit_twophase", _write_unprepared)
+event.listen(sa.Engine, "rollback", _drop)
+event.listen(sa.Engine, "rollback_twophase", _drop_twophase)
+event.listen(sa.Engine, "rollback_savepoint", _drop_savepoint)

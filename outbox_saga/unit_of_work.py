@@ -29,6 +29,7 @@ from outbox_saga.tables import Tables, tables_in
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import (
         AsyncConnection,
+        AsyncEngine,
         AsyncSession,
         async_scoped_session,
         async_sessionmaker,
@@ -83,7 +84,7 @@ class UnitOfWork(Generic[S]):
         session: S,
         *,
         schema: str | None = None,
-        bind: sa.Engine | None = None,
+        bind: sa.Engine | AsyncEngine | None = None,
         source: str = "outbox-saga",
         correlation_id: str | None = None,
         causation_id: str | None = None,
@@ -93,7 +94,7 @@ class UnitOfWork(Generic[S]):
         self.session = session
         self.tables = tables_in(schema)
         self.source = source
-        self._bind = bind
+        self._bind: sa.Engine | None = _engine_behind(bind)
         self.correlation_id = correlation_id
         self._causation_id = causation_id
         self._headers = headers
@@ -122,22 +123,16 @@ class UnitOfWork(Generic[S]):
             NoTransaction: There is no transaction to share the fate of.
             AutocommitRefused: The connection commits every statement by itself.
         """
-        envelope = seal(
-            message,
-            key=key,
-            headers=self._merged(headers),
-            topic=topic,
-            source=self.source,
-            correlation_id=self.correlation_id,
-            causation_id=self._causation_id,
-            max_body=self._max_body,
-        )
+        envelope = self._seal(message, key=key, headers=headers, topic=topic)
         self.keep(envelope, message_writer(self.tables))
         return envelope.id
 
     def publish_many(self, messages: Sequence[Message], *, key: str | None = None) -> list[UUID]:
         """As `publish` for each, in this order: all of them leave, or none."""
-        return [self.publish(message, key=key) for message in messages]
+        envelopes = [self._seal(message, key=key) for message in messages]
+        for envelope in envelopes:
+            self.keep(envelope, message_writer(self.tables))
+        return [envelope.id for envelope in envelopes]
 
     def publish_body(
         self,
@@ -182,10 +177,33 @@ class UnitOfWork(Generic[S]):
         else:
             keep_with_session(target, thing, writer, bind=self._bind, clause=self.tables.outbox)
 
+    def _seal(
+        self,
+        message: Message,
+        *,
+        key: str | None,
+        headers: Mapping[str, str] | None = None,
+        topic: str | None = None,
+    ) -> Envelope:
+        return seal(
+            message,
+            key=key,
+            headers=self._merged(headers),
+            topic=topic,
+            source=self.source,
+            correlation_id=self.correlation_id,
+            causation_id=self._causation_id,
+            max_body=self._max_body,
+        )
+
     def _merged(self, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
         if self._headers is None:
             return headers
         return {**self._headers, **(headers or {})}
+
+
+def _engine_behind(bind: Any) -> Any:
+    return getattr(bind, "sync_engine", bind)
 
 
 def _synchronous(session: Any) -> Session | sa.Connection:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +17,10 @@ from outbox_saga.envelopes import Envelope
 from outbox_saga.queries.dialects import family
 from outbox_saga.tables import KEY_LOCKS, PARTITIONS, Tables
 
-CHUNK = 1000  # rows a statement; SQLite allows 32,766 parameters and we use 7 a row
+CHUNK = 1000  # rows a statement; SQLite allows 32,766 parameters and we use 6 a row
+CHUNK_BYTES = (
+    4 * 1024 * 1024
+)  # bodies a statement; MariaDB takes packets of 16 MiB, escaping may double a body
 
 
 def lock_number(key: str) -> int:
@@ -67,8 +70,19 @@ def write_messages(
     write = {"postgresql": _write_postgresql, "mysql": _write_mysql, "sqlite": _write_sqlite}[
         family(connection)
     ]
-    for start in range(0, len(envelopes), CHUNK):
-        write(connection, tables, envelopes[start : start + CHUNK], numbers if start == 0 else [])
+    for chunk in _chunks(envelopes):
+        write(connection, tables, chunk, numbers)
+        numbers = []
+
+
+def _chunks(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
+    start = size = 0
+    for end, envelope in enumerate(envelopes):
+        size += len(envelope.body)
+        if end > start and (end - start == CHUNK or size > CHUNK_BYTES):
+            yield envelopes[start:end]
+            start, size = end, len(envelope.body)
+    yield envelopes[start:]
 
 
 # The CTE must be consumed by an aggregate: unreferenced it takes no lock at all, and under EXISTS
