@@ -1,4 +1,4 @@
-"""The row count of an INSERT that may meet its own key: the inbox and the start of sagas trust it."""
+"""The row count of an INSERT that may meet its own key: inbox and saga starts rely on it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_it_is_so_on_the_async_engine_too(database: Given) -> None:
         statement = insert_or_ignore(connection, ours.tables.inbox).values(**row)
         return connection.execute(statement).rowcount
 
-    await ours.run(lambda connection: upgrade(connection))
+    await ours.run(upgrade)
     assert [await ours.run(insert) for _ in range(3)] == [1, 0, 0]
     await ours.close()
 
@@ -68,7 +68,7 @@ async def test_a_message_that_comes_three_times_is_handled_once(database: Given)
     async def paid(handle: Any) -> None:
         handled.append(handle.message.order_id)
 
-    await service.database.run(lambda connection: upgrade(connection))
+    await service.database.run(upgrade)
     async with service.unit_of_work() as uow:
         uow.publish(Paid(order_id=7), key="order:7")
     with service.database.begin() as connection:
