@@ -84,6 +84,15 @@ def _check_text(text: str, path: str) -> None:
         ) from None
 
 
+def storable(text: str, limit: int) -> str:
+    """The text as every database takes it: at most `limit` characters, no NUL, no lone surrogate.
+
+    For texts that we did not choose (of exceptions), where a refusal would lose more than a letter.
+    """
+    clean = text[:limit].replace("\x00", "\ufffd")
+    return clean.encode("utf-8", "replace").decode("utf-8")
+
+
 def dump_json(value: object, *, path: str = "$") -> bytes:
     """The value as compact UTF-8 JSON.
 

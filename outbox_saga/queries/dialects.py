@@ -7,6 +7,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox_saga.errors import ConfigurationError
 
@@ -70,6 +71,8 @@ def is_transient(error: BaseException) -> bool:
 
     By code, never by text.
     """
+    if isinstance(error, PoolTimeout):
+        return True  # every connection is in use
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:

@@ -253,7 +253,9 @@ class Orchestrator:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            self._hands.pop(hand.instance.id, None)
+            # this process may have claimed it anew meanwhile; that hand is somebody else's
+            if self._hands.get(hand.instance.id) is hand:
+                del self._hands[hand.instance.id]
 
     @staticmethod
     async def _settle_running(running: dict[asyncio.Task[Decision], Flight]) -> None:

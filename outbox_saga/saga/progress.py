@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from outbox_saga.instances import ENDED, Direction, Entry, SagaState, StepState
+from outbox_saga.payloads import storable
 from outbox_saga.retries import Retry
 from outbox_saga.saga.definition import Saga, Step, nothing_to_undo
 
@@ -228,7 +229,7 @@ def _refused(
     definition: Saga[Any], state: SagaState, happened: Refused, entries: list[Entry]
 ) -> SagaState:
     step = state.steps[happened.step]
-    reason = happened.reason[:MAX_REASON]
+    reason = storable(happened.reason, MAX_REASON)
     if happened.direction == "undo":
         if step.phase not in ("done", "undoing"):
             return _ignored(state, happened, entries)
@@ -256,7 +257,7 @@ def _errored(
     entries: list[Entry],
 ) -> SagaState:
     name, step, rule = happened.step, state.steps[happened.step], definition.steps[happened.step]
-    error, attempt = happened.error[:MAX_REASON], happened.attempt
+    error, attempt = storable(happened.error, MAX_REASON), happened.attempt
     seed = f"{around.seed}:{name}:{happened.direction}"
 
     def wait(seconds: float) -> dt.datetime:

@@ -101,6 +101,15 @@ async def test_exceptions_are_retried_within_the_policy_and_then_undone(shop: Sh
     assert await shop.shelf() == (100, 0)
 
 
+async def test_an_error_text_that_no_database_takes_does_not_hold_the_saga_up(shop: Shop) -> None:
+    shop.hooks["reserve"] = refuse("bad\x00 and \ud800")
+    id_ = await shop.start()
+
+    await shop.to_the_end()
+
+    assert (await shop.instance(id_)).state.reason == "reserve: bad\ufffd and ?"
+
+
 async def test_an_exception_that_passes_costs_an_attempt_and_nothing_else(shop: Shop) -> None:
     def fails_once(step: Any) -> None:
         if step.attempt == 1:
