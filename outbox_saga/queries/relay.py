@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from outbox_saga.envelopes import Envelope
+from outbox_saga.payloads import storable
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import family, for_update
 from outbox_saga.tables import PARTITIONS, Tables
@@ -18,8 +19,7 @@ from outbox_saga.tables import PARTITIONS, Tables
 MAX_ERROR = 2000  # characters of an error that are kept
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """One row of the outbox, not yet opened."""
 
     position: int
@@ -122,17 +122,16 @@ def holds_lease(
 # --- the page ------------------------------------------------------------------------------------
 
 
-def read_page(
-    connection: sa.Connection,
+def page_statement(
     tables: Tables,
     clock: Clock,
     partitions: Sequence[int],
     limit: int,
     *,
     look_for_blocked: bool,
-) -> list[OutboxRow]:
+) -> sa.Select[Any]:
     """The oldest rows of these partitions in position order, without those whose key waits or is
-    parked.
+    parked. Its columns are the fields of `OutboxRow`.
 
     Args:
         limit: Rows.
@@ -141,15 +140,7 @@ def read_page(
     """
     outbox, blocked = tables.outbox, tables.blocked_key
     statement = (
-        sa.select(
-            outbox.c.position,
-            outbox.c.id,
-            outbox.c.partition,
-            outbox.c.topic,
-            outbox.c.key,
-            outbox.c.headers,
-            outbox.c.body,
-        )
+        sa.select(*(outbox.c[name] for name in OutboxRow._fields))
         .order_by(outbox.c.position)
         .limit(limit)
     )
@@ -170,7 +161,21 @@ def read_page(
                 sa.or_(blocked.c.until.is_(None), blocked.c.until > clock.now()),
             )
         )
-    return [OutboxRow(*row) for row in connection.execute(statement)]
+    return statement
+
+
+def read_page(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    partitions: Sequence[int],
+    limit: int,
+    *,
+    look_for_blocked: bool,
+) -> list[OutboxRow]:
+    """The rows of `page_statement`."""
+    statement = page_statement(tables, clock, partitions, limit, look_for_blocked=look_for_blocked)
+    return [OutboxRow._make(row) for row in connection.execute(statement)]
 
 
 def delete_published(connection: sa.Connection, tables: Tables, rows: Sequence[OutboxRow]) -> int:
@@ -248,7 +253,7 @@ def block(
             until=None if parked else clock.now(failed.delay or 0.0),
             attempts=attempts,
             error_code=failed.code,
-            error=failed.error[:MAX_ERROR],
+            error=storable(failed.error, MAX_ERROR),
         )
     )
 
@@ -280,7 +285,7 @@ def bury(
             died_at=clock.now(),
             attempts=attempts,
             error_code=failed.code,
-            error=failed.error[:MAX_ERROR],
+            error=storable(failed.error, MAX_ERROR),
         )
     )
     delete_published(connection, tables, [row])

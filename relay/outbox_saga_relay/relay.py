@@ -93,7 +93,7 @@ class Relay:
                             await _pause(stopped, self.poll)
                             continue
                         renewing = asyncio.create_task(self._renew())
-                    count = await self.run_once()
+                    count = await self._publish_page()
                     self._outages = 0
                     pause = self.poll / 16 if count else min(self.poll, pause * 2)
                     if not count:
@@ -122,6 +122,12 @@ class Relay:
             LeaseLost: Another relay took over; what was acknowledged may be published again, under
             the same ids. BrokerUnavailable: The broker takes nothing now.
         """
+        try:
+            return await self._publish_page()
+        finally:
+            await self.store.rest()
+
+    async def _publish_page(self) -> int:
         if not self.store.epochs and not await self._begin():
             return 0
         acknowledged, self._acknowledged = self._acknowledged, []
@@ -146,6 +152,7 @@ class Relay:
         return count
 
     async def _begin(self) -> bool:
+        self._acknowledged = []  # of a lease before: published again, under the same ids
         if not await self.store.take_lease():
             return False
         await self.publisher.open()
@@ -211,6 +218,9 @@ class Relay:
         if not sent:
             return
         outcomes = await self.publisher.publish(envelopes)
+        if len(outcomes) == len(sent) and all(type(o) is Accepted for o in outcomes):
+            self._acknowledged += sent
+            return
         down = [
             o.error for o in outcomes if isinstance(o, Refused) and isinstance(o.error, BrokerDown)
         ]

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
+from outbox_saga.queries import exchange
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.relay import Failed, OutboxRow
 
@@ -43,6 +44,7 @@ class Store:
         self._tables = database.tables
         self._clock = database.clock
         self._blocked: dict[BlockedKey, int] = {}
+        self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-saga-relay")
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -72,6 +74,7 @@ class Store:
 
     def _take_lease(self) -> bool:
         self.epochs = {}
+        self._give_up_kept()
         self.epochs = self._write(
             verbs.take_lease, self._tables, self._clock, self.owner, self._lease
         )
@@ -90,6 +93,7 @@ class Store:
     async def release_lease(self) -> None:
         """Nothing is leased any more; a successor need not wait."""
         self.epochs = {}
+        await self._in_thread(self._give_up_kept)
         await self._in_thread(self._write, verbs.release_lease, self._tables, self.owner)
 
     # --- pages -----------------------------------------------------------------------------------
@@ -99,6 +103,11 @@ class Store:
         return await self._in_thread(self._exchange, acknowledged, limit)
 
     def _exchange(self, acknowledged: Sequence[OutboxRow], limit: int) -> list[OutboxRow]:
+        blocked = self._blocked
+        settled = [r for r in acknowledged if _blocked_key(r) in blocked] if blocked else []
+        if not settled and exchange.can_exchange(self._database.engine):
+            return self._exchange_at_once(acknowledged, limit)
+
         def both(connection: sa.Connection) -> list[OutboxRow]:
             if acknowledged:
                 verbs.delete_published(connection, self._tables, acknowledged)
@@ -113,11 +122,44 @@ class Store:
                 look_for_blocked=bool(self._blocked),
             )
 
-        settled = [row for row in acknowledged if _blocked_key(row) in self._blocked]
         page = self._write(both) if acknowledged else self._look(both)
         for row in settled:
             self._blocked.pop(_blocked_key(row), None)
         return page
+
+    def _exchange_at_once(self, acknowledged: Sequence[OutboxRow], limit: int) -> list[OutboxRow]:
+        if self._kept is None:
+            self._kept = exchange.connect(self._database.engine)
+        try:
+            return exchange.exchange(
+                self._kept,
+                self._tables,
+                self._clock,
+                acknowledged,
+                list(self.epochs),
+                limit,
+                look_for_blocked=bool(self._blocked),
+            )
+        except BaseException:
+            self._give_up_kept()  # nothing read or acknowledged survives a reconnect
+            raise
+
+    async def rest(self) -> None:
+        """The connection that was kept between pages is the pool's again."""
+        if self._kept is not None:
+            await self._in_thread(self._give_back)
+
+    def _give_back(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
+
+    def _give_up_kept(self) -> None:
+        """The kept connection is ended, whatever state it is in; the next page gets a new one."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.invalidate()
+            kept.close()
 
     # --- failures --------------------------------------------------------------------------------
 
@@ -153,7 +195,8 @@ class Store:
                 self._blocked[_blocked_key(failed.row)] = self.attempts(failed.row) + 1
 
     def close(self) -> None:
-        """Gives the thread back."""
+        """Gives the thread and its connection back."""
+        self._thread.submit(self._give_up_kept)
         self._thread.shutdown(wait=True)
 
 

@@ -1,0 +1,139 @@
+"""DELETE of what was published, COMMIT and SELECT of the next page in one round trip.
+
+Only PostgreSQL by psycopg can do this (a pipeline); elsewhere the relay uses the statements of
+`queries.relay` one by one. Rows come as the driver makes them, in binary: nothing here is in
+SQLAlchemy's hands but the text of the SELECT, which is the very one of `queries.relay`.
+
+Everything is sent by `connection.dialect.do_execute`, as SQLAlchemy sends its own statements: what
+wraps that function (crash points, tracing) sees these too, COMMIT included. Inside the pipeline
+"sent" means queued; the server's answers come at its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from outbox_saga.queries.clock import Clock
+from outbox_saga.queries.relay import OutboxRow, page_statement
+from outbox_saga.tables import Tables
+
+# Not conn.commit(), which costs a round trip of its own in a pipeline. The level is said because
+# the server's default may be another: there, a row that an overlapping owner removed is an error.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_COMMIT = "COMMIT"
+
+_DELETE = """
+DELETE FROM {outbox}
+WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+"""
+
+
+def can_exchange(engine: sa.Engine) -> bool:
+    """Whether this engine's driver and server library know pipelines."""
+    if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
+        return False
+    dbapi: Any = engine.dialect.loaded_dbapi
+    return bool(dbapi.Pipeline.is_supported())
+
+
+def connect(engine: sa.Engine) -> sa.Connection:
+    """A connection for `exchange`, to be kept between pages; it holds no transaction meanwhile."""
+    connection = engine.connect()
+    try:
+        return connection.execution_options(isolation_level="AUTOCOMMIT")
+    except BaseException:
+        connection.close()
+        raise
+
+
+def exchange(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    published: Sequence[OutboxRow],
+    partitions: Sequence[int],
+    limit: int,
+    *,
+    look_for_blocked: bool,
+) -> list[OutboxRow]:
+    """Removes these rows, by position AND id, commits, and reads the next page as `read_page`.
+
+    Args:
+        connection: Made by `connect`. After an error nothing is known about it: invalidate it.
+
+    Raises:
+        DBAPIError: As SQLAlchemy raises it; whether the rows were removed is then unknown, and
+            they may be published again.
+    """
+    raw: Any = connection.connection.driver_connection
+    send: Any = connection.dialect.do_execute
+    statement, values = _page_sql(
+        connection.dialect, tables, clock, tuple(partitions), limit, look_for_blocked
+    )
+    with _told_as_sqlalchemy_does(connection, raw), raw.cursor(binary=True) as page:
+        page.row_factory = _row_factory
+        if published:
+            with raw.pipeline(), raw.cursor() as writing:
+                send(writing, _BEGIN, None)
+                send(writing, _delete_sql(connection.dialect, tables), _done(published))
+                send(writing, _COMMIT, None)
+                send(page, statement, values)
+        else:
+            send(page, statement, values)
+        rows: list[OutboxRow] = page.fetchall()
+        return rows
+
+
+def _done(published: Sequence[OutboxRow]) -> dict[str, str]:
+    # as text: two lists of 500 cost the driver more than the rest of the statement
+    return {
+        "positions": "{" + ",".join([str(row.position) for row in published]) + "}",
+        "ids": "{" + ",".join([row.id.hex for row in published]) + "}",
+    }
+
+
+def _row_factory(cursor: Any) -> Any:  # noqa: ARG001 - the driver's signature
+    return OutboxRow._make
+
+
+@functools.lru_cache(maxsize=64)
+def _page_sql(
+    dialect: sa.Dialect,
+    tables: Tables,
+    clock: Clock,
+    partitions: tuple[int, ...],
+    limit: int,
+    look_for_blocked: bool,  # noqa: FBT001 - lru_cache keys by position
+) -> tuple[str, dict[str, Any]]:
+    """The SELECT in the driver's own words; compiled once for each shape of a page."""
+    statement = page_statement(tables, clock, partitions, limit, look_for_blocked=look_for_blocked)
+    compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+    return str(compiled), compiled.params
+
+
+@functools.lru_cache(maxsize=64)
+def _delete_sql(dialect: sa.Dialect, tables: Tables) -> str:
+    return _DELETE.format(outbox=dialect.identifier_preparer.format_table(tables.outbox))
+
+
+@contextlib.contextmanager
+def _told_as_sqlalchemy_does(connection: sa.Connection, raw: Any) -> Iterator[None]:
+    """The driver's errors as SQLAlchemy's, so that `is_transient` reads them as all others."""
+    dbapi: Any = connection.dialect.loaded_dbapi
+    try:
+        yield
+    except dbapi.Error as error:
+        raise DBAPIError.instance(
+            None,
+            None,
+            error,
+            dbapi.Error,
+            connection_invalidated=bool(raw.closed),
+            dialect=connection.dialect,
+        ) from error
