@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 from uuid import UUID
 
+from pydantic_core import from_json, to_json
+
 from outbox_saga.errors import MessageRefused
 from outbox_saga.ids import new_id
 from outbox_saga.messages import Kind, Message, check_topic, check_type
@@ -27,6 +29,7 @@ MAX_HEADERS = 16 * 1024
 _HEADER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SAFE = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '%"')
+_ESCAPED_NUL = "\\u0000"
 _KINDS: tuple[Kind, ...] = ("event", "command", "reply")
 
 
@@ -76,27 +79,37 @@ class Envelope:
             entries["causation_id"] = self.causation_id
         if self.headers:
             entries["headers"] = dict(self.headers)
-        return dump_json(entries, path="headers").decode()
+        try:
+            text = to_json(entries).decode()
+        except ValueError:
+            text = _ESCAPED_NUL
+        if _ESCAPED_NUL in text:  # perhaps: the strict way decides, and names the value
+            return dump_json(entries, path="headers").decode()
+        return text
 
     @classmethod
     def from_row(
         cls, id_: UUID, topic: str, key: str | None, metadata: str, body: bytes
     ) -> Envelope:
         """The envelope that was committed as this outbox row."""
-        entries = load_json(metadata, path="headers")
-        return cls(
-            id=id_,
-            topic=topic,
-            key=key,
-            type=entries["type"],
-            body=body,
-            kind=entries["kind"],
-            version=entries["version"],
-            content_type=entries["content_type"],
-            source=entries["source"],
-            correlation_id=entries["correlation_id"],
-            causation_id=entries.get("causation_id"),
-            headers=entries.get("headers", {}),
+        try:
+            # read fast: `metadata` wrote it from values that were checked at the door
+            entries = from_json(metadata)
+        except ValueError as error:
+            raise MessageRefused("headers", f"not readable as JSON: {error}") from error
+        return cls(  # by place: twice as fast as by name, and the relay does it for each row
+            id_,
+            topic,
+            key,
+            entries["type"],
+            body,
+            entries["kind"],
+            entries["version"],
+            entries["content_type"],
+            entries["source"],
+            entries["correlation_id"],
+            entries.get("causation_id"),
+            entries.get("headers", {}),
         )
 
     def to_headers(self) -> dict[str, str]:
