@@ -87,7 +87,7 @@ def _check_text(text: str, path: str) -> None:
 def storable(text: str, limit: int) -> str:
     """The text as every database takes it: at most `limit` characters, no NUL, no lone surrogate.
 
-    For texts that we did not choose (of exceptions), where a refusal would lose more than a letter.
+    For texts of exceptions, where a refusal would lose more than a letter.
     """
     clean = text[:limit].replace("\x00", "\ufffd")
     return clean.encode("utf-8", "replace").decode("utf-8")
