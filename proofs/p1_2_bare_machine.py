@@ -86,6 +86,7 @@ class Machine:
         if done.returncode:
             raise RuntimeError(f"debootstrap ended with {done.returncode}:\n{done.stdout[-2000:]}")
         self._copy_network_settings()
+        self.run("useradd --uid 1000 --home-dir /srv/1000 --no-create-home person", check=True)
         self._copy_checkout()
         self.python = self.run("python3 --version").stdout.strip()
 

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -238,35 +239,45 @@ class Ends:
         return True
 
 
-def start_owner(
-    kind: type[Server], services: Services
-) -> tuple[subprocess.Popen[str], Path, Ends]:
+class Owner:
+    """A process with a server of its own."""
+
+    def __init__(self, kind: type[Server]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, kind.name],
+            env={k: v for k, v in os.environ.items() if not k.startswith("OUTBOX_SAGA_TEST_")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def started(self) -> tuple[Path, list[int]]:
+        """The server's directory and its processes, the keeper first."""
+        assert self.process.stdout is not None
+        directory, pids = json.loads(self.process.stdout.readline())
+        assert len(pids) >= 2
+        return Path(directory), pids
+
+
+@pytest.fixture
+def owner(kind: type[Server], services: Services) -> Iterator[Owner]:
     try:
         kind.local(durable=False)
     except ServerUnavailable as reason:
         services.miss(reason)
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, kind.name],
-        env={k: v for k, v in os.environ.items() if not k.startswith("OUTBOX_SAGA_TEST_")},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert owner.stdout is not None
-    directory, pids = json.loads(owner.stdout.readline())
-    assert len(pids) >= 2  # the keeper and the server
-    return owner, Path(directory), Ends(pids)
+    owner = Owner(kind)
+    with owner.process:
+        yield owner
+        owner.process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pidfds are Linux's")
 @every_server
-def test_a_server_is_gone_with_its_data_when_its_owner_is_killed(
-    kind: type[Server], services: Services
-) -> None:
-    owner, directory, processes = start_owner(kind, services)
+def test_a_server_is_gone_with_its_data_when_its_owner_is_killed(owner: Owner) -> None:
+    directory, pids = owner.started()
+    processes = Ends(pids)
 
-    with owner:
-        owner.kill()
+    owner.process.kill()
 
     assert processes.all(seconds=20)
     assert not directory.exists()
@@ -274,17 +285,14 @@ def test_a_server_is_gone_with_its_data_when_its_owner_is_killed(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 @every_server
-def test_a_server_is_gone_when_its_keeper_is_killed(
-    kind: type[Server], services: Services
-) -> None:
-    owner, directory, processes = start_owner(kind, services)
+def test_a_server_is_gone_when_its_keeper_is_killed(owner: Owner) -> None:
+    directory, pids = owner.started()
+    processes = Ends(pids)
 
-    keeper = next(iter(processes.waiting.values()))
-    os.kill(keeper, signal.SIGKILL)
+    os.kill(pids[0], signal.SIGKILL)
 
     assert processes.all(seconds=20)
-    with owner:
-        owner.communicate("")  # it ends of itself, and deletes the data
+    owner.process.communicate("")  # the owner ends of itself, and deletes the data
     assert not directory.exists()
 
 
