@@ -14,6 +14,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# At once, unlike the others: the module has the function's name, and importing it later would put
+# the module in the function's place.
+from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
+
 if TYPE_CHECKING:
     from outbox_saga.database import Database
     from outbox_saga.envelopes import Envelope
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from outbox_saga.saga.context import StepContext, SyncStepContext
     from outbox_saga.saga.definition import Saga, hours, minutes, nothing_to_undo
     from outbox_saga.service import Service
-    from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 
 _HOMES = {
     "Command": "messages",
@@ -45,13 +48,11 @@ _HOMES = {
     "Success": "results",
     "SyncHandlerContext": "inbox",
     "SyncStepContext": "saga.context",
-    "UnitOfWork": "unit_of_work",
     "hours": "saga.definition",
     "is_failure": "results",
     "is_success": "results",
     "minutes": "saga.definition",
     "nothing_to_undo": "saga.definition",
-    "unit_of_work": "unit_of_work",
 }
 
 __all__ = [
