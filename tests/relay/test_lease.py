@@ -1,0 +1,206 @@
+"""One relay works; another takes over when it must, and not before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import Unpublishable
+from outbox_saga.retries import Retry
+from tests.relay.house import PATIENCE, House, Recorder, word_of
+
+QUICK = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.05)
+
+
+async def test_while_one_relay_works_another_waits(house: House) -> None:
+    first, second = Recorder(), Recorder()
+    working, waiting = house.relay(first, lease=10.0), house.relay(second, lease=10.0)
+    house.say("a")
+    await working.run_once()
+    house.say("b")
+    assert await waiting.run_once() == 0
+    house.advance(9)
+    assert await waiting.run_once() == 0
+    assert (second.words, second.opened) == ([], 0)
+    await working.run_once()
+    assert first.words == ["a", "b"]
+
+
+async def test_a_relay_that_stopped_renewing_is_followed_when_its_lease_ends(
+    house: House,
+) -> None:
+    first, second = Recorder(), Recorder()
+    gone, successor = house.relay(first, lease=10.0), house.relay(second, lease=10.0)
+    house.say("a")
+    await gone.run_once()
+    house.say("b")
+    house.advance(11)
+    assert await successor.run_once() == 1
+    assert second.words == ["b"]
+
+
+async def test_a_relay_that_renews_keeps_its_lease(house: House) -> None:
+    working, waiting = house.relay(Recorder(), lease=10.0), house.relay(Recorder(), lease=10.0)
+    await working.run_once()
+    for _ in range(5):
+        house.advance(8)
+        assert await working.store.renew_lease()
+        assert await waiting.run_once() == 0
+    assert house.owners() == {working.store.owner}
+
+
+async def test_a_relay_that_ends_gives_its_lease_to_the_next_at_once(house: House) -> None:
+    stop, seen = asyncio.Event(), asyncio.Event()
+
+    def answer(_: Envelope) -> Outcome:
+        seen.set()
+        return ACCEPTED
+
+    house.say("a")
+    running = asyncio.create_task(house.relay(Recorder(answer)).run(stop))
+    await asyncio.wait_for(seen.wait(), PATIENCE)
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert house.owners() == {None}
+    assert house.waiting() == []
+    house.say("b")
+    assert await house.relay(Recorder()).run_once() == 1
+
+
+async def test_a_relay_without_the_lease_takes_none_away_when_it_ends(house: House) -> None:
+    working = house.relay(Recorder())
+    await working.run_once()
+    waiting = house.relay(Recorder(), poll=0.01)
+    stop = asyncio.Event()
+    running = asyncio.create_task(waiting.run(stop))
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert house.owners() == {working.store.owner}
+
+
+async def test_a_relay_that_was_passed_reads_nothing_any_more(house: House) -> None:
+    """What stands behind a parked key must not leave through one that has not heard of it."""
+    recorder = Recorder()
+    passed = house.relay(recorder, lease=10.0)
+    await passed.run_once()
+    house.advance(11)
+    house.say("a1", "a2", key="a")
+    successor = house.relay(
+        Recorder(lambda _: Refused(Unpublishable("never", code="never"))), lease=10.0
+    )
+    await successor.run_once()
+    assert [word_of(dead.body) for dead in house.dead()] == ["a1"]
+    assert await passed.run_once() == 0
+    assert recorder.words == []
+    assert house.waiting() == ["a2"]
+
+
+@pytest.mark.databases("postgres18", "sqlite")
+async def test_a_relay_that_lost_its_lease_leaves_no_task_behind_and_works_again(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    published = asyncio.Queue[str]()
+
+    def answer(envelope: Envelope) -> Outcome:
+        published.put_nowait(word_of(envelope))
+        return ACCEPTED
+
+    relay = house.relay(Recorder(answer), lease=0.2, poll=0.01)
+    usurper = house.relay(Recorder(), lease=0.2)
+    stop = asyncio.Event()
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(relay.run(stop))
+    for number in range(3):
+        house.say(number)
+        assert await asyncio.wait_for(published.get(), PATIENCE) == str(number)
+        # as if the relay had stood still for longer than its lease
+        with house.eyes.begin() as connection:
+            lease = house.tables.partition_lease
+            connection.execute(lease.update().values(owner=usurper.store.owner))
+    house.say("last")
+    assert await asyncio.wait_for(published.get(), PATIENCE) == "last"
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    left = {task for task in asyncio.all_tasks() - before if not task.done()}
+    assert left == set()
+    assert house.owners() == {None}
+
+
+async def test_stopping_waits_for_what_is_in_flight_and_begins_nothing_new(house: House) -> None:
+    house.say(*range(20), key="a")
+    stop, reached, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer(_: Envelope) -> Outcome:
+        reached.set()
+        await go.wait()
+        return ACCEPTED
+
+    recorder = Recorder(answer)
+    running = asyncio.create_task(house.relay(recorder).run(stop))
+    await asyncio.wait_for(reached.wait(), PATIENCE)
+    stop.set()
+    await asyncio.sleep(0)  # the relay hears of it
+    go.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert recorder.words == ["0"]
+    assert house.waiting() == [str(number) for number in range(1, 20)]
+    assert house.owners() == {None}
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_database_connection_cut_in_the_middle_loses_nothing(house: House) -> None:
+    reached, go, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer(envelope: Envelope) -> Outcome:
+        reached.set()
+        await go.wait()
+        if word_of(envelope) == "last":
+            done.set()
+        return ACCEPTED
+
+    ids = house.say("a1", "a2", key="a")
+    recorder = Recorder(answer)
+    relay = house.relay(recorder, outage=QUICK, poll=0.01)
+    stop = asyncio.Event()
+    running = asyncio.create_task(relay.run(stop))
+    await asyncio.wait_for(reached.wait(), PATIENCE)
+    assert house.cut_connections() > 0
+    go.set()
+    ids += house.say("last", key="a")
+    await asyncio.wait_for(done.wait(), PATIENCE)
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert house.waiting() == []
+    assert list(dict.fromkeys(e.id for e in recorder.attempts)) == ids
+    assert house.owners() == {None}
+
+
+async def test_a_broker_that_is_away_at_the_start_is_waited_for(house: House) -> None:
+    from outbox_saga.errors import BrokerUnavailable
+
+    class Late(Recorder):
+        async def open(self) -> None:
+            await super().open()
+            if self.opened < 4:
+                raise BrokerUnavailable("nobody there", code="unreachable")
+
+    done = asyncio.Event()
+
+    def answer(_: Envelope) -> Outcome:
+        done.set()
+        return ACCEPTED
+
+    house.say("a")
+    recorder = Late(answer)
+    stop = asyncio.Event()
+    running = asyncio.create_task(house.relay(recorder, outage=QUICK).run(stop))
+    await asyncio.wait_for(done.wait(), PATIENCE)
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert recorder.opened == 4
+    assert recorder.words == ["a"]
