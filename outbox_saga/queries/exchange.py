@@ -15,6 +15,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -61,6 +62,7 @@ def exchange(
     limit: int,
     *,
     look_for_blocked: bool,
+    owner: UUID | None = None,
 ) -> list[OutboxRow]:
     """Removes these rows, by position AND id, commits, and reads the next page as `read_page`.
 
@@ -74,7 +76,7 @@ def exchange(
     raw: Any = connection.connection.driver_connection
     send: Any = connection.dialect.do_execute
     statement, values = _page_sql(
-        connection.dialect, tables, clock, tuple(partitions), limit, look_for_blocked
+        connection.dialect, tables, clock, tuple(partitions), limit, look_for_blocked, owner
     )
     with _told_as_sqlalchemy_does(connection, raw), raw.cursor(binary=True) as page:
         page.row_factory = _row_factory
@@ -110,9 +112,12 @@ def _page_sql(
     partitions: tuple[int, ...],
     limit: int,
     look_for_blocked: bool,  # noqa: FBT001 - lru_cache keys by position
+    owner: UUID | None,
 ) -> tuple[str, dict[str, Any]]:
     """The SELECT in the driver's own words; compiled once for each shape of a page."""
-    statement = page_statement(tables, clock, partitions, limit, look_for_blocked=look_for_blocked)
+    statement = page_statement(
+        tables, clock, partitions, limit, look_for_blocked=look_for_blocked, owner=owner
+    )
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     return str(compiled), compiled.params
 

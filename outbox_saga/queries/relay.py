@@ -129,6 +129,7 @@ def page_statement(
     limit: int,
     *,
     look_for_blocked: bool,
+    owner: UUID | None = None,
 ) -> sa.Select[Any]:
     """The oldest rows of these partitions in position order, without those whose key waits or is
     parked. Its columns are the fields of `OutboxRow`.
@@ -137,13 +138,19 @@ def page_statement(
         limit: Rows.
         look_for_blocked: False when this owner knows that none of its keys is blocked, which saves
             the look.
+        owner: No rows unless it holds a lease as the statement runs. In the same statement,
+            because one that was passed does not know which keys its successor has parked.
     """
-    outbox, blocked = tables.outbox, tables.blocked_key
+    outbox, blocked, lease = tables.outbox, tables.blocked_key, tables.partition_lease
     statement = (
         sa.select(*(outbox.c[name] for name in OutboxRow._fields))
         .order_by(outbox.c.position)
         .limit(limit)
     )
+    if owner is not None:
+        statement = statement.where(
+            sa.exists().where(lease.c.owner == owner, lease.c.until > clock.now())
+        )
     if len(partitions) < PARTITIONS:
         statement = statement.where(outbox.c.partition.in_(partitions))
     if look_for_blocked:
@@ -172,9 +179,12 @@ def read_page(
     limit: int,
     *,
     look_for_blocked: bool,
+    owner: UUID | None = None,
 ) -> list[OutboxRow]:
     """The rows of `page_statement`."""
-    statement = page_statement(tables, clock, partitions, limit, look_for_blocked=look_for_blocked)
+    statement = page_statement(
+        tables, clock, partitions, limit, look_for_blocked=look_for_blocked, owner=owner
+    )
     return [OutboxRow._make(row) for row in connection.execute(statement)]
 
 

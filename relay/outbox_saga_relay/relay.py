@@ -76,12 +76,14 @@ class Relay:
         self._outages = 0
         self._acknowledged: list[OutboxRow] = []
         self._published = 0
+        self._stop: asyncio.Event | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publishes until `stop` is set.
 
         Then finishes what is in flight and gives the lease back.
         """
+        self._stop = stop
         stopped = asyncio.create_task(stop.wait())
         renewing: asyncio.Task[None] | None = None
         pause = self.poll / 16
@@ -138,6 +140,8 @@ class Relay:
         failures: list[Failed] = []
         try:
             for wave in _waves(page):
+                if self._stop is not None and self._stop.is_set():
+                    break  # a page of one key may be as many waves as it has rows
                 await self._publish_wave(wave.rows, wave.refused_keys, failures)
         finally:
             if failures:
@@ -166,6 +170,7 @@ class Relay:
                 if self.store.epochs and not await self.store.renew_lease():
                     logger.warning("another relay took partitions over; taking stock")
                     self.store.epochs = {}
+                    return  # the next lease has a renewal of its own
             except Exception as error:  # noqa: BLE001  # logged, and tried again
                 # the next renewal is a third of a lease away; an overlap costs duplicates, never
                 # order

@@ -120,6 +120,7 @@ class Store:
                 list(self.epochs),
                 limit,
                 look_for_blocked=bool(self._blocked),
+                owner=self.owner,
             )
 
         page = self._write(both) if acknowledged else self._look(both)
@@ -139,6 +140,7 @@ class Store:
                 list(self.epochs),
                 limit,
                 look_for_blocked=bool(self._blocked),
+                owner=self.owner,
             )
         except BaseException:
             self._give_up_kept()  # nothing read or acknowledged survives a reconnect
