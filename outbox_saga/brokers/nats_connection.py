@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from outbox_saga.brokers.nats_settings import NatsSettings
-from outbox_saga.errors import BrokerUnavailable
+from outbox_saga.errors import BrokerDown, BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ def status(message: Msg) -> str | None:
     return message.headers.get("Status")
 
 
-def lost() -> BrokerUnavailable:
+def lost() -> BrokerDown:
     """The error of what was not sent because there is no connection."""
-    return BrokerUnavailable(
+    return BrokerDown(
         "there is no connection to NATS; it is made again when needed", code="disconnected"
     )
 
@@ -106,7 +106,7 @@ class Connection:
         await self._round_trip()
         if self.denials:
             # Nothing would ever be confirmed, and everything stored again and again.
-            raise BrokerUnavailable(
+            raise BrokerDown(
                 "this NATS user may not subscribe to _INBOX.>, where answers come; permit it",
                 code="not_permitted",
             )
@@ -180,7 +180,7 @@ class Connection:
         if message is None:
             raise lost()
         if status(message) == "503":
-            raise BrokerUnavailable(
+            raise BrokerDown(
                 "JetStream is not enabled on this server or account", code="no_jetstream"
             )
         answer: dict[str, Any] = json.loads(message.data)
@@ -309,7 +309,7 @@ class Link:
             # What the last server said tells more than "no servers"; neither carries credentials.
             why = connection.last_problem or error
             said_no = isinstance(why, nats.errors.Error) and not isinstance(why, TimeoutError)
-            raise BrokerUnavailable(
+            raise BrokerDown(
                 f"NATS at {', '.join(self._settings.servers)} cannot be reached "
                 f"({type(why).__name__}: {why}); check that "
                 "it runs and takes these credentials",

@@ -7,7 +7,7 @@ from typing import Any
 
 from outbox_saga.brokers.nats_connection import ApiRefused, Connection
 from outbox_saga.brokers.nats_settings import NatsSettings
-from outbox_saga.errors import BrokerUnavailable
+from outbox_saga.errors import BrokerDown
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ async def find_stream(connection: Connection) -> dict[str, Any]:
     """The stream's configuration, of the stream created now if it was missing and `create=1`.
 
     Raises:
-        BrokerUnavailable: With code `no_stream` when there is none and none is to be created.
+        BrokerDown: With code `no_stream` when there is none and none is to be created.
     """
     settings = connection.settings
     try:
@@ -35,9 +35,9 @@ async def find_stream(connection: Connection) -> dict[str, Any]:
     return config
 
 
-def no_stream(settings: NatsSettings) -> BrokerUnavailable:
+def no_stream(settings: NatsSettings) -> BrokerDown:
     """The error for a missing stream."""
-    return BrokerUnavailable(
+    return BrokerDown(
         f"no JetStream stream takes {settings.prefix}.> as {settings.stream}; create it, or let "
         "create=1 in the "
         "broker's URL do it",
