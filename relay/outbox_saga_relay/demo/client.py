@@ -11,9 +11,8 @@ from typing import Any, Literal
 import httpx2
 
 from outbox_saga.results import Failure, Result, Success
+from outbox_saga_relay.demo.pace import ANSWER_WITHIN
 
-# seconds; the provider may well answer later than this
-ANSWER_WITHIN = 1.0
 MailKind = Literal["welcome", "goodbye", "confirmation", "cancellation"]
 
 _DEFINITE_NO = frozenset({402, 422})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from outbox_saga.results import Failure, Result, Success
-from outbox_saga.retries import Retry
 from outbox_saga.saga import Saga, StepContext
-from outbox_saga_relay.demo.client import ANSWER_WITHIN, ProviderClient
+from outbox_saga_relay.demo.client import ProviderClient
 from outbox_saga_relay.demo.events import UserOnboarded
+from outbox_saga_relay.demo.pace import SOON, STEP_TIMEOUT
 from outbox_saga_relay.demo.tables import User
 
 
@@ -35,15 +35,21 @@ class Onboarding:
         """Create the user, send the welcome; what was done of it is undone in reverse."""
         return (
             Saga("user_onboarding", data=UserData)
-            .step("create_user", self.create_user, compensation=self.delete_user)
+            .step(
+                "create_user",
+                self.create_user,
+                compensation=self.delete_user,
+                timeout=STEP_TIMEOUT,
+                retry=SOON,
+            )
             .step(
                 "send_welcome",
                 self.send_welcome,
                 compensation=self.send_goodbye,
                 external=True,
                 idempotent=True,
-                timeout=2 * ANSWER_WITHIN,
-                retry=Retry(max_attempts=6, initial=0.1, max_delay=1.0),
+                timeout=STEP_TIMEOUT,
+                retry=SOON,
             )
         )
 

@@ -11,17 +11,13 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from outbox_saga.results import Failure, Result, Success
-from outbox_saga.retries import Retry
 from outbox_saga.saga import Saga, StepContext, nothing_to_undo
 from outbox_saga_relay.demo import inventory
-from outbox_saga_relay.demo.client import ANSWER_WITHIN, ProviderClient
+from outbox_saga_relay.demo.client import ProviderClient
 from outbox_saga_relay.demo.events import OrderCancelled, OrderConfirmed, OrderRefused
 from outbox_saga_relay.demo.faults import Faults
+from outbox_saga_relay.demo.pace import SOON, STEP_TIMEOUT
 from outbox_saga_relay.demo.tables import Order, OrderLine, Product, User
-
-# of the steps that call the provider: a client that gave up asks again soon, under the same key
-_RETRY = Retry(max_attempts=6, initial=0.1, max_delay=1.0)
-_TIMEOUT = 2 * ANSWER_WITHIN
 
 
 class Line(BaseModel):
@@ -86,18 +82,24 @@ class OrderProcessing:
                 compensation=self.refund_payment,
                 external=True,
                 idempotent=True,
-                timeout=_TIMEOUT,
-                retry=_RETRY,
+                timeout=STEP_TIMEOUT,
+                retry=SOON,
             )
-            .step("create_order", self.create_order, compensation=self.cancel_order)
+            .step(
+                "create_order",
+                self.create_order,
+                compensation=self.cancel_order,
+                timeout=STEP_TIMEOUT,
+                retry=SOON,
+            )
             .step(
                 "send_confirmation",
                 self.send_confirmation,
                 compensation=self.send_cancellation,
                 external=True,
                 idempotent=True,
-                timeout=_TIMEOUT,
-                retry=_RETRY,
+                timeout=STEP_TIMEOUT,
+                retry=SOON,
             )
         )
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from outbox_saga_relay.demo.faults import Faults
 from outbox_saga_relay.demo.ledger import Answer, Ledger
+from outbox_saga_relay.demo.pace import LATE_BY
 
-LATE_BY = 1.3  # seconds; longer than client.ANSWER_WITHIN
 MAX_REQUEST = 64 * 1024
 
 

@@ -21,13 +21,13 @@ from outbox_saga.testing.servers import (
 from outbox_saga_migrations import upgrade
 from outbox_saga_relay.demo.assembly import Shop, build
 from outbox_saga_relay.demo.orders import Product as Supplied
+from outbox_saga_relay.demo.pace import LEASE
 from outbox_saga_relay.demo.processes import ChildProcess, stop_all
 from outbox_saga_relay.demo.settings import Settings
 from outbox_saga_relay.demo.tables import Product, ShopTable
 from outbox_saga_relay.demo.watch import NATS_STREAM, DatabaseWatch, NatsWatch
 
 _SHOP = "outbox_saga_relay.demo.shop:service"
-LEASE = 3.0  # seconds until what a killed process had in hand is taken over
 _POLL = "0.1"
 _NATS_OPTIONS = f"create=1&stream={NATS_STREAM}&ack_wait={LEASE:g}"
 
