@@ -119,7 +119,7 @@ def _page_sql(
         tables, clock, partitions, limit, look_for_blocked=look_for_blocked, owner=owner
     )
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-    return str(compiled), compiled.params
+    return str(compiled), dict(compiled.params)
 
 
 @functools.lru_cache(maxsize=64)
