@@ -32,6 +32,7 @@ from outbox_saga.brokers import (
 )
 from outbox_saga.envelopes import Envelope, seal_body
 from outbox_saga.errors import (
+    BrokerDown,
     BrokerError,
     BrokerUnavailable,
     MessageRefused,
@@ -362,7 +363,8 @@ class PublisherConformance:
             await broker.create()
             after = await publisher.publish(numbered(2))
 
-        assert [type(error) for error in errors(tuple(before))] == [BrokerUnavailable] * 2
+        assert len(before) == 2
+        assert all(isinstance(error, BrokerUnavailable) for error in errors(tuple(before)))
         assert errors(tuple(after)) == []
 
     async def test_a_full_destination_is_unavailable_and_keeps_what_it_accepted(
@@ -397,14 +399,14 @@ class PublisherConformance:
 
         refused = errors(tuple(outcomes))
         assert refused, "the server was killed too late to tell anything"
-        assert {type(error) for error in refused} <= {PublishUnconfirmed, BrokerUnavailable}
+        assert {type(error) for error in refused} <= {PublishUnconfirmed, BrokerDown}
         accepted = {
             each.id
             for each, outcome in zip(batch, outcomes, strict=True)
             if isinstance(outcome, Accepted)
         }
         assert accepted <= stored
-        assert [type(error) for error in errors(tuple(while_down))] == [BrokerUnavailable] * 2
+        assert [type(error) for error in errors(tuple(while_down))] == [BrokerDown] * 2
         assert errors(tuple(afterwards)) == []
 
     async def test_what_was_refused_as_unavailable_is_never_stored_later(
@@ -420,7 +422,7 @@ class PublisherConformance:
             await publisher.publish([mark])
 
         assert {type(error) for error in errors(tuple(outcomes))} <= {
-            BrokerUnavailable,
+            BrokerDown,
             PublishUnconfirmed,
         }
         unavailable = {
@@ -487,7 +489,7 @@ class PublisherConformance:
             await publisher.close()
             await publisher.close()
 
-        assert [type(error) for error in errors(tuple(outcomes))] == [BrokerUnavailable] * 3
+        assert [type(error) for error in errors(tuple(outcomes))] == [BrokerDown] * 3
 
 
 async def some_are_stored(broker: BrokerUnderTest) -> None:
