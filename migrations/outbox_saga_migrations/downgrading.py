@@ -41,8 +41,9 @@ def downgrade(
     the schema itself, which may hold tables of others.
 
     It runs in the caller's transaction and does not commit, except that MariaDB and MySQL commit
-    at every DROP TABLE. PostgreSQL and SQLite keep everybody else from writing between the count
-    and the drop; on MariaDB and MySQL stop the service first.
+    at every DROP TABLE, and with it whatever the caller did before. PostgreSQL and SQLite keep
+    everybody else from writing between the count and the drop; on MariaDB and MySQL stop the
+    service first.
 
     Args:
         connection: Where to; a transaction is begun on it if there is none.

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from outbox_saga.errors import AutocommitRefused
 from outbox_saga_migrations.errors import UpgradeBusy
@@ -49,7 +50,7 @@ def exclusive(connection: Connection, *, wait: float, lock_timeout: float) -> It
     try:
         with kind(connection, wait, lock_timeout):
             yield
-    except sa.exc.OperationalError as error:
+    except OperationalError as error:
         if not _says_busy(error):
             raise
         raise UpgradeBusy(
@@ -125,7 +126,7 @@ def _autocommit() -> AutocommitRefused:
     )
 
 
-def _says_busy(error: sa.exc.OperationalError) -> bool:
+def _says_busy(error: OperationalError) -> bool:
     """By code: PostgreSQL's 55P03, MariaDB's 1205 (lock wait timeout), SQLite's 5 (busy)."""
     original: Any = error.orig
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)

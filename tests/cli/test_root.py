@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pytest
 from click.testing import CliRunner
 
 from outbox_saga_relay.cli import COMMANDS, main
@@ -48,3 +49,8 @@ def test_python_dash_m_is_the_same_program() -> None:
 
     asked = CliRunner().invoke(main, ["--help"], prog_name="outbox-saga")
     assert ran.stdout.split() == asked.output.split()  # lines are as wide as the terminal
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_command_names_can_be_loaded(name: str) -> None:
+    assert COMMANDS[name].load().name == name

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from outbox_saga_migrations import check, downgrade, upgrade
 from tests.fixtures.databases import Database
@@ -64,12 +66,12 @@ def dies_before(engine: sa.Engine, number: int, call: Callable[[sa.Connection], 
             raise Death
 
     with engine.connect() as connection:
-        sa.event.listen(engine, "before_cursor_execute", cut)
+        event.listen(engine, "before_cursor_execute", cut)
         # the death itself, or what clean-up code meets on the dead connection
-        with contextlib.suppress(Death, sa.exc.DBAPIError, sa.exc.PendingRollbackError):
+        with contextlib.suppress(Death, DBAPIError, PendingRollbackError):
             call(connection)
             connection.commit()
-        sa.event.remove(engine, "before_cursor_execute", cut)
+        event.remove(engine, "before_cursor_execute", cut)
         connection.invalidate()
     return reached
 
@@ -82,7 +84,7 @@ def points(database: Database) -> Iterator[int]:
 def test_an_upgrade_that_dies_before_any_write_is_finished_by_the_next(
     engine: sa.Engine, database: Database
 ) -> None:
-    half_done = 0
+    number = half_done = 0
     for number in points(database):
         if not dies_before(engine, number, upgrade):
             break
@@ -100,6 +102,7 @@ def test_an_upgrade_that_dies_before_any_write_is_finished_by_the_next(
 def test_a_downgrade_that_dies_before_any_write_is_finished_by_the_next(
     engine: sa.Engine, database: Database
 ) -> None:
+    number = 0
     for number in points(database):
         with engine.begin() as connection:
             upgrade(connection)

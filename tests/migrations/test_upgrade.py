@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from outbox_saga.errors import AutocommitRefused
@@ -49,7 +50,7 @@ def test_upgrading_again_takes_no_lock_and_writes_nothing(engine: sa.Engine) -> 
         upgrade(connection)
         before = facts(connection)
     statements: list[str] = []
-    sa.event.listen(
+    event.listen(
         engine,
         "before_cursor_execute",
         lambda conn, cursor, statement, *rest: statements.append(statement),
@@ -124,6 +125,19 @@ def test_a_connection_in_autocommit_is_refused_before_anything_changes(engine: s
             upgrade(connection)
 
         assert table_names(connection) == set()
+
+
+@pytest.mark.anyio
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_an_async_connection_in_autocommit_is_refused_too(database: Database) -> None:
+    engine = create_async_engine(
+        database.async_url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
+    )
+    async with engine.connect() as connection:
+        with pytest.raises(AutocommitRefused, match="open transaction"):
+            await connection.run_sync(upgrade)
+        assert await connection.run_sync(table_names) == set()
+    await engine.dispose()
 
 
 def test_tables_made_from_the_definitions_are_taken_over(engine: sa.Engine) -> None:
