@@ -138,6 +138,8 @@ class Envelope:
         ours = {name.lower(): value for name, value in headers.items()}
         try:
             kind = ours.get("ce-kind", "event")
+            for name in ("ce-source", "ce-correlationid", "ce-causationid"):
+                _check_line(name, unquote(ours.get(name, "")))  # handlers send them on
             return cls(
                 id=UUID(ours["ce-id"]),
                 topic=topic,
@@ -186,6 +188,22 @@ def check_key(key: str | None) -> str | None:
     if _CONTROL.search(key):
         raise MessageRefused("key", "contains a control character; remove it")
     return key
+
+
+def _check_line(path: str, text: str) -> None:
+    """Raises MessageRefused for what could not stand in a header, or would forge another one."""
+    if not isinstance(text, str):
+        raise MessageRefused(path, f"is a {type(text).__name__}; use a string")
+    if _CONTROL.search(text):
+        raise MessageRefused(path, "contains a control character; remove it")
+    if not text.isascii() and path == "content_type":
+        raise MessageRefused(path, "is not ASCII; a media type is")
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise MessageRefused(path, "contains a lone surrogate, which is not UTF-8") from None
+    if size > MAX_KEY:
+        raise MessageRefused(path, f"is {size} bytes; use at most {MAX_KEY}")
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -284,6 +302,14 @@ def seal_body(
 
     JSON is read once, strictly, and refused if readers would differ.
     """
+    for path, text in (
+        ("content_type", content_type),
+        ("source", source),
+        ("correlation_id", correlation_id),
+        ("causation_id", causation_id),
+    ):
+        if text is not None:
+            _check_line(path, text)
     if not isinstance(body, bytes):
         raise MessageRefused("body", f"is a {type(body).__name__}; give bytes")
     if len(body) > max_body:

@@ -89,6 +89,14 @@ class Message(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Takes the class keywords that `__init_subclass__` has used already."""
+        for name in ("kind", "topic", "type_name", "version"):
+            if name in cls.model_fields:
+                raise MessageRefused(
+                    name,
+                    f"{cls.__name__} has a field {name!r}, which every message class has for "
+                    "itself; "
+                    f"name it otherwise and give it Field(alias={name!r})",
+                )
 
     def to_body(self) -> bytes:
         """The body as UTF-8 JSON that reads back as it was, or MessageRefused with the path of the
