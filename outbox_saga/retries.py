@@ -46,9 +46,9 @@ class Retry:
 
     def delay(self, attempts: int, *, seed: str) -> float:
         """Seconds to wait after this many failed attempts (at least 1)."""
-        ceiling = self.max_delay
-        # factor ** attempts overflows a float long before anybody waits for it
-        if attempts - 1 < 64:
-            ceiling = min(self.max_delay, self.initial * self.factor ** (attempts - 1))
+        try:
+            ceiling = min(self.max_delay, self.initial * float(self.factor) ** (attempts - 1))
+        except OverflowError:  # long before anybody waits for it
+            ceiling = self.max_delay
         fraction = zlib.crc32(f"{seed}:{attempts}".encode()) / 0xFFFFFFFF
         return ceiling / 2 + ceiling / 2 * fraction
