@@ -28,7 +28,7 @@ DOWN = Refused(BrokerDown("nobody there", code="unreachable"))
 
 
 class Script:
-    """Answers by word: each attempt takes the next one of its list, then everything is accepted."""
+    """Answers by word, one for each attempt; then everything is accepted."""
 
     def __init__(self, answers: Mapping[str, list[Outcome]]) -> None:
         self._left = {word: list(outcomes) for word, outcomes in answers.items()}
