@@ -137,7 +137,7 @@ class Shop:
 
 
 def begin_immediate(engine: sa.Engine) -> None:
-    """SQLAlchemy's recipe for SQLite: the driver no longer begins by itself, so savepoints work."""
+    """SQLAlchemy's recipe for SQLite: the driver does not begin by itself; savepoints work."""
 
     @event.listens_for(engine, "connect")
     def connected(dbapi_connection: Any, record: Any) -> None:
