@@ -20,18 +20,18 @@ tokens = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
 envelopes = st.builds(
     seal_body,
     st.binary(max_size=200),
-    type_=tokens,
+    type_=tokens.map(lambda name: f"T{name}"),
     topic=tokens,
     kind=st.sampled_from(["event", "command", "reply"]),
     version=st.integers(1, 10**6),
     content_type=st.sampled_from(["application/octet-stream", "text/plain; charset=utf-8"]),
     key=st.none() | st.text(safe, min_size=1, max_size=60),
     headers=st.none()
-    | st.dictionaries(tokens.filter(lambda n: n[0] not in "_-").map(lambda n: f"x{n}"), lines),
+    | st.dictionaries(tokens.map(lambda name: f"x{name.lower()}"), lines, max_size=5),
     source=lines,
     correlation_id=st.none() | lines,
     causation_id=st.none() | lines,
-).filter(lambda e: len({n.lower() for n in e.headers}) == len(e.headers))
+)
 
 
 @given(st.data())
@@ -55,11 +55,7 @@ def test_what_the_headers_say_is_the_whole_envelope(data: st.DataObject) -> None
 
 
 def _drawn(data: st.DataObject) -> Envelope:
-    try:
-        return data.draw(envelopes)
-    except MessageRefused as refused:  # two header names that differ in case only
-        assert "twice" in str(refused)
-        return seal_body(b"x", type_="t", topic="t", content_type="text/plain")
+    return data.draw(envelopes)
 
 
 def test_the_headers_are_those_of_a_cloud_event_in_binary_mode() -> None:

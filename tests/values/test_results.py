@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import Any, assert_never, assert_type
 
 import pytest
-from typing_extensions import assert_never, assert_type
 
 from outbox_saga.results import Failure, Result, Success, UnwrapError, is_failure, is_success
 
