@@ -20,7 +20,7 @@ from sqlalchemy import event
 
 from outbox_saga.database_urls import async_url, sync_url
 from outbox_saga.errors import ConfigurationError
-from outbox_saga.lent_session import LentSession
+from outbox_saga.lent_session import LentSession, guard
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
 from outbox_saga.tables import Tables, tables_in
 
@@ -163,6 +163,7 @@ class Database:
 
 
 def _prepare(engine: sa.Engine) -> None:
+    guard(engine)
     if engine.dialect.name != "sqlite":
         return
 

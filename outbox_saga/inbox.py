@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
@@ -137,6 +138,12 @@ async def handle_once(
     def settle(session: LentSession, answer: object) -> None:
         if isinstance(answer, Failure):
             raise HandlerFailed(str(answer.error))
+        if inspect.iscoroutine(answer):
+            answer.close()
+            raise HandlerFailed(
+                "a plain function answered with a coroutine, which nobody awaits: make it "
+                "`async def`"
+            )
         session.flush()
         session.taken_back()
         session.settle()
@@ -145,17 +152,22 @@ async def handle_once(
         with database.lend() as session:
             arrival = arrive(session)
             if arrival == "new":
-                settle(session, handler(SyncHandlerContext(message, envelope, work_in(session))))
+                with _blaming_the_handler():
+                    answer = handler(SyncHandlerContext(message, envelope, work_in(session)))
+                settle(session, answer)
             return arrival
 
     arrival: Arrival
-    if inspect.iscoroutinefunction(handler):
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004  # an object with `async def __call__`
+    ):
         async with database.lend_async() as session:
             lent = session.sync_session
             assert isinstance(lent, LentSession)
             arrival = await session.run_sync(lambda _: arrive(lent))
             if arrival == "new":
-                answer = await handler(HandlerContext(message, envelope, work_in(session)))
+                with _blaming_the_handler():
+                    answer = await handler(HandlerContext(message, envelope, work_in(session)))
                 await session.run_sync(lambda _: settle(lent, answer))
     else:
         arrival = await asyncio.get_running_loop().run_in_executor(threads, in_thread)
@@ -167,6 +179,15 @@ async def handle_once(
     else:
         logger.info("handled: message %s, consumer %s", envelope.id, consumer)
     return arrival
+
+
+@contextmanager
+def _blaming_the_handler() -> Iterator[None]:
+    """A message the handler could not publish says nothing about the one it was handling."""
+    try:
+        yield
+    except MessageRefused as error:
+        raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}") from error
 
 
 def handled(connection: sa.Connection, database: Database, consumer: str) -> int:

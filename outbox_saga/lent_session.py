@@ -5,9 +5,12 @@ It works as ever, but only the lender ends its transaction.
 
 from __future__ import annotations
 
+import re
+import weakref
 from typing import Any, NoReturn
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from outbox_saga.errors import CommitRefused
@@ -19,6 +22,35 @@ _REFUSAL = (
     "rollbacks"
 )
 
+_lent: weakref.WeakSet[sa.Connection] = weakref.WeakSet()
+
+# Statements that end a transaction, or begin another one, which ends this one in MariaDB.
+_ENDING = re.compile(
+    r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
+    r"(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction"
+    r"|rollback(?!(?:\s+(?:work|transaction))?\s+to))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def guard(engine: sa.Engine) -> None:
+    """Nobody commits a lent transaction of this engine by its connection, or by a statement.
+
+    Told only afterwards, half of the handler's work would stand, and the message as handled.
+    """
+
+    @event.listens_for(engine, "commit")
+    def committing(connection: sa.Connection) -> None:
+        if connection in _lent:
+            # after this event has raised, SQLAlchemy takes the transaction for ended
+            connection.dialect.do_rollback(connection.connection)
+            raise CommitRefused(_REFUSAL)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def executing(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:  # noqa: ARG001
+        if connection in _lent and _ENDING.match(statement):
+            raise CommitRefused(_REFUSAL)
+
 
 class LentSession(Session):
     """Refuses to end its transaction.
@@ -27,6 +59,7 @@ class LentSession(Session):
     """
 
     _transaction_lent: sa.RootTransaction | None = None
+    _connection_lent: sa.Connection | None = None
     _returned = False
 
     def commit(self) -> NoReturn:
@@ -64,7 +97,13 @@ class LentSession(Session):
         connection = self.connection()
         transaction: Any = connection.get_transaction()
         self._transaction_lent = transaction
+        self._connection_lent = connection
+        _lent.add(connection)
         return connection
+
+    def _unguard(self) -> None:
+        if self._connection_lent is not None:
+            _lent.discard(self._connection_lent)
 
     def taken_back(self) -> sa.Connection:
         """The connection, still in the very transaction that was lent.
@@ -87,16 +126,19 @@ class LentSession(Session):
 
     def settle(self) -> None:
         """Commits."""
+        self._unguard()
         super().commit()
 
     def undo(self) -> None:
         """Rolls back."""
+        self._unguard()
         super().rollback()
 
     def abandon(self) -> None:
         """Ends the transaction after an interrupted statement, whose connection may be in the
         middle of an answer.
         """
+        self._unguard()
         if self.get_bind().dialect.name in ("mysql", "mariadb"):
             super().invalidate()  # its protocol has no way back
         else:
@@ -104,5 +146,6 @@ class LentSession(Session):
 
     def give_back(self) -> None:
         """Closes; what was not settled is rolled back."""
+        self._unguard()
         self._returned = True
         super().close()
