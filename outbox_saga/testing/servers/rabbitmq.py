@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from outbox_saga.testing.servers.container import Container
 from outbox_saga.testing.servers.place import Place, ServerUnavailable, free_port
@@ -41,15 +42,49 @@ class RabbitMQ(Server):
         return f"amqp://guest:guest@{self.place.host}:{self.place.port}/"
 
     def probe(self, patience: float = 5) -> None:
-        """The protocol header, and the server's Connection.Start in answer."""
+        """Log in and open the virtual host, which may still be recovering behind an open port."""
         url = urlsplit(self.url)
-        with socket.create_connection(
-            (url.hostname, url.port or 5672), timeout=patience
-        ) as connection:
-            connection.sendall(b"AMQP\x00\x00\x09\x01")
-            answer = connection.recv(11, socket.MSG_WAITALL)
-            if answer[:1] != b"\x01" or answer[7:] != b"\x00\x0a\x00\x0a":
-                raise ConnectionError(f"expected Connection.Start, got {answer!r}")
+        login = f"\0{unquote(url.username or 'guest')}\0{unquote(url.password or 'guest')}"
+        host = unquote(url.path.removeprefix("/")) or "/"
+        with socket.create_connection((url.hostname, url.port or 5672), timeout=patience) as line:
+            line.sendall(b"AMQP\x00\x00\x09\x01")
+            _expect(line, _START)
+            _send(line, _START_OK, bytes(4), _short("PLAIN"), _long(login), _short("en_US"))
+            _expect(line, _TUNE)
+            _send(line, _TUNE_OK, struct.pack(">HIH", 1, 131072, 0))
+            _send(line, _OPEN, _short(host), bytes(2))
+            _expect(line, _OPEN_OK)
+
+
+# The methods of AMQP 0-9-1 that open a connection: class 10 and a number each.
+_START, _START_OK, _TUNE, _TUNE_OK, _OPEN, _OPEN_OK = (10, 11, 30, 31, 40, 41)
+
+
+def _send(line: socket.socket, method: int, *arguments: bytes) -> None:
+    payload = struct.pack(">HH", 10, method) + b"".join(arguments)
+    line.sendall(struct.pack(">BHI", 1, 0, len(payload)) + payload + b"\xce")
+
+
+def _expect(line: socket.socket, method: int) -> None:
+    *_, size = struct.unpack(">BHI", _read(line, 7))
+    answer = _read(line, size + 1)
+    if answer[:4] != struct.pack(">HH", 10, method):
+        raise ConnectionError(f"expected method 10.{method}, got {answer!r}")
+
+
+def _read(line: socket.socket, size: int) -> bytes:
+    data = line.recv(size, socket.MSG_WAITALL)
+    if len(data) < size:
+        raise ConnectionError(f"the connection ended after {data!r}")
+    return data
+
+
+def _short(text: str) -> bytes:
+    return bytes([len(text.encode())]) + text.encode()
+
+
+def _long(text: str) -> bytes:
+    return struct.pack(">I", len(text.encode())) + text.encode()
 
 
 class _RabbitMQProcess(LocalProcess):
