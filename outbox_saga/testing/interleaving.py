@@ -32,7 +32,7 @@ from outbox_saga.testing.lock_waits import LockWaits, lock_waits
 Kind = Literal["execute", "commit", "rollback", "effect"]
 State = Literal["unborn", "moving", "ready", "blocked", "done"]
 
-_FAST = 0.002  # seconds an actor gets before the server is asked whether it waits
+_FAST = 0.005  # seconds an actor gets before the server is asked whether it waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def explore(
     preemptions: int | None = None,
     limit: int | None = None,
     patience: float = 30.0,
-    keep_problems: int = 100,
+    keep_problems: int = 10_000,
     progress: Callable[[Exploration], None] = lambda _: None,
 ) -> Exploration:
     """Every schedule, or every one within the bounds.

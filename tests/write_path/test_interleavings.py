@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from outbox_saga.database import Database
 from outbox_saga.testing.interleaving import Play, Run, explore, replay
 from tests.write_path.contest import Contest, least_steps
 from tests.write_path.shop import INSERT, Shop
@@ -17,9 +16,9 @@ pytestmark = pytest.mark.databases("postgres18", "mariadb")
 
 @pytest.fixture
 def contest(shop: Shop) -> Iterator[Contest]:
-    database = Database(shop.url)
-    yield Contest(database)
-    database.engine.dispose()
+    contest = Contest(shop.url)
+    yield contest
+    contest.engine.dispose()
 
 
 def test_with_the_key_lock_no_schedule_of_two_writers_and_a_relay_is_out_of_order(
