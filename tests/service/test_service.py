@@ -1,0 +1,293 @@
+"""A service in one object: what it refuses, how it runs, and what it never says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+
+from outbox_saga import Event, HandlerContext, Service
+from outbox_saga.brokers.contract import Accepted, Refused
+from outbox_saga.brokers.local import LocalPublisher
+from outbox_saga.envelopes import seal
+from outbox_saga.errors import ConfigurationError, Unpublishable
+from outbox_saga.testing.servers import Nats
+from outbox_saga_relay import programs
+from outbox_saga_relay.programs import load_service
+from tests.fixtures.services import PrivateServer
+from tests.relay.house import PATIENCE, House, Said, till
+
+HERE = Path(__file__).parent
+
+
+class Nowhere(Event):
+    pass
+
+
+@pytest.fixture
+async def service(house: House) -> AsyncIterator[Service]:
+    service = Service("shop", database=house.database, poll=0.01)
+    yield service
+    await service.close()
+
+
+async def note(handle: HandlerContext[Said]) -> None:
+    await handle.session.execute(sa.insert(till).values(note=handle.message.word))
+
+
+# --- registration --------------------------------------------------------------------------------
+
+
+def shop(**options: Any) -> Service:
+    return Service("shop", **{"database": "sqlite:///never.db", **options})
+
+
+def test_one_consumer_has_one_handler_for_a_message() -> None:
+    service = shop()
+    service.on(Said)(note)
+    with pytest.raises(ConfigurationError, match=r"shop\.Said.*another name"):
+        service.on(Said)(note)
+    service.on(Said, consumer="second")(note)
+    assert service.handlers.consumers() == {"shop.Said": ("talk",), "second": ("talk",)}
+
+
+def test_a_handler_of_a_message_without_a_topic_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Nowhere has no topic"):
+        shop().on(Nowhere)(note)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_only_one_connection_can_see_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="use a file"):
+        _ = shop(database=url).database.engine
+
+
+def test_neither_the_service_nor_its_errors_show_a_password() -> None:
+    service = shop(
+        database="postgresql://me:hushhush@127.0.0.1:1/x", broker="nats://me:hushhush@127.0.0.1:1"
+    )
+    service.on(Said)(note)
+    for shown in (repr(service), repr(vars(service.database)), repr(service.publisher())):
+        assert "hushhush" not in shown
+    with pytest.raises(sa.exc.OperationalError) as refused:
+        service.database.engine.connect()
+    assert "hushhush" not in str(refused.value)
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+async def test_running_handles_what_is_committed_and_is_drained_at_the_end(
+    house: House, service: Service
+) -> None:
+    handled = asyncio.Event()
+
+    @service.on(Said)
+    async def said(handle: HandlerContext[Said]) -> None:
+        await note(handle)
+        handled.set()
+
+    async with service.running() as same:
+        assert same is service
+        async with service.unit_of_work() as uow:
+            uow.publish(Said(word="hello"), key="k")
+        await asyncio.wait_for(handled.wait(), PATIENCE)
+    assert house.notes() == ["hello"]
+    assert house.waiting() == []
+    assert house.owners() == {None}
+
+
+async def test_running_is_a_lifespan(house: House, service: Service) -> None:
+    """What FastAPI and Starlette do with a lifespan: entered, state kept, left."""
+
+    @asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[dict[str, Service]]:
+        async with service.running():
+            yield {"outbox": service}
+
+    for _ in range(2):  # and again, as under a reloader
+        async with lifespan(object()) as state:
+            assert state == {"outbox": service}
+
+
+@pytest.mark.databases("sqlite")
+async def test_an_error_in_the_block_is_raised_as_itself(house: House, service: Service) -> None:
+    with pytest.raises(LookupError, match="mine"):
+        async with service.running():
+            raise LookupError("mine")
+    assert house.owners() == {None}
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_part_that_fails_ends_the_block_and_is_raised_as_itself(
+    house: House, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(stop: asyncio.Event) -> None:
+        raise LookupError("a part")
+
+    monkeypatch.setattr(service, "consume", broken)
+    with pytest.raises(LookupError, match="a part"):
+        async with service.running():
+            await asyncio.wait_for(asyncio.Event().wait(), PATIENCE)
+    with pytest.raises(LookupError, match="a part"):
+        await asyncio.wait_for(service.run(asyncio.Event()), PATIENCE)
+    assert house.owners() == {None}
+
+
+async def test_on_the_local_broker_a_failing_handler_keeps_the_message_from_no_other(
+    house: House, service: Service
+) -> None:
+    calls: list[str] = []
+
+    @service.on(Said, consumer="first")
+    async def first(handle: HandlerContext[Said]) -> None:
+        calls.append("first")
+        if calls.count("first") < 3:
+            raise LookupError("not yet")
+
+    @service.on(Said, consumer="second")
+    async def second(handle: HandlerContext[Said]) -> None:
+        calls.append("second")
+        await note(handle)
+
+    publisher = LocalPublisher(service.deliver)
+    envelope = seal(Said(word="hello"))
+    outcomes = [(await publisher.publish([envelope]))[0] for _ in range(4)]
+    assert [type(outcome) for outcome in outcomes] == [Refused, Refused, Accepted, Accepted]
+    assert calls == ["first", "second", "first", "first"]
+    assert house.notes() == ["hello"]
+
+
+@pytest.mark.databases("sqlite")
+async def test_on_the_local_broker_only_an_unreadable_message_is_impossible(
+    house: House, service: Service
+) -> None:
+    @service.on(Said)
+    async def said(handle: HandlerContext[Said]) -> None:
+        handle.publish(Said(word="\0"))
+
+    publisher = LocalPublisher(service.deliver)
+    (own_fault,) = await publisher.publish([seal(Said(word="hello"))])
+    assert isinstance(own_fault, Refused)
+    assert own_fault.error.code == "handler_failed"
+    bad = seal(Said(word="hello"))
+    object.__setattr__(bad, "body", b'{"word": 7}')
+    (unreadable,) = await publisher.publish([bad])
+    assert isinstance(unreadable, Refused)
+    assert isinstance(unreadable.error, Unpublishable)
+
+
+@pytest.mark.databases("sqlite")
+async def test_no_log_record_shows_a_payload_or_what_a_handler_raised(
+    house: House, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    asked = asyncio.Semaphore(0)
+
+    @service.on(Said)
+    async def said(handle: HandlerContext[Said]) -> None:
+        asked.release()
+        raise LookupError(f"cannot handle {handle.message.word}")
+
+    async with service.running():
+        house.say("hushhush", key="k")
+        for _ in range(2):
+            await asyncio.wait_for(asked.acquire(), PATIENCE)
+    ours = [r for r in caplog.records if r.name.startswith("outbox_saga")]
+    assert ours
+    for record in ours:
+        assert "hushhush" not in record.getMessage(), record
+        assert record.exc_info is None, record
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_consumer_waits_for_a_broker_that_is_away_at_the_start(
+    house: House, private_server: PrivateServer
+) -> None:
+    server = private_server(Nats)
+    server.kill()
+    service = Service(
+        "shop", database=house.database, broker=f"{server.url}?create=1&timeout=1", poll=0.01
+    )
+    handled = asyncio.Event()
+
+    @service.on(Said)
+    async def said(handle: HandlerContext[Said]) -> None:
+        handled.set()
+
+    async with service.running():
+        house.say("hello")
+        await asyncio.to_thread(server.start)
+        await asyncio.wait_for(handled.wait(), PATIENCE)
+    await service.close()
+
+
+# --- as a program --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("shop", "module:attribute"),
+        ("shop:", "module:attribute"),
+        (":service", "module:attribute"),
+        ("no_such_shop:service", "no module 'no_such_shop'"),
+        ("outbox_saga.no_such:service", "no module 'outbox_saga.no_such'"),
+        ("outbox_saga:nothing_here", "has no 'nothing_here'"),
+        ("outbox_saga.ids:new_id", "not a Service"),
+    ],
+)
+def test_a_service_that_cannot_be_loaded_is_told_clearly(reference: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        load_service(reference)
+
+
+def test_the_environment_may_name_a_database_while_a_service_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(programs, "load_service", lambda _: shop())
+    monkeypatch.setattr(programs, "until_signalled", started.append)
+    environment = {"OUTBOX_SAGA_DATABASE_URL": "sqlite:///x.db", "OUTBOX_SAGA_BROKER": "nats://x"}
+    runner = CliRunner(env=environment)
+    assert runner.invoke(programs.relay, ["shop:service"]).exit_code == 0
+    assert len(started) == 1
+    both = runner.invoke(programs.relay, ["shop:service", "--database-url", "sqlite:///y.db"])
+    assert both.exit_code == 2
+    assert "not both" in both.output
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_program_runs_a_service_until_it_is_told_to_stop(
+    house: House, number: signal.Signals
+) -> None:
+    house.say("before", key="k")
+    program = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "outbox_saga_relay", "run", "shop:service"],
+        cwd=HERE,
+        env={**os.environ, "SHOP_DATABASE": house.url, "OUTBOX_SAGA_DATABASE_URL": "sqlite:///x"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        await asyncio.to_thread(house.until, lambda: house.notes() == ["before"], "the note")
+        program.send_signal(number)
+        said = (await asyncio.to_thread(program.communicate, timeout=PATIENCE))[1]
+    finally:
+        program.kill()
+        program.communicate()
+    assert program.returncode == 0, said
+    assert house.owners() == {None}
+    assert house.waiting() == []
