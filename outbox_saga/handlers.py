@@ -9,7 +9,7 @@ from typing import Any
 
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import ConfigurationError
+from outbox_saga.errors import ConfigurationError, MessageRefused
 from outbox_saga.inbox import handle_once
 from outbox_saga.messages import Message, check_type
 
@@ -82,18 +82,25 @@ class Handlers:
     ) -> int:
         """How many handlers took the message (each once).
 
-        Raises what the first failing one raised.
+        One that fails keeps it from no other. Raises what the first failing one raised; a message
+        that cannot be read only if no other trouble is worth another attempt.
         """
         count = 0
+        errors: list[Exception] = []
         for handler in self.wanting(envelope, consumer):
-            await handle_once(
-                database,
-                threads,
-                handler.consumer,
-                envelope,
-                handler.message_class,
-                handler.function,
-                source=self.source,
-            )
+            try:
+                await handle_once(
+                    database,
+                    threads,
+                    handler.consumer,
+                    envelope,
+                    handler.message_class,
+                    handler.function,
+                    source=self.source,
+                )
+            except Exception as error:  # noqa: BLE001  # users' code; raised below
+                errors.append(error)
             count += 1
+        if errors:
+            raise next((e for e in errors if not isinstance(e, MessageRefused)), errors[0])
         return count

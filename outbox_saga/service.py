@@ -26,7 +26,7 @@ from outbox_saga.brokers.contract import Delivery
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import MessageRefused
+from outbox_saga.errors import BrokerUnavailable, MessageRefused
 from outbox_saga.handlers import Handlers
 from outbox_saga.messages import Message, check_type
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
@@ -40,6 +40,7 @@ logger = logging.getLogger("outbox_saga.service")
 F = TypeVar("F", bound=Callable[[Any], Any])
 
 REDELIVERY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
+OUTAGE = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0)
 
 
 class Service:
@@ -174,10 +175,22 @@ class Service:
         async def handle(delivery: Delivery) -> None:
             await self._handle(subscription.consumer, delivery)
 
-        await subscriber.open()
+        stopped = asyncio.create_task(stop.wait())
+        outages = 0
         try:
-            await subscriber.run(handle, stop.wait)
+            while not stop.is_set():
+                try:
+                    await subscriber.open()
+                except BrokerUnavailable as error:
+                    outages += 1
+                    logger.warning("consumer %s: %s", subscription.consumer, error)
+                    delay = OUTAGE.delay(outages, seed=subscription.consumer)
+                    await asyncio.wait({stopped}, timeout=delay)
+                else:
+                    await subscriber.run(handle, stop.wait)
+                    return
         finally:
+            stopped.cancel()
             await subscriber.close()
 
     async def _handle(self, consumer: str, delivery: Delivery) -> None:
@@ -218,12 +231,15 @@ class Service:
         If one of them fails, the block is cancelled and the error raised.
         """
         stop = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.run(stop))
-            try:
-                yield self
-            finally:
-                stop.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.run(stop))
+                try:
+                    yield self
+                finally:
+                    stop.set()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def close(self) -> None:
         """Gives connections and threads back."""

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from outbox_saga.database import Database
 from outbox_saga.errors import ConfigurationError
@@ -29,7 +30,7 @@ def load_service(reference: str) -> Service:
     Raises ConfigurationError saying what was not found.
     """
     module_name, _, attribute = reference.partition(":")
-    if not attribute:
+    if not attribute or not module_name:
         raise ConfigurationError(
             f"{reference!r} names no service; write module:attribute, as in shop.orders:service"
         )
@@ -37,12 +38,16 @@ def load_service(reference: str) -> Service:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigurationError(
                 f"no module {module_name!r}; start from its folder, or install it"
             ) from error
         raise
-    service = getattr(module, attribute, None)
+    if not hasattr(module, attribute):
+        raise ConfigurationError(
+            f"{module_name} has no {attribute!r}; name the attribute that holds the Service"
+        )
+    service = getattr(module, attribute)
     if not isinstance(service, Service):
         raise ConfigurationError(f"{reference} is {type(service).__name__}, not a Service")
     return service
@@ -108,6 +113,12 @@ _ORCHESTRATING = _options(
 )
 
 
+def _is_typed(name: str) -> bool:
+    """True for an option on the command line: the environment may serve several commands."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
+
+
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -147,8 +158,12 @@ def relay(
     _log_to_stderr(log_level)
     options = _given(lease=lease, poll=poll, page_rows=page_rows)
     if service is not None:
-        if database_url is not None and "OUTBOX_SAGA_DATABASE_URL" not in os.environ:
-            raise click.UsageError("give SERVICE, or --database-url and --broker, not both")
+        typed = [n for n in ("database_url", "broker", "schema") if _is_typed(n)]
+        if typed:
+            raise click.UsageError(
+                "give SERVICE, which knows its database, broker and schema, or --database-url and "
+                "--broker, not both"
+            )
         loaded = load_service(service)
         until_signalled(lambda stop: loaded.relay(stop, **options))
         return
