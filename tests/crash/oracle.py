@@ -1,0 +1,134 @@
+"""Whether all is well, once the service has come to rest.
+
+Every invariant that these operations touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outbox_saga.testing import invariants
+from outbox_saga.testing.invariants import HistoryRow, Violation
+from tests.crash.operations import Operation
+from tests.crash.shop import CONSUMERS, PIECES, PRICE, UNDOABLE
+from tests.crash.tables import BALANCES
+from tests.crash.world import Facts
+
+
+def violations(
+    operation: Operation,
+    facts: Facts,
+    earlier: Sequence[HistoryRow] = (),
+    arrivals: Sequence[str] = (),
+) -> list[Violation]:
+    """All that must never be, and is.
+
+    Args:
+        operation: What was disturbed.
+        facts: The world at rest.
+        earlier: The history rows that were there when a process died.
+        arrivals: Ids of the messages that came from elsewhere.
+    """
+    found: list[Violation] = []
+    delivered = facts.delivered
+    if operation.broker == "local":  # what our handlers took is what the broker delivered
+        taken = {id_ for consumer, id_ in facts.inbox if consumer in CONSUMERS}
+        bodies = {id_: facts.committed[id_] for id_ in taken if id_ in facts.committed}
+        delivered = [invariants.Delivered(id_, None, body) for id_, body in bodies.items()]
+        # nobody listens to what handlers answer: it is published once it has left the outbox
+        delivered += [
+            invariants.Delivered(id_, None, body)
+            for id_, body in facts.committed.items()
+            if id_ not in facts.said and id_ not in facts.pending
+        ]
+        found += _heard(facts, facts.said)
+    found += invariants.messages(facts.committed, facts.pending, facts.dead, delivered)
+    found += invariants.order(facts.commits, delivered)
+    found += [Violation("I3", f"message {id_}", "still pending at rest") for id_ in facts.pending]
+    found += [Violation("I3", f"message {id_}", "a dead letter") for id_ in facts.dead]
+    found += invariants.handled_once(facts.handled, facts.inbox)
+    found += _heard(facts, arrivals)
+    if arrivals or operation.broker == "local":
+        found += invariants.conserved(
+            "I1",
+            "answers",
+            {"published": len(facts.committed) - len(facts.said)},
+            {"published": len(facts.handled)},
+        )
+    found += _sagas(operation, facts, earlier)
+    return found
+
+
+def _heard(facts: Facts, ids: Sequence[str] | set[str]) -> list[Violation]:
+    return [
+        Violation("I7", f"message {id_}, consumer {consumer}", "delivered, never handled")
+        for id_ in ids
+        for consumer in CONSUMERS
+        if (consumer, id_) not in facts.inbox
+    ]
+
+
+def _sagas(operation: Operation, facts: Facts, earlier: Sequence[HistoryRow]) -> list[Violation]:
+    found = invariants.histories(facts.sagas, facts.history, earlier)
+    found += invariants.revisions(facts.changes)
+    found += invariants.ended(facts.sagas, (operation.end,))
+    found += invariants.same_request(facts.requests)
+    ids = {s.id for s in facts.sagas}
+    for id_ in ids ^ set(facts.orders):
+        told = (
+            "started, but its order did not commit"
+            if id_ in ids
+            else "never started for its order"
+        )
+        found.append(Violation("I1", f"saga {id_}", told))
+    expected = dict(BALANCES)
+    for saga in facts.sagas:
+        mine = [h for h in facts.history if h.saga_id == saga.id]
+        undoable = UNDOABLE & set(saga.phases)
+        found += invariants.undone_once(saga, (facts.effects, facts.ledger), mine, undoable)
+        charges = 0
+        if saga.state == "completed":
+            for step in undoable:
+                kind = _kind(saga.name, step)
+                if kind == "outside":
+                    charges += PRICE
+                elif kind == "pay":
+                    expected["buyer"] -= PRICE
+                    expected["shop"] += PRICE
+                else:
+                    expected["stock"] -= PIECES
+                    expected["reserved"] += PIECES
+        found += invariants.conserved(
+            "I12",
+            f"saga {saga.id}, provider's",
+            {"cents": facts.provider_cents.get(saga.id, 0)},
+            {"cents": charges},
+        )
+    for id_ in set(facts.provider_cents) - ids:
+        found.append(Violation("I12", f"saga {id_}", "the provider knows a saga that we do not"))
+    found += invariants.conserved("I12", "account", facts.balances, expected)
+    found += _told(facts)
+    return found
+
+
+def _kind(saga: str, step: str) -> str:
+    if step in ("charge", "send") or "external" in saga:
+        return "outside"
+    return "pay" if step == "pay" or saga.startswith(("local-def", "still-def")) else "reserve"
+
+
+def _told(facts: Facts) -> list[Violation]:
+    """I1: each local effect that says something said it, once."""
+    wanted: dict[str, int] = {"reserved": 0, "released": 0, "paid": 0}
+    names = {s.id: s.name for s in facts.sagas}
+    for effect in facts.effects:
+        kind = _kind(names.get(effect.saga_id, ""), effect.step)
+        if kind == "reserve":
+            wanted["reserved" if effect.direction == "do" else "released"] += 1
+        elif effect.direction == "do":
+            wanted["paid"] += 1
+    said = dict.fromkeys(wanted, 0)
+    for body in facts.committed.values():
+        for word in said:
+            said[word] += body == b'{"word":"%s"}' % word.encode()
+    return invariants.conserved("I1", "messages of local steps", said, wanted)

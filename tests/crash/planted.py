@@ -1,0 +1,101 @@
+"""Our code, and three ways to get it wrong.
+
+An explorer that has not caught a bug proves nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import UUID, uuid5
+
+from outbox_saga.database import Database
+from outbox_saga.envelopes import Envelope
+from outbox_saga.lent_session import LentSession
+from outbox_saga.saga.definition import Action, Saga, Step
+from outbox_saga.saga.execution import Execution, Hand
+from outbox_saga.saga.orchestrator import Orchestrator
+from outbox_saga.saga.progress import Call, Decision, Done, Happened
+from outbox_saga_relay.relay import Relay
+
+MakeOrchestrator = Callable[[Database, Iterable[Saga[Any]]], Orchestrator]
+MakeRelay = Callable[..., Relay]
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Which code a process runs."""
+
+    name: str
+    orchestrator: MakeOrchestrator = Orchestrator
+    relay: MakeRelay = Relay
+
+
+class MarksBeforePublishing(Relay):
+    """Removes a page from the outbox, then publishes it."""
+
+    async def run_once(self) -> int:
+        if not self.store.epochs and not await self._begin():
+            return 0
+        page = await self.store.exchange([], self._limit)
+        if page:
+            await self.store.exchange(page, 1)
+            for row in page:
+                await self.publisher.publish([row.envelope()])
+        return len(page)
+
+
+class RemakesTheKey(Execution):
+    """The idempotency key depends on the attempt."""
+
+    async def _outside(
+        self, hand: Hand, todo: Call, step: Step, action: Action
+    ) -> tuple[Happened, list[Envelope]]:
+        def remade(context: Any) -> Any:
+            context.key = str(uuid5(UUID(context.key), str(todo.attempt)))
+            return action(context)
+
+        async def remade_async(context: Any) -> Any:
+            return await remade(context)
+
+        kind = remade_async if inspect.iscoroutinefunction(action) else remade
+        return await super()._outside(hand, todo, step, kind)
+
+
+class CommitsTheEffectFirst(Execution):
+    """A local step's effect is committed.
+
+    And its progress afterwards, in a transaction of its own.
+    """
+
+    def _settle(self, session: LentSession, hand: Hand, happened: Done) -> Decision:
+        session.flush()
+        session.taken_back()
+        session.settle()
+        engine: Any = session.get_bind()
+        with engine.begin() as connection:
+            decision, instance = self._record(connection, hand, happened, [])
+        hand.advance(instance)
+        return decision
+
+
+def _with(execution: type[Execution]) -> MakeOrchestrator:
+    def make(database: Database, definitions: Iterable[Saga[Any]]) -> Orchestrator:
+        orchestrator = Orchestrator(database, definitions)
+        orchestrator._execution = execution(database, orchestrator._threads)
+        return orchestrator
+
+    return make
+
+
+SOUND = Code("as it is")
+PLANTED = {
+    code.name: code
+    for code in (
+        Code("mark before publish", relay=MarksBeforePublishing),
+        Code("key re-made on retry", orchestrator=_with(RemakesTheKey)),
+        Code("effect and progress in two transactions", orchestrator=_with(CommitsTheEffectFirst)),
+    )
+}

@@ -1,0 +1,262 @@
+"""The shop whose process dies: its messages, its handlers, and sagas with every kind of step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from outbox_saga import (
+    Event,
+    Failure,
+    HandlerContext,
+    Retry,
+    Saga,
+    Service,
+    StepContext,
+    Success,
+    SyncHandlerContext,
+    SyncStepContext,
+    nothing_to_undo,
+)
+from outbox_saga.messages import Message
+from outbox_saga.saga.definition import Action
+from tests.crash.provider import Provider
+from tests.crash.tables import effect, handled, intent, move, order
+
+PRICE = 25_00
+PIECES = 5_00
+STEP_TIMEOUT = 0.3  # of the steps that are timed out on purpose
+STILL_TIMEOUT = 1.0  # of the steps whose process stands still
+PATIENT = Retry(max_attempts=20)  # of steps that may meet a slow machine, too
+
+
+class Said(Event, topic="crash"):
+    """The shop says something."""
+
+    word: str
+
+
+class Answered(Event, topic="crash.answers"):
+    """A handler answers."""
+
+    word: str
+
+
+class OrderData(BaseModel):
+    """What the sagas carry."""
+
+    order: int
+    reserved: bool = False
+    charged: bool = False
+    answer: str | None = None
+
+
+def noted(
+    publish: Callable[..., UUID], message: Message, key: str | None
+) -> tuple[sa.Insert, UUID]:
+    """Publishes; the statement notes that it was done, in the same transaction."""
+    id_ = publish(message, key=key)
+    return (
+        sa.insert(intent).values(message_id=str(id_), key=key, body=message.to_body()),
+        id_,
+    )
+
+
+def did(context: StepContext[Any] | SyncStepContext[Any]) -> sa.Insert:
+    """The statement that notes a local effect."""
+    return sa.insert(effect).values(
+        saga_id=str(context.saga_id), step=context.step, direction=context.direction
+    )
+
+
+class Shop:
+    """The service in one process.
+
+    Its definitions are the same in every process, its provider is the outside world.
+
+    Args:
+        provider: The outside world.
+        wanted: The sagas it defines; each costs milliseconds, and thousands of processes are
+            started.
+    """
+
+    def __init__(self, provider: Provider, wanted: Collection[str]) -> None:
+        self._provider = provider
+        self._wanted = wanted
+        self.sagas: dict[str, Saga[OrderData]] = {}
+        for name, (forward, back) in {
+            "local-async": (self.reserve, self.release),
+            "local-def": (self.pay, self.pay_back),
+        }.items():
+            self._one(name, forward, compensation=back)
+        for name, (forward, back) in {
+            "external-idempotent": (self.charge, self.refund),
+            "external-def": (self.charge_in_thread, self.refund_in_thread),
+            "external-exception": (self.charge_no_answer, self.refund_no_answer),
+        }.items():
+            self._one(name, forward, compensation=back, external=True, idempotent=True)
+        asked = {"compensation": self.refund, "external": True, "query": self.was_sent}
+        self._one("external-query", self.send, **asked)
+        self._one("local-exception", self.reserve_at_last, compensation=self.release_at_last)
+        slow = {"timeout": STEP_TIMEOUT, "retry": PATIENT}
+        self._one("local-timeout", self.reserve_slowly, compensation=self.release, **slow)
+        self._one("external-timeout", self.send_slowly, **asked, **slow)
+        self._both("five-steps", self._five)
+        still = {"timeout": STILL_TIMEOUT, "retry": PATIENT}
+        self._one("still-async", self.reserve, compensation=self.release, **still)
+        self._one("still-def", self.pay, compensation=self.pay_back, **still)
+        self._one(
+            "still-external",
+            self.charge,
+            compensation=self.refund,
+            external=True,
+            idempotent=True,
+            **still,
+        )
+
+    def _one(self, name: str, action: Action, **options: Any) -> None:
+        """A saga with this one step."""
+        self._both(name, lambda saga: saga.step("a", action, **options))
+
+    def _both(self, name: str, steps: Callable[[Saga[OrderData]], Saga[OrderData]]) -> None:
+        """A saga that completes, and one whose last step refuses."""
+        if name in self._wanted:
+            self.sagas[name] = steps(Saga(name, data=OrderData))
+        undone = f"{name}-undone"
+        if undone in self._wanted:
+            self.sagas[undone] = steps(Saga(undone, data=OrderData)).step(
+                "refuse", self.refuse, compensation=nothing_to_undo
+            )
+
+    def _five(self, saga: Saga[OrderData]) -> Saga[OrderData]:
+        return (
+            saga.step("validate", self.validate, compensation=nothing_to_undo)
+            .step("reserve", self.reserve, compensation=self.release)
+            .step("charge", self.charge, compensation=self.refund, external=True, idempotent=True)
+            .step("pay", self.pay, compensation=self.pay_back)
+            .step("send", self.send, compensation=self.refund, external=True, query=self.was_sent)
+        )
+
+    def register(self, service: Service) -> None:
+        """The handlers."""
+        service.on(Said, consumer="crash.async")(self.hear)
+        service.on(Said, consumer="crash.def")(self.hear_in_thread)
+
+    # --- handlers --------------------------------------------------------------------------------
+
+    async def hear(self, handle: HandlerContext[Said]) -> None:
+        await handle.session.execute(
+            sa.insert(handled).values(consumer="crash.async", message_id=str(handle.envelope.id))
+        )
+        note, _ = noted(
+            handle.publish, Answered(word=f"async {handle.message.word}"), handle.envelope.key
+        )
+        await handle.session.execute(note)
+
+    def hear_in_thread(self, handle: SyncHandlerContext[Said]) -> None:
+        handle.session.execute(
+            sa.insert(handled).values(consumer="crash.def", message_id=str(handle.envelope.id))
+        )
+        note, _ = noted(
+            handle.publish, Answered(word=f"def {handle.message.word}"), handle.envelope.key
+        )
+        handle.session.execute(note)
+
+    # --- local steps -----------------------------------------------------------------------------
+
+    async def validate(self, step: StepContext[OrderData]) -> None:
+        await step.session.execute(sa.select(sa.func.count()).select_from(order))
+
+    async def reserve(self, step: StepContext[OrderData]) -> dict[str, bool]:
+        for statement in (*move("stock", "reserved", PIECES), did(step)):
+            await step.session.execute(statement)
+        note, _ = noted(step.publish, Said(word="reserved"), f"order:{step.data.order}")
+        await step.session.execute(note)
+        return {"reserved": True}
+
+    async def release(self, step: StepContext[OrderData]) -> None:
+        for statement in (*move("reserved", "stock", PIECES), did(step)):
+            await step.session.execute(statement)
+        note, _ = noted(step.publish, Said(word="released"), f"order:{step.data.order}")
+        await step.session.execute(note)
+
+    def pay(self, step: SyncStepContext[OrderData]) -> None:
+        for statement in (*move("buyer", "shop", PRICE), did(step)):
+            step.session.execute(statement)
+        note, _ = noted(step.publish, Said(word="paid"), None)
+        step.session.execute(note)
+
+    def pay_back(self, step: SyncStepContext[OrderData]) -> None:
+        for statement in (*move("shop", "buyer", PRICE), did(step)):
+            step.session.execute(statement)
+
+    async def reserve_at_last(self, step: StepContext[OrderData]) -> dict[str, bool]:
+        answer = await self.reserve(step)
+        if step.attempt < 3:
+            raise RuntimeError("the shelf fell over")
+        return answer
+
+    async def release_at_last(self, step: StepContext[OrderData]) -> None:
+        await self.release(step)
+        if step.attempt < 2:
+            raise RuntimeError("the shelf fell over again")
+
+    async def reserve_slowly(self, step: StepContext[OrderData]) -> dict[str, bool]:
+        answer = await self.reserve(step)
+        if step.attempt < 2:
+            await asyncio.Event().wait()  # for ever: only its time limit ends it
+        return answer
+
+    async def refuse(self, step: StepContext[OrderData]) -> Failure[str]:
+        for statement in (*move("buyer", "shop", 1), did(step)):  # half a step that must not stay
+            await step.session.execute(statement)
+        return Failure("not today")
+
+    # --- external steps --------------------------------------------------------------------------
+
+    async def charge(self, step: StepContext[OrderData]) -> Success[dict[str, bool]]:
+        self._provider.act(step, PRICE)
+        return Success({"charged": True})
+
+    async def refund(self, step: StepContext[OrderData]) -> None:
+        self._provider.act(step, -PRICE)
+
+    def charge_in_thread(self, step: SyncStepContext[OrderData]) -> dict[str, bool]:
+        self._provider.act(step, PRICE)
+        return {"charged": True}
+
+    def refund_in_thread(self, step: SyncStepContext[OrderData]) -> None:
+        self._provider.act(step, -PRICE)
+
+    async def charge_no_answer(self, step: StepContext[OrderData]) -> dict[str, bool]:
+        self._provider.act(step, PRICE)
+        if step.attempt < 3:
+            raise ConnectionError("the answer was lost")
+        return {"charged": True}
+
+    async def refund_no_answer(self, step: StepContext[OrderData]) -> None:
+        self._provider.act(step, -PRICE)
+        if step.attempt < 2:
+            raise ConnectionError("the answer was lost")
+
+    async def send(self, step: StepContext[OrderData]) -> dict[str, str]:
+        self._provider.act(step, PRICE, once=False)
+        return {"answer": "sent"}
+
+    async def send_slowly(self, step: StepContext[OrderData]) -> dict[str, str]:
+        self._provider.act(step, PRICE, once=False)
+        if step.attempt < 2:
+            await asyncio.Event().wait()  # it acted, and its answer never comes
+        return {"answer": "sent"}
+
+    async def was_sent(self, step: StepContext[OrderData]) -> dict[str, str] | None:
+        return {"answer": "sent"} if self._provider.knows(step) else None
+
+
+UNDOABLE = {"a", "reserve", "charge", "pay", "send"}
+CONSUMERS = ("crash.async", "crash.def")

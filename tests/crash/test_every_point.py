@@ -1,0 +1,68 @@
+"""The process dies at a point, the next one recovers.
+
+And nothing that must always be true is broken.
+
+All points, on all databases, and thousands of pairs are `./dev prove 1.5`. Here: every point of
+the operations that
+everything else is made of on SQLite and PostgreSQL, and every `STRIDE`-th of the others and on
+MariaDB, so that a change
+which breaks a kind of step is seen in the same minute.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+
+from tests.crash.explorer import Explorer, every, singles
+from tests.crash.operations import OPERATIONS
+from tests.crash.world import World
+
+STRIDE = 17
+ALL_POINTS = {  # on SQLite and PostgreSQL
+    "publish async",
+    "relay to a broker",
+    "handle",
+    "saga local-async",
+    "saga external-idempotent-undone",
+}
+
+
+@pytest.mark.parametrize("world", ["sqlite", "postgres18", "mariadb"], indirect=True)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_whatever_the_point_at_which_the_process_dies_the_next_one_puts_everything_right(
+    name: str, world: World
+) -> None:
+    explorer = Explorer(world, OPERATIONS[name])
+    count = explorer.count()
+    stride = 1 if name in ALL_POINTS and world.name != "mariadb" else STRIDE
+    # other operations, other databases, other points
+    first = 1 if stride == 1 else 1 + zlib.crc32(f"{name} {world.name}".encode()) % stride
+    bad = [run for run in singles(explorer, every(stride, count, first=first)) if run.violations]
+    assert not bad, "\n".join(str(run) for run in bad)
+
+
+@pytest.mark.parametrize("world", ["sqlite", "postgres18", "mariadb"], indirect=True)
+@pytest.mark.parametrize("name", ["relay to a broker", "saga five-steps-undone"])
+def test_a_recovery_that_dies_too_is_recovered_from(name: str, world: World) -> None:
+    explorer = Explorer(world, OPERATIONS[name])
+    count = explorer.count()
+    for at in (count // 4, count // 2, count - 2):
+        recovery = explorer.crash(at).recovery
+        for again in every(max(1, recovery // 3), recovery - 1, first=recovery // 5 + 1):
+            run = explorer.crash_twice(at, again)
+            assert not run.violations, str(run)
+
+
+@pytest.mark.parametrize("world", ["sqlite", "postgres18", "mariadb"], indirect=True)
+@pytest.mark.parametrize(
+    "name", ["publish async", "relay to a broker", "saga local-def", "saga external-query"]
+)
+def test_a_real_sigkill_leaves_no_more_behind_than_the_simulated_death(
+    name: str, world: World
+) -> None:
+    explorer = Explorer(world, OPERATIONS[name])
+    at = explorer.count() * 2 // 3
+    killed = explorer.kill(at)
+    assert not killed.violations, str(killed)

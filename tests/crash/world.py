@@ -1,0 +1,186 @@
+"""Everything that outlives the process: the database, the broker's log, the provider's ledger.
+
+And a look at all of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from outbox_saga.database import Database
+from outbox_saga.queries import relay as relay_verbs
+from outbox_saga.queries import sagas as saga_verbs
+from outbox_saga.queries.clock import Clock
+from outbox_saga.testing.invariants import Change, Delivered, Effect, HistoryRow, Request, SagaRow
+from outbox_saga_migrations import upgrade
+from tests.crash import tables
+from tests.crash.append_log import AppendLog
+from tests.crash.tables import OURS
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the tables and the other sides' logs say, at one moment."""
+
+    committed: dict[str, bytes]
+    commits: list[tuple[str, str | None]]
+    pending: dict[str, bytes]
+    dead: dict[str, bytes]
+    delivered: list[Delivered]
+    inbox: list[tuple[str, str]]
+    handled: list[tuple[str, str]]
+    orders: list[str]
+    sagas: list[SagaRow]
+    history: list[HistoryRow]
+    changes: list[Change]
+    effects: list[Effect]
+    ledger: list[Effect]
+    requests: list[Request]
+    provider_cents: dict[str, int]
+    balances: dict[str, int]
+    said: set[str]  # ids of committed messages that have handlers
+
+
+class World:
+    """One database and one folder, prepared once and emptied before each run."""
+
+    def __init__(self, name: str, url: str, folder: Path) -> None:
+        self.name = name
+        self.url = url
+        self.folder = folder
+        self.observer = sa.create_engine(url, poolclass=sa.pool.SingletonThreadPool)
+        self._engines = Database(url, pool_size=5)
+        self.broker = AppendLog(folder / "broker.jsonl")
+        self.ledger = AppendLog(folder / "ledger.jsonl")
+        self.arrivals = AppendLog(folder / "arrivals.jsonl")  # what a broker has for our handlers
+        self.acknowledged = AppendLog(folder / "acknowledged.jsonl")
+
+    def database(self, later: float) -> Database:
+        """A new process's database, `later` seconds from now, without any connection.
+
+        Its engines are used again, for what they have compiled; making them takes longer than most
+        runs.
+        """
+        database = Database(self.url, clock=Clock(later))
+        for engine in (self._engines.engine, self._engines.async_engine.sync_engine):
+            engine.dispose(close=False)
+        database._sync, database._async = self._engines.engine, self._engines.async_engine
+        return database
+
+    def prepare(self) -> None:
+        """Our tables, the shop's tables and the triggers."""
+        with self.observer.begin() as connection:
+            upgrade(connection)
+        with self.observer.begin() as connection:
+            tables.create(connection)
+
+    def empty(self) -> None:
+        """Nothing of an earlier run is left."""
+        with self.observer.begin() as connection:
+            tables.empty(connection)
+        for log in (self.broker, self.ledger, self.arrivals, self.acknowledged):
+            log.empty()
+
+    def close(self) -> None:
+        """Disconnects."""
+        self.observer.dispose()
+
+    def pending(self) -> int:
+        """Messages in the outbox."""
+        with self.observer.connect() as connection:
+            return relay_verbs.pending(connection, OURS)
+
+    def unfinished(self) -> int:
+        """Sagas that have not ended."""
+        with self.observer.connect() as connection:
+            return saga_verbs.unfinished(connection, OURS)
+
+    def facts(self) -> Facts:
+        """All there is to see."""
+        with self.observer.connect() as connection:
+            return self._facts(connection)
+
+    def _facts(self, connection: sa.Connection) -> Facts:
+        def rows(table: sa.Table, *order: Any) -> list[Any]:
+            return list(connection.execute(sa.select(table).order_by(*order)))
+
+        intents = rows(tables.intent, tables.intent.c.number)
+        ledger = self.ledger.read()
+        cents: dict[str, int] = {}
+        for line in ledger:
+            if line["effective"]:
+                cents[line["saga_id"]] = cents.get(line["saga_id"], 0) + line["cents"]
+        return Facts(
+            committed={r.message_id: r.body for r in intents},
+            commits=[(r.message_id, r.key) for r in intents],
+            said={r.message_id for r in intents if _is_said(r.body)},
+            pending={str(r.id): r.body for r in rows(OURS.outbox, OURS.outbox.c.position)},
+            dead={str(r.id): r.body for r in rows(OURS.dead_letter)},
+            delivered=[
+                Delivered(line["id"], line["key"], base64.b64decode(line["body"]))
+                for line in self.broker.read()
+            ],
+            inbox=[(r.consumer, str(r.message_id)) for r in rows(OURS.inbox)],
+            handled=[
+                (r.consumer, r.message_id) for r in rows(tables.handled, tables.handled.c.number)
+            ],
+            orders=[r.saga_id for r in rows(tables.order, tables.order.c.number)],
+            sagas=[
+                SagaRow(
+                    str(r.id),
+                    r.name,
+                    r.state,
+                    r.revision,
+                    {n: s["phase"] for n, s in json.loads(r.progress)["steps"].items()},
+                )
+                for r in rows(OURS.saga)
+            ],
+            history=[
+                HistoryRow(
+                    str(r.saga_id), r.number, r.revision, r.transition, r.step, r.attempt, r.detail
+                )
+                for r in rows(
+                    OURS.saga_history, OURS.saga_history.c.saga_id, OURS.saga_history.c.number
+                )
+            ],
+            changes=[
+                Change(
+                    str(UUID(r.saga_id)),
+                    r.old_revision,
+                    r.new_revision,
+                    r.old_state,
+                    r.new_state,
+                    r.changed,
+                )
+                for r in rows(tables.audit, tables.audit.c.number)
+            ],
+            effects=[
+                Effect(r.saga_id, r.step, r.direction)
+                for r in rows(tables.effect, tables.effect.c.number)
+            ],
+            ledger=[
+                Effect(line["saga_id"], line["step"], line["direction"])
+                for line in ledger
+                if line["effective"]
+            ],
+            requests=[
+                Request(
+                    line["saga_id"], line["step"], line["direction"], line["key"], line["request"]
+                )
+                for line in ledger
+            ],
+            provider_cents=cents,
+            balances={r.name: r.cents for r in rows(tables.account)},
+        )
+
+
+def _is_said(body: bytes) -> bool:
+    word: str = json.loads(body)["word"]
+    return not word.startswith(("async ", "def "))  # those are the handlers' answers
