@@ -21,9 +21,15 @@ from outbox_saga.instances import (
     load_progress,
 )
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import for_update, insert_or_ignore, skip_locked
+from outbox_saga.queries.dialects import (
+    for_update,
+    idle_limit,
+    insert_or_ignore,
+    skip_locked,
+)
 from outbox_saga.tables import Tables
 
+RELEASE_SECONDS = 2.0  # that a process standing still may hold what it was releasing
 ENTRIES_A_REVISION = 1000  # history numbers are revision * this + index
 
 
@@ -109,7 +115,8 @@ def claim(
     found = connection.execute(
         skip_locked(
             connection,
-            sa.select(*_columns(tables), now.label("now"))
+            # its locks never outlive the lease, though the process stand still before the commit
+            sa.select(*_columns(tables), now.label("now"), *idle_limit(connection, lease))
             .where(
                 saga.c.due_at <= now,
                 sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < now),
@@ -247,9 +254,13 @@ def renew(
     """These instances stay leased to `owner`; one that was taken over meanwhile is left alone."""
     saga = tables.saga
     connection.execute(
-        sa.update(saga)
-        .where(saga.c.id.in_(ids), saga.c.owner == owner)
-        .values(lease_until=clock.now(lease))
+        _with_idle_limit(
+            connection,
+            lease,
+            sa.update(saga)
+            .where(saga.c.id.in_(ids), saga.c.owner == owner)
+            .values(lease_until=clock.now(lease)),
+        )
     )
 
 
@@ -271,10 +282,19 @@ def release(
     if after is not None:
         values["due_at"] = clock.now(after)
     connection.execute(
-        sa.update(saga)
-        .where(saga.c.id == instance.id, saga.c.owner == owner, saga.c.epoch == instance.epoch)
-        .values(**values)
+        _with_idle_limit(
+            connection,
+            RELEASE_SECONDS,
+            sa.update(saga)
+            .where(saga.c.id == instance.id, saga.c.owner == owner, saga.c.epoch == instance.epoch)
+            .values(**values),
+        )
     )
+
+
+def _with_idle_limit(connection: sa.Connection, seconds: float, statement: sa.Update) -> Any:
+    columns = idle_limit(connection, seconds)
+    return statement.returning(*columns) if columns else statement
 
 
 def unfinished(connection: sa.Connection, tables: Tables) -> int:
