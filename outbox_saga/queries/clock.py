@@ -55,9 +55,13 @@ class Clock:
 
     shift: float = 0.0
 
+    def microseconds(self, plus: float = 0.0) -> int:
+        """What has to be added to the database's own reading."""
+        return round((self.shift + plus) * 1_000_000)
+
     def now(self, plus: float = 0.0) -> sa.ColumnElement[dt.datetime]:
         """The present moment plus so many seconds, as an SQL expression."""
-        microseconds = round((self.shift + plus) * 1_000_000)
+        microseconds = self.microseconds(plus)
         return _Now(sa.bindparam(None, microseconds, type_=sa.BigInteger, unique=True))
 
     def read(self, connection: sa.Connection) -> dt.datetime:

@@ -29,7 +29,7 @@ from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
 from outbox_saga.ids import idempotency_key
 from outbox_saga.instances import Direction, Instance
 from outbox_saga.lent_session import LentSession
-from outbox_saga.queries import sagas
+from outbox_saga.queries import sagas, transition
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
 from outbox_saga.queries.outbox import write_messages
 from outbox_saga.results import Failure, Success
@@ -45,6 +45,7 @@ from outbox_saga.saga.progress import (
     NotFound,
     Query,
     Refused,
+    Resumed,
     Run,
     Surroundings,
     ToDo,
@@ -127,7 +128,14 @@ class Execution:
 
     async def resume(self, hand: Hand, happened: Happened) -> Decision:
         """Commits the transition for what happened, in a transaction of its own."""
-        decision, instance = await self.database.run(self._record, hand, happened, [])
+        if isinstance(happened, Resumed):
+            # mostly there is nothing to write, and then no transaction is needed to see it
+            decision = decide(
+                hand.definition, hand.instance.state, happened, hand.surroundings(None)
+            )
+            if decision.state == hand.instance.state and not decision.entries:
+                return decision
+        decision, instance = await self.database.run(self._record_alone, hand, happened, [])
         hand.advance(instance)
         return decision
 
@@ -323,7 +331,7 @@ class Execution:
 
     async def _report(self, hand: Hand, happened: Happened, kept: list[Envelope]) -> Decision:
         try:
-            decision, instance = await self.database.run(self._record, hand, happened, kept)
+            decision, instance = await self.database.run(self._record_alone, hand, happened, kept)
         except MessageRefused as error:
             # it was done, but going on without its answer would be wrong
             assert isinstance(happened, Done)
@@ -335,12 +343,19 @@ class Execution:
             )
             reason = f"its answer does not fit the saga's data ({error.path})"
             decision, instance = await self.database.run(
-                self._record, hand, Unusable(happened.step, happened.attempt, reason), []
+                self._record_alone, hand, Unusable(happened.step, happened.attempt, reason), []
             )
         hand.advance(instance)
         return decision
 
     # --- the transition --------------------------------------------------------------------------
+
+    def _record_alone(
+        self, connection: sa.Connection, hand: Hand, happened: Happened, kept: list[Envelope]
+    ) -> tuple[Decision, Instance]:
+        # a process that stands still before the commit must not keep the row from its successor
+        limit_idle_transaction(connection, hand.lease)
+        return self._record(connection, hand, happened, kept)
 
     def _record(
         self,
@@ -371,19 +386,19 @@ class Execution:
             decision = decide(hand.definition, seen.state, happened, around)
             if decision.state == seen.state and not decision.entries:
                 return decision, seen  # nothing to write: an instance taken up to run a local step
-            if sagas.compare_and_set(
+            if transition.record(
                 connection,
                 tables,
                 clock,
                 seen,
                 decision.state,
                 decision.due,
+                decision.entries,
                 keep_lease=decision.busy,
             ):
                 break
         else:
             raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
-        sagas.add_history(connection, tables, clock, seen.id, seen.revision + 1, decision.entries)
         if kept:
             write_messages(connection, tables, kept)
         return decision, replace(seen, revision=seen.revision + 1, state=decision.state)
