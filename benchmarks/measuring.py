@@ -120,7 +120,7 @@ class Effort:
 
 
 THOROUGH = Effort(rounds=5, seconds=2.0, patience=30.0, repeats=3, quick=False)
-QUICK = Effort(rounds=3, seconds=0.8, patience=2.0, repeats=1, quick=True)
+QUICK = Effort(rounds=3, seconds=0.6, patience=1.0, repeats=0, quick=True)
 
 
 def say(text: str) -> None:
