@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,7 +13,7 @@ class Said(Event, topic="talk"):
     word: str
 
 
-service: Any = Service(
+service = Service(
     "shop",
     database=os.environ["SHOP_DATABASE"],
     broker=os.environ.get("SHOP_BROKER", "local"),

@@ -82,6 +82,7 @@ def test_a_success_without_a_value_is_none() -> None:
 def test_results_are_values(result: Any) -> None:
     assert copy.copy(result) == result
     assert pickle.loads(pickle.dumps(result)) == result
-    assert Success(1) != Failure(1)
+    yes: object = Success(1)
+    assert yes != Failure(1)
     with pytest.raises(AttributeError):
         setattr(result, "value" if is_success(result) else "error", 2)
