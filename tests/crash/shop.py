@@ -89,17 +89,19 @@ class Shop:
         self._provider = provider
         self._wanted = wanted
         self.sagas: dict[str, Saga[OrderData]] = {}
-        for name, (forward, back) in {
-            "local-async": (self.reserve, self.release),
-            "local-def": (self.pay, self.pay_back),
-        }.items():
-            self._one(name, forward, compensation=back)
-        for name, (forward, back) in {
-            "external-idempotent": (self.charge, self.refund),
-            "external-def": (self.charge_in_thread, self.refund_in_thread),
-            "external-exception": (self.charge_no_answer, self.refund_no_answer),
-        }.items():
-            self._one(name, forward, compensation=back, external=True, idempotent=True)
+        self._one("local-async", self.reserve, compensation=self.release)
+        self._one("local-def", self.pay, compensation=self.pay_back)
+        once = {"external": True, "idempotent": True}
+        self._one("external-idempotent", self.charge, compensation=self.refund, **once)
+        self._one(
+            "external-def", self.charge_in_thread, compensation=self.refund_in_thread, **once
+        )
+        self._one(
+            "external-exception",
+            self.charge_no_answer,
+            compensation=self.refund_no_answer,
+            **once,
+        )
         asked = {"compensation": self.refund, "external": True, "query": self.was_sent}
         self._one("external-query", self.send, **asked)
         self._one("local-exception", self.reserve_at_last, compensation=self.release_at_last)

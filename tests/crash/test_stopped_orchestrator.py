@@ -27,4 +27,5 @@ def test_an_orchestrator_that_stands_still_is_taken_over_from_and_changes_nothin
     assert not stood.wrong, stood
     assert stood.takeover is not None, stood
     assert stood.takeover < bar(STILL_TIMEOUT), stood
-    assert stood.locks > 0, "it was to hold locks"
+    if not where.startswith("after provider"):
+        assert stood.locks > 0, "it was to hold locks"
