@@ -7,12 +7,14 @@ root on a Debian; debootstrap itself is installed if it is missing.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -115,15 +117,17 @@ class Machine:
 
     def _copy_checkout(self) -> None:
         """What git would give to someone who clones: the machine has no git to do it with."""
-        listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+        archive = subprocess.run(
+            ["git", "archive", "--format=tar", "HEAD"],
+            cwd=CHECKOUT,
+            capture_output=True,
+            check=True,
         )
         for user in (0, 1000):
-            home = self.root / f"{self.home(user)}"[1:]
-            for name in filter(None, listed.stdout.split("\0")):
-                target = home / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(CHECKOUT / name, target)
+            home = self.root / self.home(user).lstrip("/")
+            home.mkdir(parents=True)
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+                tar.extractall(home, filter="fully_trusted")
             self.run(f"chown -R {user}:{user} /srv/{user}", check=True)
 
     @staticmethod
