@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
+from sqlalchemy.exc import OperationalError
 
 from outbox_saga import Event, HandlerContext, Service
 from outbox_saga.brokers.contract import Accepted, Refused
@@ -80,7 +81,7 @@ def test_neither_the_service_nor_its_errors_show_a_password() -> None:
     service.on(Said)(note)
     for shown in (repr(service), repr(vars(service.database)), repr(service.publisher())):
         assert "hushhush" not in shown
-    with pytest.raises(sa.exc.OperationalError) as refused:
+    with pytest.raises(OperationalError) as refused:
         service.database.engine.connect()
     assert "hushhush" not in str(refused.value)
 
