@@ -119,7 +119,7 @@ class Effort:
     quick: bool
 
 
-THOROUGH = Effort(rounds=5, seconds=2.0, patience=30.0, repeats=3, quick=False)
+THOROUGH = Effort(rounds=5, seconds=2.0, patience=20.0, repeats=1, quick=False)
 QUICK = Effort(rounds=3, seconds=0.6, patience=1.0, repeats=0, quick=True)
 
 

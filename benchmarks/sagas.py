@@ -36,7 +36,7 @@ NAME = "sagas"
 UNIT = "sagas/s"
 IN_FLIGHT = 8
 STEPS = ("reserve", "charge", "ship")
-SAGAS, QUICK_SAGAS = 2_000, 150
+SAGAS, QUICK_SAGAS = 600, 150
 ACCOUNTS = 10_000
 
 _ACCOUNT = sa.Table(
