@@ -1,7 +1,8 @@
-"""Proof 1.1: the demo and the tests on a fresh clone, and the demo from the wheel.
+"""Proof 1.1: the demo with real orders and kills, and the tests, on a clone that was never used.
 
-The clone is of what is committed. Its first run finds no environment, no uv and no download
-cache; the second finds what the first has left, which is what "warm" means.
+The orders are looked for in OUTBOX_SAGA_PROOF_ORDERS, else in `../shared/data/northwind` beside
+the checkout. Cold is the first run of a command in the clone, with an empty package cache and no
+environment; warm is the same command again.
 """
 
 from __future__ import annotations
@@ -9,94 +10,124 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from proofs.registry import Outcome, proof, say
-from tests.packaging.wheel import Installation, build
+from tests.packaging.wheel import Installation, uv
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-ORDERS = CHECKOUT.parent / "shared" / "data" / "northwind"
-KILLS = 10
+ORDERS = "OUTBOX_SAGA_PROOF_ORDERS"
+KILLS = "10"
+SHOWN = 3000  # characters of what a command that failed has said
 
 
 @proof("1.1")
-def fresh_clone() -> Outcome:
-    """Clone, run both commands, and run the demo of the built wheel where nothing else is."""
-    if not (ORDERS / "orders.csv").exists():
-        raise FileNotFoundError(f"no orders in {ORDERS}")
+def demo() -> Outcome:
+    """Clone, run both demos twice and the tests once, then the demo from the wheel."""
+    orders = Path(os.environ.get(ORDERS, CHECKOUT.parent / "shared" / "data" / "northwind"))
+    if not (orders / "orders.csv").exists():
+        raise FileNotFoundError(f"there is no orders.csv in {orders}; set {ORDERS}")
     with tempfile.TemporaryDirectory(
         prefix="outbox-saga-clone-", ignore_cleanup_errors=True
     ) as folder:
-        clone = Path(folder, "clone")
-        subprocess.run(["git", "clone", "--quiet", str(CHECKOUT), str(clone)], check=True)
-        environment = {
+        clone = Clone(Path(folder))
+        options = ("--orders", str(orders.resolve()), "--kill", KILLS, "--json")
+        runs = {
+            "sqlite": clone.demo(*options),
+            "postgres_nats": clone.demo("--postgres", "--nats", *options),
+            "sqlite_warm": clone.demo(*options),
+            "postgres_nats_warm": clone.demo("--postgres", "--nats", *options),
+        }
+        tests = clone.dev("test", "--require-services", "-q")
+        wheel = clone.demo_from_wheel()
+    return Outcome(
+        ok=all(run["ok"] and run["figures"]["refunds"] > 0 for run in runs.values())
+        and tests["exit"] == 0
+        and wheel["ok"],
+        measured={
+            "commit": clone.commit,
+            "processors": os.cpu_count(),
+            "runs": runs,
+            "test": tests,
+            "wheel": wheel,
+        },
+    )
+
+
+class Clone:
+    """The checkout's last commit in a folder of its own.
+
+    Args:
+        folder: Empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / "clone"
+        subprocess.run(
+            ["git", "clone", "--quiet", "--no-hardlinks", str(CHECKOUT), str(self._path)],
+            check=True,
+        )
+        said = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=self._path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.commit = said.stdout.strip()
+        # of the environment this proof runs in, the clone shall know nothing but the index
+        self._environment = {
             name: value
             for name, value in os.environ.items()
-            if name not in {"UV", "VIRTUAL_ENV"} and not name.startswith("OUTBOX_SAGA_")
-        }
-        environment |= {"UV_CACHE_DIR": f"{folder}/cache", "PIP_NO_CACHE_DIR": "1"}
-        northwind = ("--orders", str(ORDERS), "--kill", str(KILLS), "--json")
-        demos = {
-            "demo_cold": demo(clone, environment, "./dev", "demo", *northwind),
-            "demo_warm": demo(clone, environment, "./dev", "demo", *northwind),
-            "demo_postgres_nats": demo(
-                clone, environment, "./dev", "demo", "--postgres", "--nats", *northwind
-            ),
-        }
-        tests = run(clone, environment, "./dev", "test", "--require-services", "-q")
-        say("the wheel, where nothing else is installed")
-        installed = Installation(Path(folder, "env"), build(Path(folder, "dist")), extras="[demo]")
-        demos["demo_from_wheel"] = demo(
-            installed.folder, environment, str(installed.script), "demo", "--json"
+            if not name.startswith(("UV", "VIRTUAL_ENV", "PYTHON"))
+            or name in ("UV_DEFAULT_INDEX", "UV_SYSTEM_CERTS")
+        } | {"UV_CACHE_DIR": str(folder / "cache")}
+
+    def dev(self, *arguments: str) -> dict[str, Any]:
+        """Runs ./dev; its exit code, how long it took, and what it said last."""
+        say(f"./dev {' '.join(arguments)}")
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "dev", *arguments],
+            cwd=self._path,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=sys.stderr,
+            text=True,
+            check=False,
         )
-    return Outcome(
-        ok=tests["exit"] == 0
-        and all(run["ok"] for run in demos.values())
-        and all(
-            demos[name]["refunds"] > 0 and demos[name]["kills"] == KILLS
-            for name in ("demo_cold", "demo_warm", "demo_postgres_nats")
-        ),
-        measured={"demos": demos, "tests": tests},
-    )
+        return {
+            "exit": done.returncode,
+            "wall_seconds": round(time.monotonic() - started, 1),
+            "said": done.stdout[-SHOWN:] if done.returncode else done.stdout.splitlines()[-1:],
+        }
 
+    def demo(self, *options: str) -> dict[str, Any]:
+        """Runs `./dev demo … --json` and reads what it prints."""
+        run = self.dev("demo", *options)
+        figures = json.loads(run["said"][0]) if run["exit"] == 0 else {}
+        return {
+            "ok": run["exit"] == 0 and all(check["ok"] for check in figures["checks"]),
+            "wall_seconds": run["wall_seconds"],
+            "figures": figures or {"refunds": 0, "said": run["said"]},
+        }
 
-def run(folder: Path, environment: dict[str, str], *command: str) -> dict[str, Any]:
-    """How a command ended, after how long, and the last line it said."""
-    say(" ".join(command))
-    started = time.monotonic()
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    seconds = round(time.monotonic() - started, 1)
-    say(f"  {seconds} s, exit {done.returncode}")
-    if done.returncode:
-        say(done.stdout[-6000:] + done.stderr[-6000:])
-    said = done.stdout.strip()
-    return {"exit": done.returncode, "wall_seconds": seconds, "said": said.splitlines()[-1:]} | (
-        {"json": said} if "--json" in command else {}
-    )
-
-
-def demo(folder: Path, environment: dict[str, str], *command: str) -> dict[str, Any]:
-    """What a demo counted, and whether all of its checks were green."""
-    found = run(folder, environment, *command)
-    try:
-        counted: dict[str, Any] = json.loads(found["json"])
-    except json.JSONDecodeError:
-        return {**found, "ok": False, "refunds": 0, "kills": 0}
-    checks = counted.pop("checks")
-    return {
-        "ok": found["exit"] == 0 and bool(checks) and all(check["ok"] for check in checks),
-        "wall_seconds": found["wall_seconds"],
-        **counted,
-        "checks": {check["name"]: check["ok"] for check in checks},
-    }
+    def demo_from_wheel(self) -> dict[str, Any]:
+        """Builds the clone's wheel, installs it where nothing else is, runs its demo."""
+        say("the wheel in an empty environment: outbox-saga demo")
+        dist = self._folder / "dist"
+        uv("build", "--quiet", "--out-dir", str(dist), str(self._path))
+        (wheel,) = dist.glob("*.whl")
+        installed = Installation(self._folder / "empty", wheel, extras="[demo]")
+        started = time.monotonic()
+        figures = json.loads(installed.run(str(installed.script), "demo", "--json"))
+        return {
+            "ok": all(check["ok"] for check in figures["checks"]),
+            "wall_seconds": round(time.monotonic() - started, 1),
+            "figures": figures,
+        }

@@ -19,15 +19,26 @@ class Shop:
     """The service, and the two sagas that are started in its transactions."""
 
     service: Service
+    provider: ProviderClient
     onboarding: Saga[UserData]
     ordering: Saga[OrderData]
 
+    async def close(self) -> None:
+        """Give all connections back."""
+        await self.provider.close()
+        await self.service.close()
 
-def build(settings: Settings) -> Shop:
-    """The shop with these settings; nothing connects yet."""
+
+def build(settings: Settings, *, faults: Faults | None = None) -> Shop:
+    """The shop with these settings; nothing connects yet.
+
+    Args:
+        settings: Of its process.
+        faults: Instead of those that the settings' seed decides.
+    """
     provider = ProviderClient(settings.provider_url)
     onboarding = Onboarding(provider).saga()
-    ordering = OrderProcessing(provider, Faults(settings.faults)).saga()
+    ordering = OrderProcessing(provider, faults or Faults(settings.faults)).saga()
     service = Service(
         "shop",
         database=settings.database_url,
@@ -35,4 +46,4 @@ def build(settings: Settings) -> Shop:
         sagas=[onboarding, ordering],
     )
     bookkeeping.register(service)
-    return Shop(service, onboarding, ordering)
+    return Shop(service, provider, onboarding, ordering)

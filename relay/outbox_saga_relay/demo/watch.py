@@ -15,8 +15,6 @@ from nats.js.errors import NotFoundError
 from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.instances import ENDED
 
-NATS_STREAM = "SHOP"
-
 
 class DatabaseWatch:
     """Reads, and never waits for a writer.
@@ -92,7 +90,7 @@ class NatsWatch:
         stream: Its name.
     """
 
-    def __init__(self, url: str, stream: str = NATS_STREAM) -> None:
+    def __init__(self, url: str, stream: str) -> None:
         self._url = url
         self._stream = stream
 

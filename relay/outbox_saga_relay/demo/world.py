@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +26,10 @@ from outbox_saga_relay.demo.pace import LEASE
 from outbox_saga_relay.demo.processes import ChildProcess, stop_all
 from outbox_saga_relay.demo.settings import Settings
 from outbox_saga_relay.demo.tables import Product, ShopTable
-from outbox_saga_relay.demo.watch import NATS_STREAM, DatabaseWatch, NatsWatch
+from outbox_saga_relay.demo.watch import DatabaseWatch, NatsWatch
 
 _SHOP = "outbox_saga_relay.demo.shop:service"
 _POLL = "0.1"
-_NATS_OPTIONS = f"create=1&stream={NATS_STREAM}&ack_wait={LEASE:g}"
 
 SomeServer = TypeVar("SomeServer", bound=Server)
 
@@ -97,7 +97,10 @@ def world(
         started = [provider]
         try:
             provider_url = provider.start_and_read_line()
-            broker = "local" if broker_url is None else f"{broker_url}?{_NATS_OPTIONS}"
+            # of its own, for a server that was given by URL may have seen other runs
+            stream = f"shop-{secrets.token_hex(4)}"
+            options = f"create=1&stream={stream}&prefix={stream}&ack_wait={LEASE:g}"
+            broker = "local" if broker_url is None else f"{broker_url}?{options}"
             settings = Settings(database_url, broker, provider_url, faults)
             shop = build(settings)
             database = shop.service.database
@@ -114,7 +117,7 @@ def world(
                     settings=settings,
                     shop=shop,
                     watch=DatabaseWatch(database),
-                    nats=None if broker_url is None else NatsWatch(broker_url),
+                    nats=None if broker_url is None else NatsWatch(broker_url, stream),
                     provider=provider,
                     relay=workers["relay"],
                     orchestrator=workers["orchestrator"],
