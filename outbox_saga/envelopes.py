@@ -206,14 +206,20 @@ def _check_line(path: str, text: str) -> None:
         raise MessageRefused(path, f"is {size} bytes; use at most {MAX_KEY}")
 
 
+def _is_header_name(name: object) -> bool:
+    return isinstance(name, str) and _HEADER_NAME.fullmatch(name) is not None
+
+
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers with lower-case names.
 
     Raises MessageRefused for what could forge another header.
     """
+    if not isinstance(headers, Mapping):
+        raise MessageRefused("headers", f"are a {type(headers).__name__}; use a mapping")
     checked: dict[str, str] = {}
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(str(name)):
+        if not _is_header_name(name):
             raise MessageRefused(
                 "headers",
                 f"{name!r} is not a header name: letters, digits, '_' and '-', at most 64",
@@ -282,6 +288,11 @@ def seal(
     )
 
 
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
 def seal_body(
     body: bytes,
     *,
@@ -302,21 +313,23 @@ def seal_body(
 
     JSON is read once, strictly, and refused if readers would differ.
     """
-    for path, text in (
-        ("content_type", content_type),
-        ("source", source),
-        ("correlation_id", correlation_id),
-        ("causation_id", causation_id),
-    ):
-        if text is not None:
-            _check_line(path, text)
+    _check_line("content_type", content_type)
+    _check_line("source", source)
+    if correlation_id is not None:
+        _check_line("correlation_id", correlation_id)
+    if causation_id is not None:
+        _check_line("causation_id", causation_id)
+    if kind not in _KINDS:
+        raise MessageRefused("kind", f"{kind!r} is none; use event, command or reply")
+    if type(version) is not int or version < 1:
+        raise MessageRefused("version", f"{version!r} is not a version: count from 1")
     if not isinstance(body, bytes):
         raise MessageRefused("body", f"is a {type(body).__name__}; give bytes")
     if len(body) > max_body:
         raise MessageRefused(
             "$", f"the body is {len(body)} bytes, more than {max_body}; send a reference instead"
         )
-    if not checked and content_type.partition(";")[0].strip() == "application/json":
+    if not checked and _is_json(content_type):
         load_json(body)
     id_ = new_id()
     return Envelope(

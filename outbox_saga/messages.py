@@ -11,10 +11,11 @@ An event says what happened, a command asks one service to act, a reply answers 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 
 from outbox_saga.errors import MessageRefused
 from outbox_saga.payloads import check_json, load_json
@@ -22,6 +23,7 @@ from outbox_saga.payloads import check_json, load_json
 Kind = Literal["event", "command", "reply"]
 
 _TOPIC = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_SUSPICIOUS = (b"\\u0000", b"NaN", b"Infinity")
 _TYPE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MAX_NAME = 255
 
@@ -31,6 +33,8 @@ def check_topic(topic: str) -> str:
 
     Raises MessageRefused for one that some broker could not carry as a subject.
     """
+    if not isinstance(topic, str):
+        raise MessageRefused("topic", f"is a {type(topic).__name__}; use a string")
     if len(topic) > MAX_NAME or not _TOPIC.fullmatch(topic):
         raise MessageRefused(
             "topic",
@@ -45,11 +49,30 @@ def check_type(name: str) -> str:
 
     Raises MessageRefused for one that cannot travel in a header.
     """
+    if not isinstance(name, str):
+        raise MessageRefused("type", f"is a {type(name).__name__}; use a string")
     if len(name) > MAX_NAME or not _TYPE.fullmatch(name):
         raise MessageRefused(
             "type", f"{name[:80]!r} is not a message type: use letters, digits, '_', '.' and '-'"
         )
     return name
+
+
+def _not_json(value: object, path: str) -> str | None:
+    """The path of the first value that no serializer takes."""
+    parts: Iterable[tuple[str, object]] = ()
+    if isinstance(value, Mapping):
+        parts = ((f"{path}.{key}", item) for key, item in value.items())
+    elif isinstance(value, BaseModel):
+        parts = ((f"{path}.{name}", item) for name, item in value)
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    else:
+        try:
+            to_json(value)
+        except ValueError:
+            return path
+    return next((found for where, item in parts if (found := _not_json(item, where))), None)
 
 
 class Message(BaseModel):
@@ -97,6 +120,12 @@ class Message(BaseModel):
                     "itself; "
                     f"name it otherwise and give it Field(alias={name!r})",
                 )
+        outside = [field.serialization_alias or name for name, field in cls.model_fields.items()]
+        outside += [field.alias or name for name, field in cls.model_computed_fields.items()]
+        if twice := {name for name in outside if outside.count(name) > 1}:
+            raise MessageRefused(
+                min(twice), f"two fields of {cls.__name__} have this name in JSON; rename one"
+            )
 
     def to_body(self) -> bytes:
         """The body as UTF-8 JSON that reads back as it was, or MessageRefused with the path of the
@@ -104,11 +133,17 @@ class Message(BaseModel):
         """
         try:
             check_json(self.model_dump(mode="python"))
-            return to_json(self)
-        except (PydanticSerializationError, ValueError) as error:
-            if isinstance(error, MessageRefused):
-                raise
-            raise MessageRefused("$", f"not JSON: {error}") from error
+            body = to_json(self)
+        except MessageRefused:
+            raise
+        except (ValueError, RecursionError) as error:
+            values = dict(self)
+            check_json(values)  # a loop, or too deep: now with its path
+            raise MessageRefused(_not_json(values, "$") or "$", f"not JSON: {error}") from error
+        # what only a serializer can bring in: bytes and enumerations, say, are texts only now
+        if any(mark in body for mark in _SUSPICIOUS):
+            load_json(body)
+        return body
 
     @classmethod
     def from_body(cls, body: bytes) -> Self:

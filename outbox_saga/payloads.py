@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from outbox_saga.errors import MessageRefused
 
 MAX_DEPTH = 64
 MAX_INT_DIGITS = 4300  # CPython refuses to parse longer ones; so would a consumer
+_MAX_INT = 10**MAX_INT_DIGITS
 
 
 def check_json(value: object, *, path: str = "$", max_depth: int = MAX_DEPTH) -> None:
@@ -55,6 +58,13 @@ def _check(value: object, path: str, depth: int, parents: set[int]) -> None:
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth - 1, parents)
         parents.discard(id(value))
+    elif isinstance(value, int):
+        if not -_MAX_INT < value < _MAX_INT:
+            raise MessageRefused(
+                path, f"an integer of more than {MAX_INT_DIGITS} digits; send a string instead"
+            )
+    elif isinstance(value, _Unreadable):
+        raise MessageRefused(path, value.reason)
 
 
 def _descend(value: object, path: str, depth: int, parents: set[int]) -> None:
@@ -108,29 +118,34 @@ def dump_json(value: object, *, path: str = "$") -> bytes:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands in the place of what readers disagree about, until its path is known."""
+
+    reason: str
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Unreadable:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        return _Unreadable(f"key {twice[:80]!r} stands twice in one object; readers disagree")
+    return result
+
+
+def _constant(name: str) -> _Unreadable:
+    return _Unreadable(f"{name} is not JSON; send null or a string instead")
+
+
 def load_json(body: bytes | str, *, path: str = "$") -> Any:
     """The value of strict JSON.
 
     Raises MessageRefused for what readers disagree about (duplicate keys, NaN, depth).
     """
-
-    def members(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, item in pairs:
-            if key in result:
-                raise MessageRefused(
-                    path, f"key {key!r} stands twice in one object; readers disagree"
-                )
-            result[key] = item
-        return result
-
-    def constant(name: str) -> object:
-        raise MessageRefused(path, f"{name} is not JSON; send null or a string instead")
-
     try:
-        value = json.loads(body, object_pairs_hook=members, parse_constant=constant)
-    except MessageRefused:
-        raise
+        # decoded here: json.loads would guess UTF-16 and UTF-32, which other readers do not
+        text = body if isinstance(body, str) else body.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_members, parse_constant=_constant)
     except RecursionError:
         raise MessageRefused(path, f"nested deeper than {MAX_DEPTH} levels; flatten it") from None
     except ValueError as error:  # malformed, not UTF-8, or an integer of more than 4,300 digits

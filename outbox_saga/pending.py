@@ -23,6 +23,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -210,7 +211,7 @@ def _choose_bind(
         if bind is None:
             try:
                 bind = session.get_bind(clause=clause)
-            except sa.exc.UnboundExecutionError as error:
+            except UnboundExecutionError as error:
                 raise ConfigurationError(
                     "the session does not know which engine holds the outbox: give "
                     "UnitOfWork(session, bind=engine)"

@@ -197,7 +197,7 @@ class UnitOfWork(Generic[S]):
         )
 
     def _merged(self, headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
-        if self._headers is None:
+        if self._headers is None or not isinstance(headers or {}, Mapping):
             return headers
         return {**self._headers, **(headers or {})}
 

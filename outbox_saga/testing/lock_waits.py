@@ -16,9 +16,11 @@ class LockWaits(Protocol):
 
     def session(self, dbapi_connection: Any) -> int:
         """The server's number of this connection."""
+        ...
 
     def waiting(self, sessions: Iterable[int]) -> set[int]:
         """Which of these sessions wait for a lock, now."""
+        ...
 
     def cancel(self, session: int) -> None:
         """End the statement of this session with an error."""

@@ -152,7 +152,8 @@ def test_two_sessions_and_their_connection_write_in_the_order_of_publishing(shop
     with shop.engine.begin() as connection:
         first, second = Session(connection), Session(connection)
         say(connection, 0)
-        first.begin(), second.begin()
+        first.begin()
+        second.begin()
         say(first, 1)
         say(second, 2)
         say(first, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -179,7 +180,7 @@ def test_a_failing_flush_inside_a_nested_block_takes_only_its_messages_along(sho
         session.add(Order(id=1, note="kept"))
         say(session, "outer")
         session.flush()
-        with pytest.raises(sa.exc.IntegrityError):
+        with pytest.raises(IntegrityError):
             fail(session)
         say(session, "after")
     assert (shop.words(), shop.notes()) == (["outer", "after"], ["kept"])

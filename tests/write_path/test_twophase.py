@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import sqlalchemy as sa
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -100,7 +100,7 @@ def test_when_the_outbox_cannot_be_written_nothing_is_committed(
         transaction = connection.begin_twophase()
         connection.execute(INSERT, {"note": "row"})
         say(connection, "said")
-        with pytest.raises(sa.exc.ProgrammingError):
+        with pytest.raises(ProgrammingError):
             transaction.prepare() if prepare else transaction.commit()
         transaction.rollback()
         with connection.begin():
