@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from typing import Any
 
 import pytest
@@ -67,8 +68,8 @@ def test_a_session_that_does_not_begin_by_itself(shop: Shop) -> None:
 
 
 def test_flask_sqlalchemy(shop: Shop) -> None:
-    flask = pytest.importorskip("flask")
-    flask_sqlalchemy = pytest.importorskip("flask_sqlalchemy")
+    flask: Any = importlib.import_module("flask")
+    flask_sqlalchemy: Any = importlib.import_module("flask_sqlalchemy")
     app = flask.Flask("shop")
     app.config["SQLALCHEMY_DATABASE_URI"] = shop.url
     app.config["SQLALCHEMY_BINDS"] = {"other": "sqlite://"}
@@ -87,7 +88,7 @@ def test_flask_sqlalchemy(shop: Shop) -> None:
 
 
 def test_sqlmodel(shop: Shop) -> None:
-    sqlmodel = pytest.importorskip("sqlmodel")
+    sqlmodel: Any = importlib.import_module("sqlmodel")
     with sqlmodel.Session(shop.engine) as session:
         session.add(Order(note="row"))
         say(session, "said")
@@ -99,7 +100,7 @@ def test_sqlmodel(shop: Shop) -> None:
 
 
 async def test_sqlmodels_async_session(shop: Shop, async_engine: AsyncEngine) -> None:
-    asyncio_session: Any = pytest.importorskip("sqlmodel.ext.asyncio.session")
+    asyncio_session: Any = importlib.import_module("sqlmodel.ext.asyncio.session")
     async with asyncio_session.AsyncSession(async_engine) as session:
         session.add(Order(note="row"))
         say(session, "said")
@@ -108,8 +109,8 @@ async def test_sqlmodels_async_session(shop: Shop, async_engine: AsyncEngine) ->
 
 
 def test_advanced_alchemy(shop: Shop) -> None:
-    extensions: Any = pytest.importorskip("advanced_alchemy.config")
-    repository: Any = pytest.importorskip("advanced_alchemy.repository")
+    extensions: Any = importlib.import_module("advanced_alchemy.config")
+    repository: Any = importlib.import_module("advanced_alchemy.repository")
 
     class Orders(repository.SQLAlchemySyncRepository[Order]):  # type: ignore[misc]
         model_type = Order
@@ -123,7 +124,7 @@ def test_advanced_alchemy(shop: Shop) -> None:
 
 
 async def test_advanced_alchemys_async_session(shop: Shop, async_engine: AsyncEngine) -> None:
-    extensions: Any = pytest.importorskip("advanced_alchemy.config")
+    extensions: Any = importlib.import_module("advanced_alchemy.config")
     config = extensions.SQLAlchemyAsyncConfig(engine_instance=async_engine)
     async with config.get_session() as session:
         session.add(Order(note="row"))
