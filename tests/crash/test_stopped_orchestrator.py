@@ -16,16 +16,20 @@ from tests.crash.world import World
 
 @pytest.mark.parametrize("world", ["postgres18"], indirect=True)
 @pytest.mark.parametrize(
-    "where", ["UPDATE outbox_saga_saga SET owner", "INSERT INTO crash_effect"]
+    ("saga", "where"),
+    [
+        ("still-async", "after UPDATE outbox_saga_saga SET owner"),
+        ("still-async", "after INSERT INTO crash_effect"),
+        ("still-external", "after WITH moved"),  # the call's intent, not committed
+    ],
 )
 def test_an_orchestrator_that_stands_still_is_taken_over_from_and_changes_nothing_afterwards(
-    where: str, world: World
+    saga: str, where: str, world: World
 ) -> None:
-    points = points_of(world, "still-async")
-    at = next(i for i, name in enumerate(points, 1) if name.startswith(f"after {where}"))
-    stood = stand_still(world, "still-async", at)
+    points = points_of(world, saga)
+    at = next(i for i, name in enumerate(points, 1) if name.startswith(where))
+    stood = stand_still(world, saga, at)
     assert not stood.wrong, stood
     assert stood.takeover is not None, stood
     assert stood.takeover < bar(STILL_TIMEOUT), stood
-    if not where.startswith("after provider"):
-        assert stood.locks > 0, "it was to hold locks"
+    assert stood.locks > 0, "it was to hold locks"
