@@ -7,109 +7,19 @@ messages.
 
 from __future__ import annotations
 
-import datetime as dt
 from functools import cache
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import mysql, postgresql
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from outbox_saga.column_types import Body, Bytewise, Digest, Id, LongText, Moment
 
 PREFIX = "outbox_saga_"
 PARTITIONS = 64
 KEY_LOCKS = 1024
 
 
-class Id(TypeDecorator[UUID]):
-    """A UUID: native on PostgreSQL, 32 hexadecimal digits compared as bytes elsewhere."""
-
-    impl = sa.CHAR(32)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
-        if dialect.name in ("mysql", "mariadb"):
-            return dialect.type_descriptor(mysql.CHAR(32, charset="ascii", collation="ascii_bin"))
-        return dialect.type_descriptor(sa.CHAR(32))
-
-    def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name == "postgresql":
-            return value
-        return value.hex
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
-        if value is None or isinstance(value, UUID):
-            return value
-        return UUID(value)
-
-
-class Bytewise(TypeDecorator[str]):
-    """Text of at most 255 UTF-8 bytes that compares as bytes.
-
-    Collation "C", VARBINARY, or SQLite's BINARY.
-    """
-
-    impl = sa.Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            # not by type_descriptor(): that of psycopg turns TEXT into VARCHAR
-            return postgresql.TEXT(collation="C")
-        if dialect.name in ("mysql", "mariadb"):
-            # every utf8mb4 collation of MariaDB folds or pads something
-            return dialect.type_descriptor(mysql.VARBINARY(255))
-        return dialect.type_descriptor(sa.Text())
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name not in ("mysql", "mariadb"):
-            return value
-        return value.encode("utf-8")
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return value.decode("utf-8") if isinstance(value, bytes | bytearray) else value
-
-
-class Moment(TypeDecorator[dt.datetime]):
-    """A moment in UTC with microseconds; always aware in Python.
-
-    SQLite keeps `YYYY-MM-DD HH:MM:SS.ffffff`.
-    """
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
-        if dialect.name in ("mysql", "mariadb"):
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))  # without (6) fractions are cut
-        return dialect.type_descriptor(sa.DateTime())
-
-    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> Any:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value} has no time zone; pass an aware datetime")
-        in_utc = value.astimezone(dt.UTC)
-        return in_utc if dialect.name == "postgresql" else in_utc.replace(tzinfo=None)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
-        if value is None:
-            return None
-        moment: dt.datetime = value
-        return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-
-
-# metadata and reasons: never compared, never NUL (refused at the door)
-LONG_TEXT = sa.Text().with_variant(
-    mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
-)
-BODY = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 # SQLite gives AUTOINCREMENT only to INTEGER, and without it re-uses the positions of deleted rows
 POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
@@ -158,8 +68,8 @@ class Tables:
             sa.Column("partition", sa.SmallInteger, nullable=False),
             sa.Column("topic", Bytewise, nullable=False),
             sa.Column("key", Bytewise),
-            sa.Column("headers", LONG_TEXT, nullable=False),
-            sa.Column("body", BODY, nullable=False),
+            sa.Column("headers", LongText, nullable=False),
+            sa.Column("body", Body, nullable=False),
             sa.Column("created_at", Moment, nullable=False),
             sqlite_autoincrement=True,
             **options,
@@ -189,7 +99,7 @@ class Tables:
             sa.Column("until", Moment),  # NULL: parked, until an operator says otherwise
             sa.Column("attempts", sa.Integer, nullable=False),
             sa.Column("error_code", Bytewise, nullable=False),
-            sa.Column("error", LONG_TEXT, nullable=False),
+            sa.Column("error", LongText, nullable=False),
             **options,
         )
         self.dead_letter = sa.Table(
@@ -200,13 +110,13 @@ class Tables:
             sa.Column("partition", sa.SmallInteger, nullable=False),
             sa.Column("topic", Bytewise, nullable=False),
             sa.Column("key", Bytewise),
-            sa.Column("headers", LONG_TEXT, nullable=False),
-            sa.Column("body", BODY, nullable=False),
+            sa.Column("headers", LongText, nullable=False),
+            sa.Column("body", Body, nullable=False),
             sa.Column("created_at", Moment, nullable=False),
             sa.Column("died_at", Moment, nullable=False),
             sa.Column("attempts", sa.Integer, nullable=False),
             sa.Column("error_code", Bytewise, nullable=False),
-            sa.Column("error", LONG_TEXT, nullable=False),
+            sa.Column("error", LongText, nullable=False),
             **options,
         )
         self.partition_lease = sa.Table(
@@ -225,7 +135,7 @@ class Tables:
             sa.Column("message_id", Id, primary_key=True),
             sa.Column(
                 "body_hash",
-                sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb"),
+                Digest,
                 nullable=False,
             ),
             sa.Column("handled_at", Moment, nullable=False),
@@ -243,14 +153,14 @@ class Tables:
             sa.Column("correlation_id", Bytewise, nullable=False),
             sa.Column("state", Bytewise, nullable=False),
             sa.Column("revision", sa.BigInteger, nullable=False),
-            sa.Column("data", LONG_TEXT, nullable=False),
-            sa.Column("progress", LONG_TEXT, nullable=False),
+            sa.Column("data", LongText, nullable=False),
+            sa.Column("progress", LongText, nullable=False),
             sa.Column(
                 "input_hash",
-                sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb"),
+                Digest,
                 nullable=False,
             ),
-            sa.Column("reason", LONG_TEXT),
+            sa.Column("reason", LongText),
             sa.Column("due_at", Moment),  # NULL: ended, or waiting for somebody else
             sa.Column("owner", Id),
             sa.Column("lease_until", Moment),
@@ -281,7 +191,7 @@ class Tables:
             sa.Column("attempt", sa.Integer),
             sa.Column("started_at", Moment),
             sa.Column("at", Moment, nullable=False),
-            sa.Column("detail", LONG_TEXT),
+            sa.Column("detail", LongText),
             **options,
         )
 

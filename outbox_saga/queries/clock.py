@@ -14,7 +14,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from outbox_saga.tables import Moment
+from outbox_saga.column_types import Moment
 
 
 class _Now(FunctionElement[dt.datetime]):

@@ -1,11 +1,13 @@
-"""Where the databases differ: one function a difference."""
+"""Where the databases differ: one function a difference.
+
+A dialect is imported when a connection of it asks: importing all of them is slow.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -40,12 +42,18 @@ def insert_or_ignore(connection: sa.Connection, table: sa.Table) -> Any:
     kind = family(connection)
     statement: Any
     if kind == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
         statement = postgresql.insert(table).on_conflict_do_nothing()
     elif kind == "mysql":
+        from sqlalchemy.dialects import mysql
+
         # ON DUPLICATE KEY UPDATE counts a matched row as 1 under the FOUND_ROWS flag that
         # SQLAlchemy sets
         statement = mysql.insert(table).prefix_with("IGNORE")
     else:
+        from sqlalchemy.dialects import sqlite
+
         statement = sqlite.insert(table).on_conflict_do_nothing()
     # of an INSERT SQLAlchemy closes the cursor before anybody can ask: psycopg then says -1, which
     # would make every repeat look new
