@@ -49,7 +49,9 @@ class RunningProvider:
     def __init__(self, path: Path) -> None:
         self._ledger = Ledger(path)
         self._provider = Provider(0, self._ledger, Planned(), late_by=60)
-        self._thread = threading.Thread(target=self._provider.serve_forever, args=(0.01,))
+        self._thread = threading.Thread(
+            target=self._provider.serve_forever, args=(0.01,), daemon=True
+        )
         self._thread.start()
         self.url = self._provider.url
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,8 +48,9 @@ async def to_the_end(shop: Shop) -> str:
     """Carries on whatever is due until nothing is unfinished; the state of the one saga."""
     orchestrator = shop.service.orchestrator(poll=0.01)
     database = shop.service.database
-    while await database.look(sagas.unfinished, database.tables):
-        await orchestrator.run_once()
+    async with asyncio.timeout(60):
+        while await database.look(sagas.unfinished, database.tables):
+            await orchestrator.run_once()
     orchestrator.close()
     with database.begin() as connection:
         state = connection.execute(sa.select(database.tables.saga.c.state)).scalar_one()
