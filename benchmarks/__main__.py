@@ -25,6 +25,11 @@ from benchmarks.running import BENCHES, run
     metavar="SECONDS",
     help="How long to wait for a quiet machine before one measurement.",
 )
+@click.option(
+    "--repeats",
+    type=click.IntRange(0),
+    help="How often a measurement that others disturbed is made again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 @click.option(
     "--plot",
@@ -38,6 +43,7 @@ def main(
     quick: bool,
     rounds: int | None,
     patience: float | None,
+    repeats: int | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -51,6 +57,7 @@ def main(
         effort,
         rounds=rounds or effort.rounds,
         patience=effort.patience if patience is None else patience,
+        repeats=effort.repeats if repeats is None else repeats,
     )
     began = time.monotonic()
     described = machine.describe()
