@@ -22,6 +22,8 @@ from tests.packaging.wheel import Installation, uv
 CHECKOUT = Path(__file__).resolve().parents[1]
 ORDERS = "OUTBOX_SAGA_PROOF_ORDERS"
 KILLS = "10"
+# as a newcomer's: the environment that this proof runs in has no pip
+PYTHON = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 SHOWN = 3000  # characters of what a command that failed has said
 
 
@@ -93,7 +95,7 @@ class Clone:
         say(f"./dev {' '.join(arguments)}")
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "dev", *arguments],
+            [str(PYTHON), "dev", *arguments],
             cwd=self._path,
             env=self._environment,
             stdout=subprocess.PIPE,
