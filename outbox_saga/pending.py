@@ -370,6 +370,16 @@ def _undo(connection: sa.Connection, rollback: Callable[[], None]) -> None:
         connection.invalidate(error)
 
 
+def _begin_before_savepoint(connection: sa.Connection, name: str) -> None:
+    # SQLite's driver begins by itself before the first write, not before a savepoint: the release
+    # of one that comes first would be a COMMIT of its rows, whatever becomes of the messages
+    if connection.dialect.name == "sqlite":
+        raw: Any = connection.connection.dbapi_connection
+        driver: Any = connection.connection.driver_connection
+        if raw.isolation_level is not None and not driver.in_transaction:
+            connection.exec_driver_sql(f"BEGIN {raw.isolation_level}")
+
+
 def _drop(connection: sa.Connection) -> None:
     keeper = _connections.pop(connection, None)
     if keeper is not None:
@@ -479,6 +489,7 @@ event.listen(Session, "after_transaction_end", _after_transaction_end)
 event.listen(sa.Engine, "commit", _write)
 event.listen(sa.Engine, "prepare_twophase", _write_prepared)
 event.listen(sa.Engine, "commit_twophase", _write_unprepared)
+event.listen(sa.Engine, "savepoint", _begin_before_savepoint)
 event.listen(sa.Engine, "rollback", _drop)
 event.listen(sa.Engine, "rollback_twophase", _drop_twophase)
 event.listen(sa.Engine, "rollback_savepoint", _drop_savepoint)

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.brokers import Publisher, Subscription, open_publisher, open_subscriber
 from outbox_saga.brokers.contract import Delivery
@@ -30,6 +31,8 @@ from outbox_saga.errors import BrokerUnavailable, MessageRefused
 from outbox_saga.handlers import Handlers
 from outbox_saga.messages import Message, check_type
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
+from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.schema import require_tables
 from outbox_saga.retries import Retry
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
@@ -180,10 +183,14 @@ class Service:
         try:
             while not stop.is_set():
                 try:
+                    await self.database.look(require_tables, self.database.tables)
                     await subscriber.open()
-                except BrokerUnavailable as error:
+                except (BrokerUnavailable, DBAPIError) as error:
+                    if isinstance(error, DBAPIError) and not is_transient(error):
+                        raise
                     outages += 1
-                    logger.warning("consumer %s: %s", subscription.consumer, error)
+                    told = brief(error) if isinstance(error, DBAPIError) else error
+                    logger.warning("consumer %s: %s", subscription.consumer, told)
                     delay = OUTAGE.delay(outages, seed=subscription.consumer)
                     await asyncio.wait({stopped}, timeout=delay)
                 else:

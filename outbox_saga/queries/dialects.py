@@ -99,13 +99,31 @@ def is_transient(error: BaseException) -> bool:
     return type(original).__name__ in ("OperationalError", "AdminShutdown") and state is None
 
 
+def brief(error: BaseException) -> str:
+    """What a log may say of an error of the database: its class and code.
+
+    Of a connection that could not be made also what the server answered, which names no values.
+    """
+    original: Any = getattr(error, "orig", None) or error
+    code = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None)
+    told = type(original).__name__ + (f" {code}" if code else "")
+    if isinstance(error, DBAPIError) and code is None and error.statement is None:
+        lines = str(original).strip().splitlines()
+        told += f": {lines[-1][:200]}" if lines else ""
+    return told
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(1, round(seconds * 1000)), 2_147_483_647)  # 0 would switch the limit off
+
+
 def limit_idle_transaction(connection: sa.Connection, seconds: float) -> None:
     """Bounds how long this transaction's locks survive a process that stands still (PostgreSQL
     only).
     """
     if family(connection) == "postgresql":
         connection.exec_driver_sql(
-            f"SET LOCAL idle_in_transaction_session_timeout = {max(1, round(seconds * 1000))}"
+            f"SET LOCAL idle_in_transaction_session_timeout = {_milliseconds(seconds)}"
         )
 
 
@@ -116,7 +134,7 @@ def idle_limit(connection: sa.Connection, seconds: float) -> tuple[sa.ColumnElem
     """
     if family(connection) != "postgresql":
         return ()
-    name, value = "idle_in_transaction_session_timeout", str(max(1, round(seconds * 1000)))
+    name, value = "idle_in_transaction_session_timeout", str(_milliseconds(seconds))
     return (sa.func.set_config(name, value, sa.true()).label("idle_limit"),)
 
 

@@ -65,7 +65,9 @@ def take_lease(
     lease = tables.partition_lease
     connection.execute(
         sa.update(lease)
-        .where(sa.or_(lease.c.until.is_(None), lease.c.until < clock.now()))
+        .where(
+            sa.or_(lease.c.until.is_(None), lease.c.until < clock.now(), lease.c.owner == owner)
+        )
         .values(owner=owner, epoch=lease.c.epoch + 1, until=clock.now(seconds))
     )
     rows = connection.execute(

@@ -17,7 +17,8 @@ from outbox_saga.errors import ConfigurationError, LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.instances import Instance
 from outbox_saga.queries import sagas
-from outbox_saga.queries.dialects import is_transient
+from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.progress import Call, Decision, Flight, Query, Resumed
@@ -76,6 +77,7 @@ class Orchestrator:
         self._execution = Execution(database, self._threads)
         self._hands: dict[Any, Hand] = {}
         self._stopping = False
+        self._checked = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Carries instances on until `stop` is set.
@@ -132,6 +134,9 @@ class Orchestrator:
             return set()
         tables, clock = self.database.tables, self.database.clock
         try:
+            if not self._checked:
+                await self.database.look(require_tables, tables)
+                self._checked = True
             if not await self.database.look(sagas.any_due, tables, clock, self._names):
                 return set()
             read_at = time.monotonic()
@@ -141,9 +146,7 @@ class Orchestrator:
         except Exception as error:
             if not is_transient(error):
                 raise
-            logger.warning(
-                "the database did not let us claim (%s); trying again", type(error).__name__
-            )
+            logger.warning("the database did not let us claim (%s); trying again", brief(error))
             await asyncio.sleep(TROUBLE_PAUSE)
             return set()
         drives = set()
@@ -181,7 +184,7 @@ class Orchestrator:
                 except Exception as error:  # noqa: BLE001  # logged, and tried again
                     # the next renewal is a third of a lease away, and transitions are guarded by
                     # the epoch
-                    logger.warning("leases were not renewed (%s)", type(error).__name__)
+                    logger.warning("leases were not renewed (%s)", brief(error))
 
     async def _release(self, instance: Instance, after: float | None) -> None:
         tables, clock = self.database.tables, self.database.clock
@@ -191,7 +194,7 @@ class Orchestrator:
             )
         except Exception as error:  # noqa: BLE001  # logged
             # its lease ends by itself
-            logger.warning("saga %s was not released (%s)", instance.id, type(error).__name__)
+            logger.warning("saga %s was not released (%s)", instance.id, brief(error))
 
     # --- driving ---------------------------------------------------------------------------------
 
@@ -243,7 +246,7 @@ class Orchestrator:
         except Exception as error:
             if is_transient(error):
                 logger.warning(
-                    "saga %s: trouble with the database (%s)", hand.instance.id, _brief(error)
+                    "saga %s: trouble with the database (%s)", hand.instance.id, brief(error)
                 )
             else:
                 logger.exception("saga %s: could not be carried on", hand.instance.id)
@@ -261,8 +264,3 @@ class Orchestrator:
     async def _settle_running(running: dict[asyncio.Task[Decision], Flight]) -> None:
         if running:
             await asyncio.gather(*running, return_exceptions=True)
-
-
-def _brief(error: BaseException) -> str:
-    original = getattr(error, "orig", None)
-    return type(original or error).__name__

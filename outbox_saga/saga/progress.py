@@ -524,5 +524,6 @@ def _settle(
     step = state.steps[rule.name]
     if rule.idempotent:
         return _call(state.with_step(rule.name, unknown=True), rule, "do", around, entries, todo)
+    entries.append(Entry("RUNNING", rule.name, step.attempts, "asking whether it was carried out"))
     todo.append(Query(rule.name, step.attempts))
     return state.with_step(rule.name, unknown=True)

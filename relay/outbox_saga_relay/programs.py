@@ -136,7 +136,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option(
     "--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle."
 )
-@click.option("--page-rows", type=click.IntRange(min=1), help="Rows read at once.")
+@click.option("--page-rows", type=click.IntRange(1, 5000), help="Rows read at once.")
 @_LOG
 def relay(
     service: str | None,

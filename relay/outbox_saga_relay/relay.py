@@ -19,11 +19,12 @@ from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import (
     BrokerDown,
     BrokerUnavailable,
+    ConfigurationError,
     LeaseLost,
     PublishUnconfirmed,
     Unpublishable,
 )
-from outbox_saga.queries.dialects import is_transient
+from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.relay import Failed, OutboxRow
 from outbox_saga.retries import Retry
 from outbox_saga_relay.store import Store
@@ -32,6 +33,7 @@ logger = logging.getLogger("outbox_saga.relay")
 
 MESSAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
 OUTAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0)
+MAX_PAGE = 5000  # rows; SQLite allows 32,766 parameters a statement
 FIRST_PAGE = 100  # rows, before the size of the bodies is known
 
 
@@ -64,6 +66,8 @@ class Relay:
         retry: Retry = MESSAGE_RETRY,
         outage: Retry = OUTAGE_RETRY,
     ) -> None:
+        if not 1 <= page_rows <= MAX_PAGE:
+            raise ConfigurationError(f"page_rows is {page_rows}; give 1 to {MAX_PAGE}")
         self.publisher = publisher
         self.store = Store(database, lease=lease)
         self.poll = poll
@@ -108,7 +112,7 @@ class Relay:
                     if not is_transient(error):
                         raise
                     await self._start_over(renewing)
-                    logger.warning("trouble with the database (%s)", _brief(error))
+                    logger.warning("trouble with the database (%s)", brief(error))
                     await self._wait_out(stopped)
         finally:
             stopped.cancel()
@@ -174,7 +178,7 @@ class Relay:
             except Exception as error:  # noqa: BLE001  # logged, and tried again
                 # the next renewal is a third of a lease away; an overlap costs duplicates, never
                 # order
-                logger.warning("the lease was not renewed (%s)", _brief(error))
+                logger.warning("the lease was not renewed (%s)", brief(error))
 
     async def _start_over(self, renewing: asyncio.Task[None] | None) -> None:
         """Nothing that was read or acknowledged survives.
@@ -198,7 +202,7 @@ class Relay:
             await self.store.release_lease()
         except Exception as error:  # noqa: BLE001  # logged
             # acknowledged rows are published again, under the same ids; the lease ends by itself
-            logger.warning("the relay could not tidy up (%s)", _brief(error))
+            logger.warning("the relay could not tidy up (%s)", brief(error))
         await self.publisher.close()
         self.store.close()
 
@@ -298,7 +302,3 @@ def _waves(page: Sequence[OutboxRow]) -> Iterator[_Wave]:
 
 async def _pause(stopped: asyncio.Task[bool], seconds: float) -> None:
     await asyncio.wait({stopped}, timeout=seconds)
-
-
-def _brief(error: BaseException) -> str:
-    return type(getattr(error, "orig", None) or error).__name__

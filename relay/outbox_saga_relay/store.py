@@ -21,7 +21,9 @@ from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.queries import exchange
 from outbox_saga.queries import relay as verbs
+from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.relay import Failed, OutboxRow
+from outbox_saga.queries.schema import require_tables
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +46,7 @@ class Store:
         self._tables = database.tables
         self._clock = database.clock
         self._blocked: dict[BlockedKey, int] = {}
+        self._checked = False
         self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-saga-relay")
 
@@ -56,6 +59,8 @@ class Store:
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         with self._database.begin() as connection:
+            # a relay that stands still must not lock its successor out
+            limit_idle_transaction(connection, self._lease)
             return verb(connection, *args, **kwargs)
 
     def _look(
@@ -75,6 +80,9 @@ class Store:
     def _take_lease(self) -> bool:
         self.epochs = {}
         self._give_up_kept()
+        if not self._checked:
+            self._look(require_tables, self._tables)
+            self._checked = True
         self.epochs = self._write(
             verbs.take_lease, self._tables, self._clock, self.owner, self._lease
         )
@@ -180,6 +188,7 @@ class Store:
     def _store_failures(self, failures: Sequence[Failed]) -> None:
         mine = {f.row.partition: self.epochs.get(f.row.partition, -1) for f in failures}
         with self._database.begin() as connection:
+            limit_idle_transaction(connection, self._lease)
             if not verbs.holds_lease(connection, self._tables, self._clock, self.owner, mine):
                 raise LeaseLost("another relay owns the partitions; its own attempts decide")
             for failed in failures:
