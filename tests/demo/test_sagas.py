@@ -19,6 +19,7 @@ from outbox_saga_relay.demo.client import ProviderClient
 from outbox_saga_relay.demo.faults import Faults
 from outbox_saga_relay.demo.onboarding import Onboarding, UserData
 from outbox_saga_relay.demo.ordering import Line, OrderData, OrderProcessing
+from outbox_saga_relay.demo.pace import LEASE
 from outbox_saga_relay.demo.tables import Order, OrderLine, Product, Reservation, User
 from tests.demo.in_process import Planned, RunningProvider, open_shop
 from tests.fixtures.databases import Database
@@ -216,6 +217,17 @@ async def test_a_customer_who_cannot_be_welcomed_has_no_account(
     assert await to_the_end(shop) == "compensated"
     assert values(shop, User.id) == []
     assert events(shop) == []
+    await shop.close()
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_killed_orchestrator_is_replaced_within_the_lease_that_the_demo_asks_for(
+    database: Database, provider: RunningProvider
+) -> None:
+    shop = open_shop(database.url, provider, Planned())
+    orchestrator = shop.service.orchestrator(lease=LEASE)
+    assert orchestrator.lease == LEASE  # a step with a longer timeout would have raised it
+    orchestrator.close()
     await shop.close()
 
 

@@ -74,8 +74,20 @@ class OrderProcessing:
         """Five steps, each with its compensation."""
         return (
             Saga("order_processing", data=OrderData)
-            .step("validate_order", self.validate_order, compensation=nothing_to_undo)
-            .step("reserve_inventory", self.reserve_inventory, compensation=self.release_inventory)
+            .step(
+                "validate_order",
+                self.validate_order,
+                compensation=nothing_to_undo,
+                timeout=STEP_TIMEOUT,
+                retry=SOON,
+            )
+            .step(
+                "reserve_inventory",
+                self.reserve_inventory,
+                compensation=self.release_inventory,
+                timeout=STEP_TIMEOUT,
+                retry=SOON,
+            )
             .step(
                 "process_payment",
                 self.process_payment,
