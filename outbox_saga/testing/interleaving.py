@@ -371,8 +371,12 @@ class _Stage:
         victim = next(actor for actor in self._actors if actor.name == names[-1])
         run.trace.append(f"  deadlock; {victim.name} gets an error")
         assert victim.session is not None
+        victim.state = "moving"  # before the error can reach it
+        seen = self.told
         self._waits.cancel(victim.session)
-        victim.state = "moving"
+        with self.news:
+            if not self.news.wait_for(lambda: self.told != seen, self._patience):
+                raise Stuck(f"{victim.name}: not woken by an error after {self._patience} s")
         self._settle(run)
 
     def _clear(self) -> None:

@@ -108,6 +108,11 @@ async def test_sqlmodels_async_session(shop: Shop, async_engine: AsyncEngine) ->
     assert (shop.words(), shop.notes()) == (["said"], ["row"])
 
 
+# advanced-alchemy 1.12 uses what SQLAlchemy 2.1 deprecates
+by_advanced_alchemy = pytest.mark.filterwarnings("ignore:The declarative_mixin decorator")
+
+
+@by_advanced_alchemy
 def test_advanced_alchemy(shop: Shop) -> None:
     extensions: Any = importlib.import_module("advanced_alchemy.config")
     repository: Any = importlib.import_module("advanced_alchemy.repository")
@@ -123,6 +128,7 @@ def test_advanced_alchemy(shop: Shop) -> None:
     assert (shop.words(), shop.notes()) == (["said"], ["row"])
 
 
+@by_advanced_alchemy
 async def test_advanced_alchemys_async_session(shop: Shop, async_engine: AsyncEngine) -> None:
     extensions: Any = importlib.import_module("advanced_alchemy.config")
     config = extensions.SQLAlchemyAsyncConfig(engine_instance=async_engine)

@@ -35,6 +35,11 @@ SHAPES = {
     "nested rolled back before any sql, nothing else": ("(p!C", "", ""),
     "two nested, none with sql, outer of them rolled back": ("p(p(p)!C", "0", ""),
     "outer message before, savepoint before any sql": ("p(sp!C", "0", ""),
+    "inner released, outer rolled back": ("sp(sp)R", "", ""),
+    "nested comes first, released, outer rolled back": ("(sp)R", "", ""),
+    "nested comes first, released, outer closed": ("(sp)X", "", ""),
+    "message first, nested released, outer rolled back": ("p(sp)R", "", ""),
+    "two nested first, both released, outer rolled back": ("((sp)sp)R", "", ""),
     "siblings": ("(sp)(sp!(sp)C", "02", "02"),
     "commit with an open nested": ("sp(spC", "01", "01"),
     "commit with two open nested": ("sp(p(spC", "012", "01"),
@@ -184,3 +189,31 @@ def test_a_failing_flush_inside_a_nested_block_takes_only_its_messages_along(sho
             fail(session)
         say(session, "after")
     assert (shop.words(), shop.notes()) == (["outer", "after"], ["kept"])
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("shape", [*SHAPES, *SESSION_SHAPES])
+def test_session_on_sqlites_driver_as_it_comes(shop: Shop, shape: str) -> None:
+    """The driver begins before the first write, not before a savepoint: its release committed."""
+    wanted = (SHAPES | SESSION_SHAPES)[shape]
+    shop.engine = shop.make_plain_engine()
+    run_session(shop, wanted[0])
+    check(shop, wanted)
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_connection_on_sqlites_driver_as_it_comes(shop: Shop, shape: str) -> None:
+    shop.engine = shop.make_plain_engine()
+    run_connection(shop, SHAPES[shape][0])
+    check(shop, SHAPES[shape])
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("shape", [*SHAPES, *SESSION_SHAPES])
+async def test_async_session_on_sqlites_driver_as_it_comes(shop: Shop, shape: str) -> None:
+    wanted = (SHAPES | SESSION_SHAPES)[shape]
+    engine = shop.make_plain_async_engine()
+    await run_async_session(engine, wanted[0])
+    await engine.dispose()
+    check(shop, wanted)
