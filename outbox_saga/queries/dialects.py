@@ -151,10 +151,13 @@ def commits_by_itself(connection: sa.Connection) -> bool:
         reader = getattr(raw, "get_autocommit", None)
         if reader is None:
             reader = getattr(getattr(raw, "_connection", None), "get_autocommit", None)
-        return bool(reader()) if reader is not None else False
+        return bool(reader()) if reader is not None else getattr(raw, "autocommit", False) is True
+    driver: Any = connection.connection.driver_connection
+    declared = getattr(driver, "autocommit", None)  # since Python 3.12; else, and mostly, neither
+    if isinstance(declared, bool):
+        return declared
     if raw.isolation_level is not None:
         return False
     # isolation_level None: either AUTOCOMMIT, or somebody's BEGIN IMMEDIATE recipe, which has
     # begun by now
-    driver: Any = connection.connection.driver_connection
     return not bool(getattr(driver, "in_transaction", True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from outbox_saga.errors import AutocommitRefused
+from outbox_saga.queries.dialects import commits_by_itself
 from tests.write_path.shop import INSERT, Order, Shop, order, say
 
 AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
@@ -199,3 +201,28 @@ def test_sqlites_driver_as_it_comes_is_no_autocommit(shop: Shop) -> None:
         say(session, "undone")
         session.rollback()
     assert (shop.words(), shop.notes()) == (["without sql", "said"], ["row"])
+
+
+def fake(dialect: str, **attributes: Any) -> Any:
+    """A connection of a driver, or Python, that is not here."""
+    raw = SimpleNamespace(**attributes)
+    return SimpleNamespace(
+        dialect=SimpleNamespace(name=dialect),
+        connection=SimpleNamespace(dbapi_connection=raw, driver_connection=raw),
+    )
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_sqlites_own_attribute_of_python_3_12_counts(*, autocommit: bool) -> None:
+    connection = fake("sqlite", autocommit=autocommit, isolation_level="", in_transaction=False)
+    assert commits_by_itself(connection) is autocommit
+
+
+def test_its_value_for_the_old_way_does_not() -> None:
+    connection = fake("sqlite", autocommit=-1, isolation_level="", in_transaction=False)
+    assert commits_by_itself(connection) is False
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_mysql_driver_with_an_attribute_instead_of_a_method_counts(*, autocommit: bool) -> None:
+    assert commits_by_itself(fake("mysql", autocommit=autocommit)) is autocommit
