@@ -73,6 +73,14 @@ class Orchestrator:
             (s.timeout for d in self._definitions.values() for s in d.steps.values()), default=0.0
         )
         self.lease = max(lease, longest + LEASE_MARGIN)
+        if self.lease > lease:
+            logger.info(
+                "the lease is %.1f s, not %.1f s: the longest step may take %.1f s; give steps "
+                "shorter timeouts for a faster takeover",
+                self.lease,
+                lease,
+                longest,
+            )
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-step")
         self._execution = Execution(database, self._threads)
         self._hands: dict[Any, Hand] = {}
