@@ -82,6 +82,8 @@ class _MariaDBProcess(LocalProcess):
             "--no-defaults",
             f"--datadir={self.directory / 'data'}",
             "--auth-root-authentication-method=normal",
+            # in the common one, each starting server removes the temporary tables of the others
+            f"--tmpdir={self.directory}",
             "--skip-test-db",
             "--innodb-log-file-size=16M",
         )
