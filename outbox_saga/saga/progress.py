@@ -524,6 +524,7 @@ def _settle(
     step = state.steps[rule.name]
     if rule.idempotent:
         return _call(state.with_step(rule.name, unknown=True), rule, "do", around, entries, todo)
-    entries.append(Entry("RUNNING", rule.name, step.attempts, "asking whether it was carried out"))
+    if not step.unknown:  # a question changes nothing; that its caller died does
+        entries.append(Entry("RUNNING", rule.name, step.attempts, "nobody knows its outcome"))
     todo.append(Query(rule.name, step.attempts))
     return state.with_step(rule.name, unknown=True)
