@@ -139,7 +139,7 @@ class Envelope:
         try:
             kind = ours.get("ce-kind", "event")
             for name in ("ce-source", "ce-correlationid", "ce-causationid"):
-                _check_line(name, unquote(ours.get(name, "")))  # handlers send them on
+                check_line(name, unquote(ours.get(name, "")))  # handlers send them on
             return cls(
                 id=UUID(ours["ce-id"]),
                 topic=topic,
@@ -190,7 +190,7 @@ def check_key(key: str | None) -> str | None:
     return key
 
 
-def _check_line(path: str, text: str) -> None:
+def check_line(path: str, text: str) -> None:
     """Raises MessageRefused for what could not stand in a header, or would forge another one."""
     if not isinstance(text, str):
         raise MessageRefused(path, f"is a {type(text).__name__}; use a string")
@@ -313,12 +313,12 @@ def seal_body(
 
     JSON is read once, strictly, and refused if readers would differ.
     """
-    _check_line("content_type", content_type)
-    _check_line("source", source)
+    check_line("content_type", content_type)
+    check_line("source", source)
     if correlation_id is not None:
-        _check_line("correlation_id", correlation_id)
+        check_line("correlation_id", correlation_id)
     if causation_id is not None:
-        _check_line("causation_id", causation_id)
+        check_line("causation_id", causation_id)
     if kind not in _KINDS:
         raise MessageRefused("kind", f"{kind!r} is none; use event, command or reply")
     if type(version) is not int or version < 1:

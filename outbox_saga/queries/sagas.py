@@ -67,7 +67,8 @@ def insert(
 def input_hash(connection: sa.Connection, tables: Tables, id_: UUID) -> bytes | None:
     """The hash of the data that the instance was started with."""
     found: bytes | None = connection.execute(
-        sa.select(tables.saga.c.input_hash).where(tables.saga.c.id == id_)
+        # locked: a plain read at MariaDB's REPEATABLE READ would not see what the INSERT ran into
+        for_update(connection, sa.select(tables.saga.c.input_hash).where(tables.saga.c.id == id_))
     ).scalar_one_or_none()
     return found
 

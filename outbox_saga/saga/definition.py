@@ -242,7 +242,9 @@ class Saga(Generic[D]):
             )
         for step in self._steps.values():
             beyond = self.beyond_pivot(step.name)
-            if step.compensation is None and not (beyond or step.pivot):
+            after = any(p in self.before(step.name) for p in pivots)
+            # one that is merely parallel to the pivot may be done before it, and then be undone
+            if step.compensation is None and not (after or step.pivot):
                 raise DefinitionError(
                     f"saga {self.name}, step {step.name!r}: no compensation; give compensation=, "
                     "or say "
@@ -305,12 +307,28 @@ class Saga(Generic[D]):
             first = error.errors(include_url=False, include_input=False)[0]
             where = "".join(f".{part}" for part in first["loc"])
             raise MessageRefused(f"${where}", f"{first['msg']} (saga {self.name})") from None
+        except Exception as error:  # noqa: BLE001  # users' validators and serializers
+            raise MessageRefused(
+                "$", f"{type(error).__name__} (saga {self.name}); its data must be JSON"
+            ) from None
         dump_json(model.model_dump(mode="python") if _plain(model) else plain)
         return plain
 
     def load(self, plain: Mapping[str, Any]) -> D:
         """The model of stored data."""
         return self.data.model_validate(plain)
+
+    def reload(self, plain: Mapping[str, Any]) -> D:
+        """The model of what is stored; raises MessageRefused when it cannot be read back."""
+        try:
+            return self.load(plain)
+        except Exception as error:  # noqa: BLE001  # users' validators
+            raise MessageRefused(
+                "$",
+                f"{self.data.__name__} does not read back what it writes "
+                f"({type(error).__name__}): "
+                "give aliased fields validate_by_name, and types that JSON keeps",
+            ) from None
 
     def merge(self, plain: Mapping[str, Any], added: object) -> dict[str, Any]:
         """The data with what a step returned.

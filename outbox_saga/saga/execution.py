@@ -9,16 +9,15 @@ transition is committed in a new one.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import datetime as dt
-import functools
 import inspect
 import logging
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -33,6 +32,14 @@ from outbox_saga.queries import sagas, transition
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
 from outbox_saga.queries.outbox import write_messages
 from outbox_saga.results import Failure, Success
+from outbox_saga.saga.calling import (
+    NothingRan,
+    begin_in_thread,
+    call_in_time,
+    place,
+    refuse_coroutine,
+    told,
+)
 from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
 from outbox_saga.saga.definition import Action, Saga, Step
 from outbox_saga.saga.progress import (
@@ -55,6 +62,9 @@ from outbox_saga.saga.progress import (
 from outbox_saga.unit_of_work import UnitOfWork
 
 logger = logging.getLogger("outbox_saga.saga")
+
+IDLE_MARGIN = 0.5  # seconds: our own timeout comes first while this process is well
+PATIENCE = 10  # times that a step's trouble with a database costs no attempt
 T = TypeVar("T")
 
 
@@ -69,13 +79,15 @@ class Hand:
     read_at: float
     lease: float
     in_flight: set[Flight] = field(default_factory=set)
+    untouched: bool = True  # nothing was committed since it was claimed
 
     def advance(self, instance: Instance) -> None:
         """Takes over what was committed.
 
         Of two branches that commit together, the later revision stays.
         """
-        if instance.revision >= self.instance.revision:
+        if instance.revision > self.instance.revision:
+            self.untouched = False
             self.instance = instance
 
     def surroundings(self, reporting: Flight | None) -> Surroundings:
@@ -125,6 +137,9 @@ class Execution:
     def __init__(self, database: Database, threads: Executor) -> None:
         self.database = database
         self.threads = threads
+        self.lateness = 600.0  # seconds that the answer of a call that came late is kept
+        self._troubles: Counter[tuple[UUID, str, str]] = Counter()
+        self._late: dict[tuple[UUID, str], asyncio.Future[Any]] = {}
 
     async def resume(self, hand: Hand, happened: Happened) -> Decision:
         """Commits the transition for what happened, in a transaction of its own."""
@@ -165,14 +180,19 @@ class Execution:
         except LeaseLost:
             raise
         except Exception as error:
-            if is_transient(error):
+            if is_transient(error) and self._bear(hand, todo):
                 raise  # the database's trouble, not the step's: no attempt is used up
-            outcome = Errored(
-                todo.step, todo.direction, todo.attempt, _told(error), started_at=started
-            )
+            outcome = _errored(todo, told(error), started)
+        self._troubles.pop((hand.instance.id, todo.step, todo.direction), None)
         if isinstance(outcome, Decision):
             return outcome
         return await self.resume(hand, outcome)
+
+    def _bear(self, hand: Hand, todo: Run) -> bool:
+        """True a bounded number of times: a step's own trouble with some database may not end."""
+        key = (hand.instance.id, todo.step, todo.direction)
+        self._troubles[key] += 1
+        return self._troubles[key] <= PATIENCE
 
     async def _run_async(
         self, hand: Hand, todo: Run, step: Step, action: Action, started: dt.datetime
@@ -180,32 +200,24 @@ class Execution:
         async with self.database.lend_async() as session:
             lent = session.sync_session
             assert isinstance(lent, LentSession)
+            await session.run_sync(lambda _: self._open(lent, step))
+            context = _context(StepContext, hand, todo, self._uow(hand, session))
             try:
-                async with asyncio.timeout(step.timeout):
-                    await session.run_sync(lambda _: self._open(lent, step))
-                    context = _context(StepContext, hand, todo, self._uow(hand, session))
-                    answer = await action(context)
+                answer = await call_in_time(action, context, step.timeout)
             except TimeoutError as error:
                 await session.run_sync(lambda _: lent.abandon())
-                told = f"timed out after {step.timeout} s" if not str(error) else _told(error)
-                return Errored(
-                    todo.step,
-                    todo.direction,
-                    todo.attempt,
-                    told,
-                    unknown=False,
-                    started_at=started,
-                )
+                late = f"timed out after {step.timeout} s" if not str(error) else told(error)
+                return _errored(todo, late, started)
             happened = _answered(todo, answer, started)
             if not isinstance(happened, Done):
                 await session.run_sync(lambda _: lent.undo())
                 return happened
             # from here on nothing of the user's runs; a cancelled commit would leave its outcome
             # unknown
-            decision: Decision = await _to_the_end(
+            outcome: Decision | Happened = await _to_the_end(
                 session.run_sync(lambda _: self._settle(lent, hand, happened))
             )
-            return decision
+            return outcome
 
     async def _run_in_thread(
         self, hand: Hand, todo: Run, step: Step, action: Action, started: dt.datetime
@@ -226,27 +238,17 @@ class Execution:
                 return self._settle(session, hand, happened)
 
         # the timed-out thread keeps its place in the pool until it ends
-        future = asyncio.get_running_loop().run_in_executor(
-            self.threads, functools.partial(contextvars.copy_context().run, work)
-        )
-        done, _ = await asyncio.wait({future}, timeout=step.timeout)
-        if not done and deadline.expire():
+        future, in_time = await begin_in_thread(self.threads, work, step.timeout)
+        if not in_time and deadline.expire():
             future.add_done_callback(_ended_late)
-            return Errored(
-                todo.step,
-                todo.direction,
-                todo.attempt,
-                f"timed out after {step.timeout} s",
-                unknown=False,
-                started_at=started,
-            )
+            return _errored(todo, f"timed out after {step.timeout} s", started)
         outcome: Decision | Happened | None = await _to_the_end(future)
         assert outcome is not None
         return outcome
 
     def _open(self, session: LentSession, step: Step) -> None:
         # a process that stands still must not hold row locks for longer than its step may take
-        limit_idle_transaction(session.lend(), step.timeout)
+        limit_idle_transaction(session.lend(), step.timeout + IDLE_MARGIN)
 
     def _uow(self, hand: Hand, session: Any) -> UnitOfWork[Any]:
         return UnitOfWork(
@@ -256,13 +258,17 @@ class Execution:
             correlation_id=hand.instance.correlation_id,
         )
 
-    def _settle(self, session: LentSession, hand: Hand, happened: Done) -> Decision:
+    def _settle(self, session: LentSession, hand: Hand, happened: Done) -> Decision | Happened:
         """The end of a local step's transaction.
 
-        Messages are written by the commit itself, after the state.
+        Messages are written by the commit itself, after the state. An effect that came too late
+        to count must not stay: it is rolled back, and only its coming is recorded.
         """
         session.flush()
         decision, instance = self._record(session.taken_back(), hand, happened, [])
+        if any(entry.transition == "IGNORED" for entry in decision.entries):
+            session.undo()
+            return happened
         session.settle()
         hand.advance(instance)
         return decision
@@ -277,9 +283,21 @@ class Execution:
     async def _query(self, hand: Hand, todo: Query) -> Decision:
         step = hand.definition.steps[todo.step]
         assert step.query is not None
-        happened, kept = await self._outside(
-            hand, Call(todo.step, "do", todo.attempt), step, step.query
-        )
+        call = Call(todo.step, "do", todo.attempt)
+        late = self._late.get((hand.instance.id, todo.step))
+        if late is not None:
+            # our own thread is still calling: nobody can believe "not found" before it has ended
+            await asyncio.wait({late}, timeout=step.timeout)
+            if not late.done():
+                happened: Happened = _errored(call, "still calling", None, unknown=True)
+            else:
+                happened = _outcome(call, late)
+            if isinstance(happened, Done):
+                return await self._report(hand, happened, [])
+            if not late.done():
+                assert isinstance(happened, Errored)
+                return await self._report(hand, replace(happened, attempt=todo.attempt + 1), [])
+        happened, kept = await self._outside(hand, call, step, step.query, asking=True)
         if isinstance(happened, Errored):  # the question itself failed: it counts, so that it ends
             happened = replace(happened, attempt=todo.attempt + 1)
         elif isinstance(happened, Refused) or (
@@ -289,52 +307,53 @@ class Execution:
         return await self._report(hand, happened, kept)
 
     async def _outside(
-        self, hand: Hand, todo: Call, step: Step, action: Action
+        self, hand: Hand, todo: Call, step: Step, action: Action, *, asking: bool = False
     ) -> tuple[Happened, list[Envelope]]:
         started = hand.surroundings(None).now
-        context: _Context[Any] = _context(
-            StepContext if inspect.iscoroutinefunction(action) else SyncStepContext,
-            hand,
-            todo,
-            None,
-        )
+        asynchronous = inspect.iscoroutinefunction(action)
         try:
-            if inspect.iscoroutinefunction(action):
-                async with asyncio.timeout(step.timeout):
-                    answer = await action(context)
+            context: _Context[Any] = _context(
+                StepContext if asynchronous else SyncStepContext, hand, todo, None
+            )
+        except Exception as error:  # noqa: BLE001  # users' validators
+            return _errored(todo, f"its data does not load ({place(error)})", started), []
+        try:
+            if asynchronous:
+                answer = await call_in_time(action, context, step.timeout)
             else:
-                inside = contextvars.copy_context()
-                future = asyncio.get_running_loop().run_in_executor(
-                    self.threads, lambda: inside.run(action, context)
+                future, in_time = await begin_in_thread(
+                    self.threads, lambda: action(context), step.timeout
                 )
-                answer = await asyncio.wait_for(future, step.timeout)
+                if not in_time and not asking:
+                    self._keep_late(hand, todo, future)
+                answer = future.result() if in_time else await _no_answer()
+            return _answered(todo, answer, started), context.kept
         except TimeoutError as error:
-            told = f"no answer within {step.timeout} s" if not str(error) else _told(error)
-            return Errored(
-                todo.step, todo.direction, todo.attempt, told, unknown=True, started_at=started
-            ), []
-        except NotDone as error:
-            return Errored(
-                todo.step, todo.direction, todo.attempt, _told(error), started_at=started
-            ), []
+            late = f"no answer within {step.timeout} s" if not str(error) else told(error)
+            return _errored(todo, late, started, unknown=True), []
+        except (NotDone, NothingRan) as error:
+            return _errored(todo, told(error), started), []
         except Exception as error:  # noqa: BLE001  # users' code
             # whatever it was: the request may have arrived
-            return Errored(
-                todo.step,
-                todo.direction,
-                todo.attempt,
-                _told(error),
-                unknown=True,
-                started_at=started,
-            ), []
-        return _answered(todo, answer, started), context.kept
+            return _errored(todo, told(error), started, unknown=True), []
+
+    def _keep_late(self, hand: Hand, todo: Call, future: asyncio.Future[Any]) -> None:
+        key = (hand.instance.id, todo.step)
+        self._late[key] = future
+
+        def forget(ended: asyncio.Future[Any]) -> None:
+            _ended_late(ended)
+            asyncio.get_running_loop().call_later(self.lateness, self._late.pop, key, None)
+
+        future.add_done_callback(forget)
 
     async def _report(self, hand: Hand, happened: Happened, kept: list[Envelope]) -> Decision:
         try:
             decision, instance = await self.database.run(self._record_alone, hand, happened, kept)
         except MessageRefused as error:
+            if not isinstance(happened, Done):
+                raise
             # it was done, but going on without its answer would be wrong
-            assert isinstance(happened, Done)
             logger.error(  # noqa: TRY400  # a traceback shows values of the data
                 "step %s of saga %s answered what does not fit: %s",
                 happened.step,
@@ -431,7 +450,8 @@ def _context(kind: type[Any], hand: Hand, todo: Run | Call, uow: UnitOfWork[Any]
     )
 
 
-def _answered(todo: Run | Call, answer: object, started: dt.datetime) -> Happened:
+def _answered(todo: Run | Call, answer: object, started: dt.datetime | None) -> Happened:
+    refuse_coroutine(answer)
     if isinstance(answer, Failure):
         return Refused(todo.step, todo.direction, todo.attempt, str(answer.error), started)
     added = answer.value if isinstance(answer, Success) else answer
@@ -440,14 +460,31 @@ def _answered(todo: Run | Call, answer: object, started: dt.datetime) -> Happene
     return Done(todo.step, todo.direction, todo.attempt, added, started)
 
 
-def _told(error: BaseException) -> str:
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+def _errored(
+    todo: Run | Call, error: str, started: dt.datetime | None, *, unknown: bool = False
+) -> Errored:
+    return Errored(
+        todo.step, todo.direction, todo.attempt, error, unknown=unknown, started_at=started
+    )
+
+
+def _outcome(todo: Call, ended: asyncio.Future[Any]) -> Happened:
+    """What a call said that ended after its time."""
+    if ended.cancelled() or ended.exception() is not None:
+        return _errored(todo, "ended late, with an error", None, unknown=True)
+    try:
+        return _answered(todo, ended.result(), None)
+    except NothingRan as error:
+        return _errored(todo, told(error), None)
 
 
 def _ended_late(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
         logger.info("a step that had timed out ended with %s", type(error).__name__)
+
+
+async def _no_answer() -> NoReturn:
+    raise TimeoutError
 
 
 async def _to_the_end(awaitable: Any) -> Any:

@@ -19,6 +19,7 @@ from outbox_saga.instances import Instance
 from outbox_saga.queries import sagas
 from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.schema import require_tables
+from outbox_saga.saga.calling import place
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.progress import Call, Decision, Flight, Query, Resumed
@@ -147,7 +148,6 @@ class Orchestrator:
                 self._checked = True
             if not await self.database.look(sagas.any_due, tables, clock, self._names):
                 return set()
-            read_at = time.monotonic()
             now, instances = await self.database.run(
                 sagas.claim, tables, clock, self.owner, self.lease, self._names, capacity
             )
@@ -157,6 +157,8 @@ class Orchestrator:
             logger.warning("the database did not let us claim (%s); trying again", brief(error))
             await asyncio.sleep(TROUBLE_PAUSE)
             return set()
+        # read after the database's time: what is due here is due there, too
+        read_at = time.monotonic()
         drives = set()
         for instance in instances:
             definition = self._definitions.get((instance.name, instance.version))
@@ -225,6 +227,7 @@ class Orchestrator:
                         )
                 if not running:
                     if not decision.busy:
+                        await self._rest(hand, decision)
                         return  # ended, or released until it is due
                     if self._stopping:
                         await self._release(hand.instance, None)
@@ -237,27 +240,26 @@ class Orchestrator:
                 for task in done:
                     hand.in_flight.discard(running.pop(task))
                 decisions = [task.result() for task in done]
-                # the newest decision says what to run; calls whose intent is committed are made,
-                # whoever decided them
-                decision = next(
-                    (d for d in decisions if d.state is hand.instance.state), decisions[-1]
-                )
-                todos = decision.todo + tuple(
-                    todo
-                    for d in decisions
-                    if d is not decision
-                    for todo in d.todo
-                    if isinstance(todo, Call)
-                )
+                # Only the newest decision may say what to run: of an older one the local steps may
+                # be done already. Calls whose intent is committed are made, whoever decided them.
+                calls = [t for d in decisions for t in d.todo if isinstance(t, Call)]
+                newest = next((d for d in decisions if d.state is hand.instance.state), None)
+                if newest is None:
+                    newest = await self._execution.resume(hand, Resumed())
+                decision = newest
+                todos = (*calls, *(t for t in decision.todo if t not in calls))
         except LeaseLost as error:
             logger.warning("%s", error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # logged; the instance is taken up again
             if is_transient(error):
                 logger.warning(
                     "saga %s: trouble with the database (%s)", hand.instance.id, brief(error)
                 )
             else:
-                logger.exception("saga %s: could not be carried on", hand.instance.id)
+                # type and place only: a message may show what the saga works on
+                logger.error(  # noqa: TRY400
+                    "saga %s: could not be carried on (%s)", hand.instance.id, place(error)
+                )
             await self._settle_running(running)
             await self._release(hand.instance, TROUBLE_PAUSE)
         finally:
@@ -267,6 +269,13 @@ class Orchestrator:
             # this process may have claimed it anew meanwhile; that hand is somebody else's
             if self._hands.get(hand.instance.id) is hand:
                 del self._hands[hand.instance.id]
+
+    async def _rest(self, hand: Hand, decision: Decision) -> None:
+        """Taken up before anything was due: nothing was written, so the lease goes back."""
+        if decision.due is not None and hand.untouched:
+            now = hand.surroundings(None).now
+            after = max(0.0, (decision.due - now).total_seconds())
+            await self._release(hand.instance, after)
 
     @staticmethod
     async def _settle_running(running: dict[asyncio.Task[Decision], Flight]) -> None:

@@ -180,8 +180,7 @@ def decide(
     elif isinstance(happened, NotFound):
         state = _not_found(definition, state, happened, around, entries)
     elif isinstance(happened, Unusable):
-        state = _done(definition, state, Done(happened.step, "do", happened.attempt), entries)
-        state = _compensating(state, f"{happened.step}: {happened.reason}", entries)
+        state = _unusable(definition, state, happened, entries)
     return _next(definition, state, around, entries)
 
 
@@ -213,7 +212,8 @@ def _done(
             unknown=False,
             error=None,
         )
-        return replace(state, data=data)
+        state = replace(state, data=data)
+        return _only_forward(state, entries) if definition.steps[name].pivot else state
     if step.phase in ("failed", "undone") and definition.steps[name].external:
         # A late success: nobody expected it any more, but the effect is there and must be undone
         data = definition.merge(state.data, happened.added)
@@ -223,6 +223,30 @@ def _done(
         state = state.with_step(name, phase="done", due=None, input=None)
         return replace(_compensating(state, "a late success", entries), data=data)
     return _ignored(state, happened, entries)
+
+
+def _unusable(
+    definition: Saga[Any], state: SagaState, happened: Unusable, entries: list[Entry]
+) -> SagaState:
+    state = _done(definition, state, Done(happened.step, "do", happened.attempt), entries)
+    if _pivot_done(definition, state):
+        # done, and not to be undone any more: what it answered, a person has to supply
+        return _stuck(
+            state, happened.step, "STEP_FAILED", happened.attempt, happened.reason, entries
+        )
+    return _compensating(state, f"{happened.step}: {happened.reason}", entries)
+
+
+def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
+    """The pivot was carried out while the saga waited to be undone: nothing may be undone now."""
+    if state.status != "compensating":
+        return state
+    entries.append(Entry("RUNNING", None, None, "the pivot was carried out"))
+    for name, step in state.steps.items():
+        if step.phase == "failed":
+            reason = f"beside the pivot: {step.error}"
+            state = _stuck(state, name, "STEP_FAILED", step.attempts, reason, entries)
+    return replace(state, status="running", reason=None)
 
 
 def _refused(
@@ -356,7 +380,7 @@ def _stuck(
     *,
     undo: bool = False,
 ) -> SagaState:
-    entries.append(Entry(transition, name, attempt, reason))
+    entries.append(Entry(transition, name, attempt, f"stuck: {reason}"))
     counted = {"undo_attempts": attempt} if undo else {"attempts": attempt}
     return state.with_step(name, phase="stuck", due=None, error=reason, **counted)
 
@@ -461,9 +485,12 @@ def _backward(
         dependents = [s.name for s in definition.steps.values() if rule.name in s.after]
         if any(state.steps[d].phase not in ("waiting", "failed", "undone") for d in dependents):
             continue
-        if rule.compensation is nothing_to_undo or rule.compensation is None:
+        if rule.compensation is nothing_to_undo:
             state = state.with_step(rule.name, phase="undone", due=None)
             entries.append(Entry("STEP_COMPENSATED", rule.name, 0, "nothing to undo"))
+        elif rule.compensation is None:
+            reason = "was carried out, and has no compensation"
+            state = _stuck(state, rule.name, "COMPENSATION_FAILED", 0, reason, entries, undo=True)
         elif _is_due(step, around):
             if rule.external:
                 state = _call(state, rule, "undo", around, entries, todo)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from outbox_saga.envelopes import check_key
+from outbox_saga.envelopes import check_key, check_line
 from outbox_saga.errors import SagaStartConflict
 from outbox_saga.ids import new_id, saga_id
 from outbox_saga.instances import Entry, Instance, dump_data
@@ -39,6 +39,9 @@ def keep_start(
 ) -> UUID:
     """Keeps the start with the unit of work; returns the instance's id."""
     check_key(business_key)
+    if uow.correlation_id is not None:
+        check_line("correlation_id", uow.correlation_id)
+    definition.reload(data)
     id_ = new_id() if business_key is None else saga_id(uow.source, definition.name, business_key)
     instance = Instance(
         id=id_,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 GOOD_ENDS = ("completed", "compensated")
 NEXT: Mapping[str, tuple[str, ...]] = {  # legal changes of an instance's state
     "running": ("running", "compensating", "completed", "compensated", "stuck"),
-    "compensating": ("compensating", "compensated", "stuck"),
+    "compensating": ("compensating", "compensated", "stuck", "running"),
     "completed": (),
     "compensated": ("compensating",),  # a late success re-opens it
     "stuck": ("running", "compensating", "compensated", "completed"),  # an operator's choice
@@ -241,35 +241,34 @@ def histories(
     return found
 
 
+_STATES = {
+    "STARTED": "running",
+    "COMPENSATION_STARTED": "compensating",
+    "COMPLETED": "completed",
+    "COMPENSATED": "compensated",
+    "FAILED": "stuck",
+    "RUNNING": "running",  # of the saga itself: the pivot was carried out while others had failed
+}
+_PHASES = {
+    "RUNNING": "calling",
+    "COMPENSATING_STEP": "undoing",
+    "STEP_COMPLETED": "done",
+    "STEP_COMPENSATED": "undone",
+    "STEP_FAILED": "failed",
+    "COMPENSATION_FAILED": "stuck",
+}
+
+
 def replay(rows: Iterable[HistoryRow], steps: Iterable[str]) -> tuple[str, dict[str, str]]:
     """The state and the steps' phases that a history leads to."""
     state, phases = "none", dict.fromkeys(steps, "waiting")
     for row in rows:
-        again = (row.detail or "").endswith("(will be tried again)")
-        match row.transition:
-            case "STARTED":
-                state = "running"
-            case "COMPENSATION_STARTED":
-                state = "compensating"
-            case "COMPLETED" | "COMPENSATED":
-                state = row.transition.lower()
-            case "FAILED":
-                state = "stuck"
+        detail = row.detail or ""
         if row.step is None:
-            continue
-        match row.transition:
-            case "RUNNING":
-                phases[row.step] = "calling"
-            case "COMPENSATING_STEP":
-                phases[row.step] = "undoing"
-            case "STEP_COMPLETED":
-                phases[row.step] = "done"
-            case "STEP_COMPENSATED":
-                phases[row.step] = "undone"
-            case "STEP_FAILED" if not again:
-                phases[row.step] = "failed"
-            case "COMPENSATION_FAILED" if not again:
-                phases[row.step] = "stuck"
+            state = _STATES.get(row.transition, state)
+        elif row.transition in _PHASES and not detail.endswith("(will be tried again)"):
+            stuck = detail.startswith("stuck: ")
+            phases[row.step] = "stuck" if stuck else _PHASES[row.transition]
     return state, phases
 
 

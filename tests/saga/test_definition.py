@@ -39,6 +39,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: saga().step("a", act).check(),
         "compensation=nothing_to_undo",
     ),
+    "a step that may be done before the pivot without compensation": (
+        lambda: (
+            saga()
+            .step("reserve", act, compensation=act)
+            .step("charge", act, pivot=True)
+            .step("notify", act, after="reserve")
+            .check()
+        ),
+        "compensation=nothing_to_undo",
+    ),
     "an external step that can never be settled": (
         lambda: saga().step("a", act, compensation=act, external=True),
         "idempotent=True",
@@ -109,7 +119,7 @@ def test_a_step_parallel_to_the_pivot_is_beyond_it_and_retried_for_long() -> Non
         saga()
         .step("reserve", act, compensation=act)
         .step("charge", act, compensation=act, pivot=True)
-        .step("notify", act, after="reserve")
+        .step("notify", act, compensation=act, after="reserve")
         .step("ship", act, after="charge")
         .check()
     )

@@ -212,6 +212,75 @@ async def test_a_step_that_ends_the_transaction_itself_fails_and_leaves_nothing(
     assert await shop.shelf() == (100, 0)
 
 
+async def test_a_step_that_answers_with_a_coroutine_nobody_ran_has_failed_and_done_nothing(
+    shop: Shop,
+) -> None:
+    async def forgotten() -> None:
+        raise AssertionError("nobody runs this")
+
+    # plain `def` code that makes a coroutine, as a lambda around an `async def` does
+    object.__setattr__(shop.saga.steps["book"], "action", lambda context: forgotten())
+    id_ = await shop.start()
+
+    await shop.to_the_end()
+
+    ended = await shop.instance(id_)
+    assert ended.state.status == "compensated"
+    assert "make the action `async def`" in (ended.state.reason or "")
+    assert await shop.shelf() == (100, 0)
+
+
+async def test_a_cancellation_from_inside_a_step_is_a_failed_attempt(shop: Shop) -> None:
+    async def awaits_what_somebody_cancelled(step: Any) -> None:
+        task = asyncio.ensure_future(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    shop.hooks["charge"] = awaits_what_somebody_cancelled
+    id_ = await shop.start()
+    orchestrator = shop.service.orchestrator()
+    await orchestrator.run_once()
+    orchestrator.close()
+
+    assert "STEP_FAILED charge" in await shop.history(id_)
+
+
+async def test_a_step_that_exits_is_a_failed_attempt_and_not_the_end_of_the_process(
+    shop: Shop,
+) -> None:
+    def exits(step: Any) -> None:
+        raise SystemExit(3)
+
+    shop.hooks["reserve"] = exits
+    id_ = await shop.start()
+
+    await shop.to_the_end()
+
+    ended = await shop.instance(id_)
+    assert ended.state.status == "compensated"
+    assert "Misbehaved" in (ended.state.reason or "")
+
+
+async def test_an_effect_that_comes_too_late_to_count_is_rolled_back(shop: Shop) -> None:
+    id_ = await shop.start()
+    database = shop.service.database
+    owner = new_id()
+    now, claimed = await database.run(
+        sagas.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
+    )
+    hand = Hand(shop.saga, claimed[0], owner, now, 0.0, 60.0)
+    orchestrator = shop.service.orchestrator()
+    execution = Execution(database, orchestrator._threads)
+    await execution.carry_out(hand, Run("reserve", "do", 1))
+
+    await execution.carry_out(hand, Run("reserve", "do", 1))
+
+    orchestrator.close()
+    assert await shop.shelf() == (99, 1)
+    assert await shop.published() == 1
+    assert "IGNORED reserve" in await shop.history(id_)
+
+
 async def test_starting_twice_with_one_business_key_is_one_instance(shop: Shop) -> None:
     first = await shop.start(7)
     second = await shop.start(7)

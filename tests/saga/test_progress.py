@@ -26,6 +26,7 @@ from outbox_saga.saga.progress import (
     Run,
     Surroundings,
     ToDo,
+    Unusable,
     decide,
     initial,
 )
@@ -337,6 +338,59 @@ def test_a_late_success_is_undone_even_after_the_saga_was_compensated() -> None:
 
     assert late.state.status == "compensating"
     assert late.todo == (Call("charge", "undo", 1),)
+
+
+def _beside_the_pivot() -> Saga[Data]:
+    return (
+        Saga("pivotal", data=Data)
+        .step("reserve", act, compensation=act)
+        .step("pay", act, external=True, idempotent=True, pivot=True)
+        .step("notify", act, compensation=act, after="reserve")
+        .step("ship", act, after="pay")
+        .check()
+    )
+
+
+def test_a_failure_beside_a_pivot_that_is_under_way_waits_for_it_and_then_undoes_nothing() -> None:
+    definition = _beside_the_pivot()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    failed = decide(
+        definition, state, Refused("notify", "do", 1, "no address"), _around(START, ("pay", "do"))
+    )
+    assert (failed.state.status, failed.todo) == ("compensating", ())
+
+    paid = decide(definition, failed.state, Done("pay", "do", 1), _around())
+
+    assert paid.state.status == "running"
+    assert paid.todo == (Run("ship", "do", 1),)
+    ended = decide(definition, paid.state, Done("ship", "do", 1), _around()).state
+    assert (ended.status, ended.reason) == ("stuck", "notify: beside the pivot: no address")
+    assert ended.steps["reserve"].phase == "done"
+
+
+def test_a_failure_beside_a_pivot_that_fails_too_undoes_everything() -> None:
+    definition = _beside_the_pivot()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    around = _around(START, ("pay", "do"))
+    state = decide(definition, state, Refused("notify", "do", 1, "no address"), around).state
+
+    decision = decide(definition, state, Refused("pay", "do", 1, "declined"), _around())
+
+    assert decision.todo == (Run("reserve", "undo", 1),)
+
+
+def test_an_answer_that_does_not_fit_after_the_pivot_is_stuck_and_undoes_nothing() -> None:
+    definition = _beside_the_pivot()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    state = decide(definition, state, Done("notify", "do", 1), _around(START, ("pay", "do"))).state
+
+    decision = decide(definition, state, Unusable("pay", 1, "does not fit"), _around())
+
+    assert (decision.state.status, decision.state.reason) == ("stuck", "pay: does not fit")
+    assert decision.state.steps["reserve"].phase == "done"
 
 
 def test_a_compensation_that_says_no_leaves_the_saga_stuck_with_the_reason() -> None:
