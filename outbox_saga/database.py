@@ -89,12 +89,17 @@ class Database:
                 raise ConfigurationError(
                     "an in-memory SQLite database is private to one connection; use a file: sqlite:///app.db"
                 )
-            return {"connect_args": {"timeout": BUSY_SECONDS}, "pool_size": self._pool_size}
+            return {
+                "connect_args": {"timeout": BUSY_SECONDS},
+                "pool_size": self._pool_size,
+                "hide_parameters": True,  # a log or a traceback must not show values
+            }
         options: dict[str, Any] = {
             "isolation_level": "READ COMMITTED",
             "pool_size": self._pool_size,
             "max_overflow": 5,
             "pool_pre_ping": True,
+            "hide_parameters": True,
         }
         return options
 

@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
@@ -149,7 +149,7 @@ async def handle_once(
         session.settle()
 
     def in_thread() -> Arrival:
-        with database.lend() as session:
+        with _carried_out_of_the_thread(), database.lend() as session:
             arrival = arrive(session)
             if arrival == "new":
                 with _blaming_the_handler():
@@ -187,6 +187,22 @@ def _blaming_the_handler() -> Iterator[None]:
     try:
         yield
     except MessageRefused as error:
+        raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _carried_out_of_the_thread() -> Iterator[None]:
+    """What a thread raises arrives as an error of the handler, and not as something else.
+
+    A future cannot carry StopIteration, and nobody would ever be answered. The others would end
+    the loop, or look like the cancellation of whoever waits.
+    """
+    try:
+        yield
+    except BaseException as error:
+        odd = isinstance(error, StopIteration | CancelledError)
+        if isinstance(error, Exception) and not odd:
+            raise
         raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}") from error
 
 

@@ -33,6 +33,23 @@ _ENDING = re.compile(
 )
 
 
+# Statements that MariaDB and MySQL commit before; a temporary table is none.
+_COMMITTING = re.compile(
+    r"(?:\s|/\*.*?\*/|--[^\n]*\n|\#[^\n]*\n)*"
+    r"(?:(?:create|drop)(?!(?:\s+or\s+replace)?\s+temporary\b)|alter|truncate|rename|grant|revoke"
+    r"|(?:un)?lock\s+tables?|optimize|analyze\s+(?:local\s+|no_write_to_binlog\s+)?table|repair"
+    r"|check\s+table|flush|reset|install|uninstall|load\s+index|cache\s+index"
+    r"|set\s+(?:(?:session|local)\s+|@@(?:(?:session|local)\.)?)?autocommit"
+    r"|set\s+password|xa)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_COMMITS = (
+    "MariaDB and MySQL commit before this statement, and this transaction is lent: it is "
+    "committed together with the inbox row or the saga's progress. Run it outside of handlers "
+    "and steps (instead of TRUNCATE: DELETE)"
+)
+
+
 def guard(engine: sa.Engine) -> None:
     """Nobody commits a lent transaction of this engine by its connection, or by a statement.
 
@@ -48,8 +65,12 @@ def guard(engine: sa.Engine) -> None:
 
     @event.listens_for(engine, "before_cursor_execute")
     def executing(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:  # noqa: ARG001
-        if connection in _lent and _ENDING.match(statement):
+        if connection not in _lent:
+            return
+        if _ENDING.match(statement):
             raise CommitRefused(_REFUSAL)
+        if connection.dialect.name in ("mysql", "mariadb") and _COMMITTING.match(statement):
+            raise CommitRefused(_COMMITS)
 
 
 class LentSession(Session):
@@ -108,7 +129,7 @@ class LentSession(Session):
     def taken_back(self) -> sa.Connection:
         """The connection, still in the very transaction that was lent.
 
-        Raises CommitRefused if somebody ended it.
+        Raises CommitRefused if somebody ended it, or the server did.
         """
         if self.in_nested_transaction():
             raise CommitRefused(
@@ -122,6 +143,7 @@ class LentSession(Session):
             or connection.get_transaction() is not transaction
         ):
             raise CommitRefused("the transaction was ended behind the session's back. " + _REFUSAL)
+        refuse_broken(connection)
         return connection
 
     def settle(self) -> None:
@@ -149,3 +171,52 @@ class LentSession(Session):
         self._unguard()
         self._returned = True
         super().close()
+
+
+# --- transactions that the server has given up ---------------------------------------------------
+#
+# Whoever swallows the error and goes on would commit something else than the whole unit: nothing
+# at all (PostgreSQL answers COMMIT with ROLLBACK and reports no error), or only what came after it
+# (MariaDB rolls back at a deadlock and begins anew by itself).
+
+_DEADLOCK, _LOCK_WAIT = 1213, 1205
+_IN_ERROR = 3  # libpq: PQTRANS_INERROR
+
+_broken: weakref.WeakKeyDictionary[sa.RootTransaction, int] = weakref.WeakKeyDictionary()
+
+
+def refuse_broken(connection: sa.Connection) -> None:
+    """Raises CommitRefused if the server has given this transaction up."""
+    transaction = connection.get_transaction()
+    code = _broken.get(transaction) if transaction is not None else None
+    if code is not None:
+        raise CommitRefused(
+            f"an error {code} (deadlock or lock wait) was caught in this transaction, and the "
+            "server may have rolled all of it back: let the error out and retry the whole unit"
+        )
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        status = getattr(getattr(driver, "info", None), "transaction_status", None)
+        if status == _IN_ERROR:
+            raise CommitRefused(
+                "a statement of this transaction failed and the error was caught, so the server "
+                "would roll all of it back without an error: run a statement that may fail in "
+                "`with session.begin_nested():`, or let the error out"
+            )
+
+
+def _note(context: Any) -> None:
+    connection: sa.Connection | None = context.connection
+    if connection is None or connection.dialect.name not in ("mysql", "mariadb"):
+        return
+    arguments = getattr(context.original_exception, "args", ())
+    code = arguments[0] if arguments else None
+    # after a lock wait the end of a savepoint says whether there still is a transaction
+    if code == _DEADLOCK or (code == _LOCK_WAIT and not connection.in_nested_transaction()):
+        transaction = connection.get_transaction()
+        if transaction is not None:
+            _broken[transaction] = code
+
+
+# On the class: whoever made the engine
+event.listen(sa.Engine, "handle_error", _note)

@@ -33,6 +33,7 @@ from outbox_saga.errors import (
     MessagesLeftOut,
     NoTransaction,
 )
+from outbox_saga.lent_session import refuse_broken
 from outbox_saga.queries.dialects import commits_by_itself
 
 _numbers = itertools.count()
@@ -346,6 +347,7 @@ def _write_entries(connection: sa.Connection, keeper: ConnectionKeeper) -> None:
         return
     if commits_by_itself(connection):
         raise AutocommitRefused(_AUTOCOMMIT)
+    refuse_broken(connection)
     kinds: dict[Write, list[Any]] = {}
     for entry in entries:
         kinds.setdefault(entry.writer, []).append(entry.thing)

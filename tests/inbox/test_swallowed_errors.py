@@ -1,0 +1,190 @@
+"""Errors that a handler catches although its transaction is lost, or raises although nobody can
+carry them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from outbox_saga.envelopes import Envelope, seal
+from outbox_saga.errors import CommitRefused
+from outbox_saga.inbox import HandlerContext, HandlerFailed, SyncHandlerContext, handle_once
+from outbox_saga.queries.inbox import Arrival
+from tests.relay.house import PATIENCE, House, Said, till
+
+Deliver = Callable[..., Any]
+
+
+@pytest.fixture
+async def deliver(house: House) -> AsyncIterator[Deliver]:
+    """`await deliver(envelope, handler)`, through one database and one pool of threads."""
+    with ThreadPoolExecutor(4) as threads:
+
+        async def through(envelope: Envelope, handler: Any) -> Arrival:
+            return await asyncio.wait_for(
+                handle_once(
+                    house.database, threads, "listener", envelope, Said, handler, source="t"
+                ),
+                PATIENCE,
+            )
+
+        yield through
+
+
+def hello() -> Envelope:
+    return seal(Said(word="hello"))
+
+
+def note(session: Any, word: str = "hello") -> None:
+    session.execute(sa.insert(till).values(note=word))
+
+
+def clash(session: Any) -> None:
+    session.execute(sa.insert(till).values(id=1000, note="twice"))
+
+
+def handlers_of(body: Callable[[Any], None]) -> list[Any]:
+    """The same handler as a plain function and as a coroutine function."""
+
+    def in_thread(handle: SyncHandlerContext[Said]) -> None:
+        body(handle.session)
+
+    async def in_loop(handle: HandlerContext[Said]) -> None:
+        await handle.session.run_sync(body)
+
+    return [in_thread, in_loop]
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+@pytest.mark.parametrize("kind", [0, 1], ids=["def", "async def"])
+async def test_a_handler_that_catches_an_error_without_a_savepoint_has_not_handled_anything(
+    house: House, deliver: Deliver, kind: int
+) -> None:
+    with house.eyes.begin() as connection:
+        connection.execute(sa.insert(till).values(id=1000, note="once"))
+
+    def body(session: Any) -> None:
+        note(session)
+        with suppress(DBAPIError):
+            clash(session)
+
+    envelope = hello()
+    with pytest.raises(CommitRefused, match="begin_nested"):
+        await deliver(envelope, handlers_of(body)[kind])
+    assert (house.notes(), house.inbox()) == (["once"], [])
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["def", "async def"])
+async def test_a_handler_that_catches_an_error_of_a_savepoint_has_handled_its_message(
+    house: House, deliver: Deliver, kind: int
+) -> None:
+    with house.eyes.begin() as connection:
+        connection.execute(sa.insert(till).values(id=1000, note="once"))
+
+    def body(session: Any) -> None:
+        note(session)
+        with suppress(DBAPIError), session.begin_nested():
+            clash(session)
+
+    assert await deliver(hello(), handlers_of(body)[kind]) == "new"
+    assert sorted(house.notes()) == ["hello", "once"]
+
+
+@pytest.mark.databases("mariadb")
+@pytest.mark.parametrize("kind", [0, 1], ids=["def", "async def"])
+@pytest.mark.parametrize("code", [1213, 1205])
+async def test_a_handler_that_catches_a_deadlock_or_a_lock_wait_has_not_handled_anything(
+    house: House, deliver: Deliver, kind: int, code: int
+) -> None:
+    def body(session: Any) -> None:
+        note(session)
+        with suppress(DBAPIError):
+            session.execute(
+                sa.text(f"SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'no'")
+            )
+        note(session, "again")
+
+    with pytest.raises(CommitRefused, match="whole unit"):
+        await deliver(hello(), handlers_of(body)[kind])
+    assert (house.notes(), house.inbox()) == ([], [])
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    "error",
+    [
+        StopIteration,
+        SystemExit,
+        KeyboardInterrupt,
+        GeneratorExit,
+        asyncio.CancelledError,
+        concurrent.futures.CancelledError,
+    ],
+)
+async def test_whatever_a_plain_function_raises_is_a_failure_of_the_handler(
+    house: House, deliver: Deliver, error: type[BaseException]
+) -> None:
+    def handler(handle: SyncHandlerContext[Said]) -> None:
+        note(handle.session)
+        raise error
+
+    with pytest.raises(HandlerFailed, match=error.__name__):
+        await deliver(hello(), handler)
+    assert (house.notes(), house.inbox()) == ([], [])
+
+
+@pytest.mark.databases("mariadb")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "TRUNCATE TABLE till",
+        "/* x */ create table other (n int)",
+        "# x\nALTER TABLE till ADD n int",
+        "DROP TABLE IF EXISTS other",
+        "LOCK TABLES till WRITE",
+        "SET autocommit = 1",
+        "SET @@session.autocommit=1",
+    ],
+)
+async def test_a_handler_cannot_commit_its_transaction_by_a_statement_of_mariadb(
+    house: House, deliver: Deliver, statement: str
+) -> None:
+    def handler(handle: SyncHandlerContext[Said]) -> None:
+        note(handle.session)
+        handle.session.execute(sa.text(statement))
+
+    with pytest.raises(CommitRefused):
+        await deliver(hello(), handler)
+    assert (house.notes(), house.inbox()) == ([], [])
+
+
+@pytest.mark.databases("mariadb")
+async def test_a_handler_may_use_a_temporary_table(house: House, deliver: Deliver) -> None:
+    def handler(handle: SyncHandlerContext[Said]) -> None:
+        note(handle.session)
+        handle.session.execute(sa.text("CREATE TEMPORARY TABLE scratch (n int)"))
+        handle.session.execute(sa.text("DROP TEMPORARY TABLE scratch"))
+
+    assert await deliver(hello(), handler) == "new"
+    assert house.notes() == ["hello"]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["def", "async def"])
+async def test_an_error_of_the_database_does_not_show_values(
+    house: House, deliver: Deliver, kind: int
+) -> None:
+    def body(session: Any) -> None:
+        session.execute(sa.text("insert into missing (note) values (:note)"), {"note": "a secret"})
+
+    with pytest.raises(DBAPIError) as raised:
+        await deliver(hello(), handlers_of(body)[kind])
+    assert "a secret" not in str(raised.value)
