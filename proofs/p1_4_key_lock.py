@@ -15,7 +15,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from outbox_saga.queries.outbox import lock_class
 from outbox_saga.tables import KEY_LOCKS
 from outbox_saga.testing.interleaving import Exploration, Point, explore
 from outbox_saga.testing.servers import DatabaseServer, MariaDB, Postgres18, choose
@@ -69,13 +68,13 @@ def advisory_locks_at_commit(on: Contest, keys: int) -> int:
     counts: list[int] = []
     count = sa.text(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted "
-        "AND classid = :of AND pid = :pid"
+        "AND classid = CAST('outbox_saga_outbox' AS regclass) AND pid = :pid"
     )
 
     def look(connection: sa.Connection) -> None:
         raw: Any = connection.connection.dbapi_connection
         with on.engine.connect() as eyes:
-            found = eyes.scalar(count, {"of": lock_class(None), "pid": raw.info.backend_pid})
+            found = eyes.scalar(count, {"pid": raw.info.backend_pid})
         counts.append(found or 0)
 
     with on.engine.connect() as connection:

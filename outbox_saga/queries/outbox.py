@@ -36,12 +36,15 @@ def partition_of(key: str | None, id_: UUID) -> int:
     return zlib.crc32(key.encode("utf-8") if key is not None else id_.bytes) % PARTITIONS
 
 
-def lock_class(schema: str | None) -> int:
-    """The advisory lock class of this schema's keys.
+def lock_class(connection: sa.Connection, tables: Tables) -> str:
+    """SQL for the advisory lock class of this outbox's keys (PostgreSQL): its table's oid.
 
-    Outboxes of one database do not wait for each other.
+    One outbox has one class by whatever name it is reached, and two outboxes of one database do
+    not wait for each other.
     """
-    return zlib.crc32(f"outbox_saga.key:{schema or ''}".encode()) & 0x7FFF_FFFF
+    outbox = connection.dialect.identifier_preparer.format_table(tables.outbox)
+    name = outbox.replace("'", "''").replace(":", r"\:")
+    return f"CAST(CAST(CAST('{name}' AS regclass) AS oid) AS int)"
 
 
 def write_messages(
@@ -119,7 +122,9 @@ def _driver_sql(
     found = _compiled.get(cache_key)
     if found is None:
         outbox = dialect.identifier_preparer.format_table(tables.outbox)
-        lock = f", pg_advisory_xact_lock({lock_class(tables.schema)}, number)" if locked else ""
+        lock = (
+            f", pg_advisory_xact_lock({lock_class(connection, tables)}, number)" if locked else ""
+        )
         compiled = sa.text(_POSTGRESQL.format(outbox=outbox, lock=lock)).compile(dialect=dialect)
         order: Any = getattr(compiled, "positiontup", None)
         with _compiling:

@@ -98,7 +98,9 @@ class Contest:
 
     def _lock(self, connection: sa.Connection, number: int) -> None:
         if connection.dialect.name == "postgresql":
-            statement = f"SELECT pg_advisory_xact_lock({lock_class(None)}, {number})"
+            statement = (
+                f"SELECT pg_advisory_xact_lock({lock_class(connection, self.tables)}, {number})"
+            )
         else:
             table = self.tables.key_lock.name
             statement = f"SELECT number FROM {table} WHERE number = {number} FOR UPDATE"
