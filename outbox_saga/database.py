@@ -12,11 +12,13 @@ from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.util.concurrency import in_greenlet
 
 from outbox_saga.database_urls import async_url, sync_url
 from outbox_saga.errors import ConfigurationError
@@ -188,3 +190,18 @@ def _prepare(engine: sa.Engine) -> None:
     def begun(connection: sa.Connection) -> None:
         read_only = connection.get_execution_options().get(READ_ONLY)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    if engine.dialect.is_async:
+
+        @event.listens_for(engine, "invalidate")
+        def invalidated(dbapi_connection: Any, record: Any, error: Any) -> None:
+            # Closing waits for the interrupted statement, and leaves the transaction and its lock
+            # to the garbage collector while a cursor of it is alive
+            if in_greenlet():
+                dbapi_connection.run_async(_end_now)
+
+
+async def _end_now(driver: Any) -> None:
+    with suppress(Exception):  # another cursor still reads, or the connection is closed
+        await driver.interrupt()
+        await asyncio.shield(driver.rollback())

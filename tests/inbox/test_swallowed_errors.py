@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -188,3 +190,39 @@ async def test_an_error_of_the_database_does_not_show_values(
     with pytest.raises(DBAPIError) as raised:
         await deliver(hello(), handlers_of(body)[kind])
     assert "a secret" not in str(raised.value)
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_handler_cancelled_in_a_statement_of_sqlite_leaves_no_lock(
+    house: House, deliver: Deliver
+) -> None:
+    started = threading.Event()
+
+    def begun() -> int:
+        started.set()
+        return 1
+
+    async def handler(handle: HandlerContext[Said]) -> None:
+        await handle.session.run_sync(note)
+        connection = await handle.session.connection()
+        raw: Any = await connection.get_raw_connection()
+        await raw.driver_connection.create_function("begun", 0, begun)
+        await handle.session.execute(
+            sa.text(
+                "with recursive c(x) as (select begun() union all select x + 1 from c "
+                "where x < 10000000000) select max(x) from c"
+            )
+        )
+
+    delivering = asyncio.create_task(deliver(hello(), handler))
+    assert await asyncio.to_thread(started.wait, PATIENCE)
+    delivering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(delivering, PATIENCE)
+    eyes = sqlite3.connect(house.database.url.database or "", timeout=0, isolation_level=None)
+    try:
+        eyes.execute("BEGIN IMMEDIATE")
+        eyes.execute("ROLLBACK")
+    finally:
+        eyes.close()
+    assert (house.notes(), house.inbox()) == ([], [])
