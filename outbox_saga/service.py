@@ -27,7 +27,7 @@ from outbox_saga.brokers.contract import Delivery
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import BrokerUnavailable, MessageRefused
+from outbox_saga.errors import BrokerUnavailable, MessageRefused, OutboxSagaError
 from outbox_saga.handlers import Handlers
 from outbox_saga.messages import Message, check_type
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
@@ -211,7 +211,14 @@ class Service:
                 "consumer %s cannot read a message: %s", consumer, error
             )
             await delivery.reject(str(error))
-        except Exception as error:  # noqa: BLE001  # users' code: whatever it raises
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # users' code
+            task = asyncio.current_task()
+            if (
+                isinstance(error, asyncio.CancelledError)
+                and task is not None
+                and task.cancelling()
+            ):
+                raise  # somebody cancelled us, not the handler itself
             delay = REDELIVERY.delay(delivery.attempt, seed=consumer)
             logger.warning(
                 "consumer %s failed on message %s, attempt %s (%s); again in %.1f s",
@@ -299,6 +306,19 @@ async def _all(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             for part in parts:
-                group.create_task(part)
+                group.create_task(_loudly(part))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+async def _loudly(part: Coroutine[Any, Any, None]) -> None:
+    """The part; one that is cancelled from inside fails, where a TaskGroup would say nothing."""
+    try:
+        await part
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise OutboxSagaError(
+            "a part of the service was cancelled from inside; this is a bug, please report it"
+        ) from None

@@ -55,7 +55,15 @@ class LocalPublisher:
                 return Refused(
                     BrokerUnavailable("a handler took too long", code="handler_timeout")
                 )
-            except Exception as error:  # noqa: BLE001  # users' code: whatever it raises
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # the handler awaited a task that somebody else cancelled; nobody cancelled us
+                return Refused(
+                    BrokerUnavailable("a handler was cancelled from inside", code="handler_failed")
+                )
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # users' code: whatever
                 # type and first line only: a handler's message may carry what it was working on
                 return Refused(
                     BrokerUnavailable(

@@ -270,11 +270,23 @@ def block(
     )
 
 
+def still_there(connection: sa.Connection, tables: Tables, row: OutboxRow) -> bool:
+    """Whether the row waits in the outbox; an owner before us may have had its ack meanwhile."""
+    outbox = tables.outbox
+    return bool(
+        connection.execute(
+            sa.select(sa.literal(1)).where(
+                outbox.c.position == row.position, outbox.c.id == row.id
+            )
+        ).first()
+    )
+
+
 def bury(
     connection: sa.Connection, tables: Tables, clock: Clock, failed: Failed, attempts: int
 ) -> None:
     """The row becomes a dead letter with everything it had, and leaves the outbox, in this
-    transaction.
+    transaction. One that is gone was published or buried before, and stays so.
     """
     outbox, row = tables.outbox, failed.row
     created_at: dt.datetime | None = connection.execute(

@@ -128,6 +128,12 @@ class Relay:
             LeaseLost: Another relay took over; what was acknowledged may be published again, under
             the same ids. BrokerUnavailable: The broker takes nothing now.
         """
+        if (
+            self.store.epochs
+            and self.store.lease_may_be_over
+            and not await self.store.renew_lease()
+        ):
+            self.store.epochs = {}
         try:
             return await self._publish_page()
         finally:

@@ -10,6 +10,7 @@ decides, and it is in the tables.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Concatenate, ParamSpec, TypeVar
@@ -47,6 +48,7 @@ class Store:
         self._clock = database.clock
         self._blocked: dict[BlockedKey, int] = {}
         self._checked = False
+        self._lease_ends = 0.0
         self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-saga-relay")
 
@@ -83,20 +85,29 @@ class Store:
         if not self._checked:
             self._look(require_tables, self._tables)
             self._checked = True
-        self.epochs = self._write(
-            verbs.take_lease, self._tables, self._clock, self.owner, self._lease
-        )
+        begun = time.monotonic()
+        epochs = self._write(verbs.take_lease, self._tables, self._clock, self.owner, self._lease)
+        # the blocked keys are known before the first page can be read
         self._blocked = (
-            self._look(verbs.blocked_rows, self._tables, list(self.epochs)) if self.epochs else {}
+            self._look(verbs.blocked_rows, self._tables, list(epochs)) if epochs else {}
         )
-        return bool(self.epochs)
+        self._lease_ends = begun + self._lease
+        self.epochs = epochs
+        return bool(epochs)
 
     async def renew_lease(self) -> bool:
         """True when every partition is still this relay's, for another lease."""
+        begun = time.monotonic()
         held = await self._in_thread(
             self._write, verbs.renew_lease, self._tables, self._clock, self.owner, self._lease
         )
+        self._lease_ends = begun + self._lease
         return held == len(self.epochs)
+
+    @property
+    def lease_may_be_over(self) -> bool:
+        """By this process's own clock: its lease has not been renewed for as long as it lasts."""
+        return time.monotonic() >= self._lease_ends
 
     async def release_lease(self) -> None:
         """Nothing is leased any more; a successor need not wait."""
@@ -191,6 +202,12 @@ class Store:
             limit_idle_transaction(connection, self._lease)
             if not verbs.holds_lease(connection, self._tables, self._clock, self.owner, mine):
                 raise LeaseLost("another relay owns the partitions; its own attempts decide")
+            # a row that is gone was published by an owner before us: nothing waits for it
+            failures = [
+                failed
+                for failed in failures
+                if verbs.still_there(connection, self._tables, failed.row)
+            ]
             for failed in failures:
                 attempts = self.attempts(failed.row) + 1
                 dead = failed.delay is None

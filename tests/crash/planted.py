@@ -51,7 +51,7 @@ class RemakesTheKey(Execution):
     """The idempotency key depends on the attempt."""
 
     async def _outside(
-        self, hand: Hand, todo: Call, step: Step, action: Action
+        self, hand: Hand, todo: Call, step: Step, action: Action, *, asking: bool = False
     ) -> tuple[Happened, list[Envelope]]:
         def remade(context: Any) -> Any:
             context.key = str(uuid5(UUID(context.key), str(todo.attempt)))
@@ -61,7 +61,7 @@ class RemakesTheKey(Execution):
             return await remade(context)
 
         kind = remade_async if inspect.iscoroutinefunction(action) else remade
-        return await super()._outside(hand, todo, step, kind)
+        return await super()._outside(hand, todo, step, kind, asking=asking)
 
 
 class CommitsTheEffectFirst(Execution):
