@@ -1,0 +1,90 @@
+"""Schedules that broke a promise once: each keeps it now."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from outbox_saga.brokers.contract import Outcome, Refused
+from outbox_saga.brokers.local import LocalPublisher
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import BrokerUnavailable, Unpublishable
+from tests.relay.house import House, Recorder, accept
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unpublishable("too large", code="too_large"), BrokerUnavailable("not now", code="full")],
+)
+async def test_a_key_does_not_wait_for_a_message_that_the_owner_before_has_published(
+    house: House, error: Unpublishable | BrokerUnavailable
+) -> None:
+    house.say("n", "n+1", key="k")
+    gone: list[UUID] = []
+
+    def refuses_what_an_earlier_owner_had_its_ack_for(envelope: Envelope) -> Outcome:
+        if gone:
+            return accept(envelope)
+        gone.append(envelope.id)
+        with house.eyes.begin() as connection:
+            outbox = house.tables.outbox
+            connection.execute(sa.delete(outbox).where(outbox.c.id == envelope.id))
+        return Refused(error)
+
+    relay = house.relay(Recorder(refuses_what_an_earlier_owner_had_its_ack_for))
+    await relay.run_once()
+    assert (house.blocked(), house.dead()) == ([], [])
+
+    assert await relay.run_once() == 1
+
+    assert house.waiting() == []
+
+
+async def test_a_relay_whose_lease_ran_out_takes_it_anew_and_goes_on(house: House) -> None:
+    recorder = Recorder()
+    relay = house.relay(recorder, lease=30.0)
+    house.say("a")
+    assert await relay.run_once() == 1
+    relay.store._lease_ends = 0.0  # as its own clock would say after 30 seconds
+    house.advance(31)
+    house.say("b")
+
+    assert await relay.run_once() == 1
+
+    assert house.waiting() == []
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_handler_that_is_cancelled_from_inside_is_refused_and_ends_nothing(
+    house: House,
+) -> None:
+    async def awaits_what_somebody_cancelled(_: Envelope) -> None:
+        task = asyncio.ensure_future(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    house.say("a")
+    relay = house.relay(LocalPublisher(awaits_what_somebody_cancelled))
+
+    assert await relay.run_once() == 0
+
+    assert [row.error_code for row in house.blocked()] == ["handler_failed"]
+    assert house.waiting() == ["a"]
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_handler_that_exits_is_refused_and_ends_nothing(house: House) -> None:
+    async def exits(_: Envelope) -> None:
+        raise SystemExit(3)
+
+    house.say("a")
+    relay = house.relay(LocalPublisher(exits))
+
+    assert await relay.run_once() == 0
+
+    assert [row.error_code for row in house.blocked()] == ["handler_failed"]
