@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import ConfigurationError, MessageRefused
-from outbox_saga.inbox import handle_once
+from outbox_saga.inbox import HandlerFailed, handle_once
 from outbox_saga.messages import Message, check_type
 
 
@@ -100,7 +101,20 @@ class Handlers:
                 )
             except Exception as error:  # noqa: BLE001  # users' code; raised below
                 errors.append(error)
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError) and _asked_to_end():
+                    raise
+                # SystemExit, or the cancellation of something the handler awaited: its own
+                # failure, and the end of nobody else
+                errors.append(HandlerFailed(f"the handler raised {type(error).__name__}"))
             count += 1
         if errors:
             raise next((e for e in errors if not isinstance(e, MessageRefused)), errors[0])
         return count
+
+
+def _asked_to_end() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -169,7 +169,8 @@ class Service:
             [
                 self._consume(Subscription(name, topics, self.concurrency), stop)
                 for name, topics in consumers.items()
-            ]
+            ],
+            stop,
         )
 
     async def _consume(self, subscription: Subscription, stop: asyncio.Event) -> None:
@@ -236,7 +237,7 @@ class Service:
         """Relay, orchestrator and consumers in this process, until `stop` is set or one of them
         fails.
         """
-        await _all([self.relay(stop), self.orchestrate(stop), self.consume(stop)])
+        await _all([self.relay(stop), self.orchestrate(stop), self.consume(stop)], stop)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Service]:
@@ -301,24 +302,34 @@ class ServiceUnitOfWork:
                 await self._session.commit()
 
 
-async def _all(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def _all(parts: Iterable[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:
     """All parts until they return; the first error ends the others and is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:
             for part in parts:
-                group.create_task(_loudly(part))
+                group.create_task(_loudly(part, stop))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
 
 
-async def _loudly(part: Coroutine[Any, Any, None]) -> None:
-    """The part; one that is cancelled from inside fails, where a TaskGroup would say nothing."""
+async def _loudly(part: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
+    """The part; one that ends before `stop` is set fails: the others would go on without it.
+
+    Cancelled from inside, too, where a TaskGroup would say nothing.
+    """
+    how = "ended"
     try:
         await part
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        raise OutboxSagaError(
-            "a part of the service was cancelled from inside; this is a bug, please report it"
-        ) from None
+        how = "was cancelled from inside"
+    if not stop.is_set():
+        told = f"{getattr(part, '__qualname__', 'a part')} {how} before it was stopped"
+        logger.error("%s", told)
+        raise PartEnded(told)
+
+
+class PartEnded(OutboxSagaError):
+    """The relay, the orchestrator or a consumer ended although nobody had stopped it."""

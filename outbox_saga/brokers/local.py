@@ -42,7 +42,10 @@ class LocalPublisher:
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
         """One outcome per envelope, in their order."""
-        return await asyncio.gather(*(self._publish(envelope) for envelope in envelopes))
+        outcomes = await asyncio.gather(
+            *(self._publish(envelope) for envelope in envelopes), return_exceptions=True
+        )
+        return [_outcome(outcome) for outcome in outcomes]
 
     async def _publish(self, envelope: Envelope) -> Outcome:
         async with self._slots:
@@ -65,12 +68,23 @@ class LocalPublisher:
                 )
             except (Exception, SystemExit) as error:  # noqa: BLE001  # users' code: whatever
                 # type and first line only: a handler's message may carry what it was working on
-                return Refused(
-                    BrokerUnavailable(
-                        f"a handler raised {type(error).__name__}", code="handler_failed"
-                    )
-                )
+                return _failed(error)
         return ACCEPTED
 
     async def close(self) -> None:
         """Nothing to disconnect."""
+
+
+def _failed(error: BaseException) -> Refused:
+    return Refused(
+        BrokerUnavailable(f"a handler raised {type(error).__name__}", code="handler_failed")
+    )
+
+
+def _outcome(answer: Outcome | BaseException) -> Outcome:
+    """A handler may cancel the very task it runs in: that ends one delivery, not the relay."""
+    if isinstance(answer, asyncio.CancelledError | SystemExit):
+        return _failed(answer)
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer

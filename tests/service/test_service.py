@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from sqlalchemy.exc import OperationalError
 from outbox_saga import Event, HandlerContext, Service
 from outbox_saga.brokers.contract import Accepted, Refused
 from outbox_saga.brokers.local import LocalPublisher
-from outbox_saga.envelopes import seal
+from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import ConfigurationError, Unpublishable
+from outbox_saga.service import PartEnded
 from outbox_saga.testing.servers import Nats
 from outbox_saga_relay import programs
 from outbox_saga_relay.programs import load_service
@@ -144,6 +145,103 @@ async def test_a_part_that_fails_ends_the_block_and_is_raised_as_itself(
     with pytest.raises(LookupError, match="a part"):
         await asyncio.wait_for(service.run(asyncio.Event()), PATIENCE)
     assert house.owners() == {None}
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("how", ["returns", "is cancelled"])
+async def test_a_part_that_ends_unasked_ends_the_service_and_is_told(
+    how: str,
+    house: House,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def gone(stop: asyncio.Event) -> None:
+        if how == "is cancelled":
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(service, "consume", gone)
+    with pytest.raises(PartEnded, match="before it was stopped"):
+        await asyncio.wait_for(service.run(asyncio.Event()), PATIENCE)
+    assert "before it was stopped" in caplog.text
+    assert house.owners() == {None}
+
+
+async def awaits_what_was_cancelled() -> None:
+    other = asyncio.create_task(asyncio.Event().wait())
+    other.cancel()
+    await other
+
+
+async def cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+
+
+async def exits() -> None:
+    raise SystemExit(1)
+
+
+ODD_ENDS = [awaits_what_was_cancelled, cancels_itself, exits]
+
+
+@pytest.mark.parametrize("end", ODD_ENDS)
+async def test_a_handler_that_ends_oddly_ends_nothing_but_its_own_delivery(
+    end: Callable[[], Awaitable[None]], house: House, service: Service
+) -> None:
+    asked, handled = asyncio.Event(), asyncio.Event()
+
+    @service.on(Said)
+    async def said(handle: HandlerContext[Said]) -> None:
+        if handle.message.word == "poison":
+            asked.set()
+            await end()
+        await note(handle)
+        handled.set()
+
+    house.say("poison", key="a")
+    async with service.running():
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await asyncio.to_thread(house.say, "good", key="b")
+        await asyncio.wait_for(handled.wait(), PATIENCE)
+    assert house.notes() == ["good"]
+    assert house.waiting() == ["poison"]
+    assert [row.error_code for row in house.blocked()] == ["handler_failed"]
+
+
+class Delivered:
+    """A delivery that remembers what became of it."""
+
+    attempt = 1
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.became: list[str] = []
+
+    async def acknowledge(self) -> None:
+        self.became.append("acknowledged")
+
+    async def retry(self, delay: float) -> None:
+        self.became.append("retried")
+
+    async def reject(self, reason: str) -> None:
+        self.became.append("rejected")
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("end", [awaits_what_was_cancelled, exits])
+async def test_a_consumer_gets_the_message_of_a_handler_that_ended_oddly_again(
+    end: Callable[[], Awaitable[None]], service: Service
+) -> None:
+    @service.on(Said)
+    async def said(handle: HandlerContext[Said]) -> None:
+        await end()
+
+    delivery = Delivered(seal(Said(word="hello")))
+    await service._handle("shop.Said", delivery)
+    assert delivery.became == ["retried"]
 
 
 async def test_on_the_local_broker_a_failing_handler_keeps_the_message_from_no_other(
