@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
 
+from outbox_saga.brokers.local import HandlerBusy
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import ConfigurationError, MessageRefused
 from outbox_saga.inbox import HandlerFailed, handle_once
 from outbox_saga.messages import Message, check_type
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Work = tuple[str, UUID]  # consumer and message id
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Handlers:
     def __init__(self, source: str) -> None:
         self.source = source
         self._handlers: list[Handler] = []
+        self._in_threads: set[Work] = set()
 
     def add(
         self, message_class: type[Message], function: Callable[[Any], Any], consumer: str | None
@@ -83,16 +91,25 @@ class Handlers:
     ) -> int:
         """How many handlers took the message (each once).
 
-        One that fails keeps it from no other. Raises what the first failing one raised; a message
+        One that fails keeps it from no other. One whose thread still has this message from an
+        earlier delivery, which nobody waits for any more, is not asked again: that would take
+        another thread, and wait for the first one's inbox row.
+
+        Raises what the first failing one raised; a message
         that cannot be read only if no other trouble is worth another attempt.
         """
         count = 0
         errors: list[Exception] = []
         for handler in self.wanting(envelope, consumer):
+            work = (handler.consumer, envelope.id)
+            count += 1
+            if work in self._in_threads:
+                errors.append(HandlerBusy("an earlier delivery is still being handled"))
+                continue
             try:
                 await handle_once(
                     database,
-                    threads,
+                    _Watched(threads, self._in_threads, work),
                     handler.consumer,
                     envelope,
                     handler.message_class,
@@ -109,10 +126,28 @@ class Handlers:
                 # SystemExit, or the cancellation of something the handler awaited: its own
                 # failure, and the end of nobody else
                 errors.append(HandlerFailed(f"the handler raised {type(error).__name__}"))
-            count += 1
         if errors:
             raise next((e for e in errors if not isinstance(e, MessageRefused)), errors[0])
         return count
+
+
+class _Watched(Executor):
+    """Threads that tell who is in them until the thread is done, whether anybody waits or not."""
+
+    def __init__(self, threads: Executor, running: set[Work], work: Work) -> None:
+        self._threads = threads
+        self._running = running
+        self._work = work
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        self._running.add(self._work)
+        try:
+            future = self._threads.submit(fn, *args, **kwargs)
+        except BaseException:
+            self._running.discard(self._work)
+            raise
+        future.add_done_callback(lambda _: self._running.discard(self._work))
+        return future
 
 
 def _asked_to_end() -> bool:

@@ -3,24 +3,33 @@
 No server.
 
 A message is `Accepted` when every handler of the service has handled it and committed; a message
-that no handler wants is accepted, as by any broker without subscribers.
+that no handler of this process wants is accepted and gone, as by any broker without subscribers.
+So during a rolling deployment the relay of an old release loses new types: see "What does not" in
+docs/guarantees.md.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerUnavailable, MessageRefused, Unpublishable
 
+logger = logging.getLogger("outbox_saga.brokers.local")
+
+
+class HandlerBusy(Exception):
+    """A handler has the message from an earlier delivery and is not done with it."""
+
 
 class LocalPublisher:
     """Publishes by calling `deliver`, which handles the message or raises.
 
     Args:
-        deliver: Hands one envelope to the service's handlers.
+        deliver: Hands one envelope to the service's handlers; 0 says that none wanted it.
         concurrency: Envelopes at the same time.
         timeout: Seconds for one envelope; then it is tried again later, and the inbox drops what
             was done.
@@ -36,6 +45,7 @@ class LocalPublisher:
         self._deliver = deliver
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout = timeout
+        self._unwanted: set[tuple[str, str]] = set()
 
     async def open(self) -> None:
         """Nothing to connect."""
@@ -51,7 +61,9 @@ class LocalPublisher:
         async with self._slots:
             try:
                 async with asyncio.timeout(self._timeout):
-                    await self._deliver(envelope)
+                    wanted = await self._deliver(envelope)
+            except HandlerBusy as error:
+                return Refused(BrokerUnavailable(str(error), code="handler_busy"))
             except MessageRefused as error:
                 return Refused(Unpublishable(str(error), code="unreadable"))
             except TimeoutError:
@@ -69,7 +81,15 @@ class LocalPublisher:
             except (Exception, SystemExit) as error:  # noqa: BLE001  # users' code: whatever
                 # type and first line only: a handler's message may carry what it was working on
                 return _failed(error)
+        if wanted == 0:
+            self._tell_unwanted(envelope)
         return ACCEPTED
+
+    def _tell_unwanted(self, envelope: Envelope) -> None:
+        kind = (envelope.topic, envelope.type)
+        if kind not in self._unwanted:
+            self._unwanted.add(kind)
+            logger.info("no handler here wants %s of topic %s", envelope.type, envelope.topic)
 
     async def close(self) -> None:
         """Nothing to disconnect."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +19,8 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from sqlalchemy.exc import OperationalError
 
-from outbox_saga import Event, HandlerContext, Service
-from outbox_saga.brokers.contract import Accepted, Refused
+from outbox_saga import Event, HandlerContext, Service, SyncHandlerContext
+from outbox_saga.brokers.contract import Accepted, Outcome, Refused
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import ConfigurationError, Unpublishable
@@ -266,6 +267,62 @@ async def test_on_the_local_broker_a_failing_handler_keeps_the_message_from_no_o
     assert [type(outcome) for outcome in outcomes] == [Refused, Refused, Accepted, Accepted]
     assert calls == ["first", "second", "first", "first"]
     assert house.notes() == ["hello"]
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_handler_that_hangs_takes_one_thread_however_often_its_message_comes(
+    house: House,
+) -> None:
+    service = Service("shop", database=house.database, concurrency=2)
+    entered, go = asyncio.Semaphore(0), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    @service.on(Said)
+    def said(handle: SyncHandlerContext[Said]) -> None:
+        if handle.message.word == "poison":
+            loop.call_soon_threadsafe(entered.release)
+            go.wait(PATIENCE)
+        handle.session.execute(sa.insert(till).values(note=handle.message.word))
+
+    poison, good = seal(Said(word="poison")), seal(Said(word="good"))
+    hasty = LocalPublisher(service.deliver, timeout=0.5)
+    patient = LocalPublisher(service.deliver, timeout=PATIENCE)
+    try:
+        codes = [_code(outcome) for outcome in await hasty.publish([poison])]
+        await asyncio.wait_for(entered.acquire(), PATIENCE)
+        for _ in range(3):
+            codes += [_code(outcome) for outcome in await patient.publish([poison])]
+        assert codes == ["handler_timeout"] + ["handler_busy"] * 3
+        assert [_code(outcome) for outcome in await patient.publish([good])] == [None]
+        assert house.notes() == ["good"]
+    finally:
+        go.set()
+        service._threads.shutdown()  # what hung has come to its end, late
+    assert house.notes() == ["good", "poison"]
+    again = Service("shop", database=house.database, concurrency=2)
+    again.handlers = service.handlers  # the same process: nothing counts as running any more
+    answers = await LocalPublisher(again.deliver).publish([poison])
+    assert [_code(outcome) for outcome in answers] == [None]
+    assert house.notes() == ["good", "poison"]
+    await again.close()
+
+
+def _code(outcome: Outcome) -> str | None:
+    return outcome.error.code if isinstance(outcome, Refused) else None
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_message_nobody_wants_is_accepted_and_its_type_is_told_once(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="outbox_saga.brokers.local")
+    publisher = LocalPublisher(service.deliver)
+    for _ in range(3):
+        (outcome,) = await publisher.publish([seal(Said(word="hushhush"))])
+        assert isinstance(outcome, Accepted)
+    (told,) = (r for r in caplog.records if r.name == "outbox_saga.brokers.local")
+    assert "Said" in told.getMessage()
+    assert "hushhush" not in told.getMessage()
 
 
 @pytest.mark.databases("sqlite")
