@@ -17,11 +17,44 @@ from outbox_saga.column_types import Body, Bytewise, Digest, Id, LongText, Momen
 
 PREFIX = "outbox_saga_"
 PARTITIONS = 64
-KEY_LOCKS = 1024
+KEY_LOCKS = 1024  # for those who publish
+INBOX_LOCKS = 1024  # for those who handle; numbers of their own, so that neither waits in a circle
 
+
+DEFAULT_PARTITION = "rest"  # of the archive, for days that have no partition of their own
 
 # SQLite gives AUTOINCREMENT only to INTEGER, and without it re-uses the positions of deleted rows
 POSITION = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _message() -> list[sa.Column[Any]]:
+    """What every table that keeps whole messages keeps of one."""
+    return [
+        sa.Column("partition", sa.SmallInteger, nullable=False),
+        sa.Column("topic", Bytewise, nullable=False),
+        sa.Column("key", Bytewise),
+        sa.Column("headers", LongText, nullable=False),
+        sa.Column("body", Body, nullable=False),
+        sa.Column("created_at", Moment, nullable=False),
+    ]
+
+
+def _failure() -> list[sa.Column[Any]]:
+    """What every table that keeps failures keeps of the last one."""
+    return [
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("error_code", Bytewise, nullable=False),
+        sa.Column("error", LongText, nullable=False),
+    ]
+
+
+def _with_default_partition(table: sa.Table) -> sa.Table:
+    """The table keeps every row, though nobody makes partitions (PostgreSQL)."""
+    make = sa.DDL(  # type: ignore[no-untyped-call]
+        f"CREATE TABLE %(fullname)s_{DEFAULT_PARTITION} PARTITION OF %(fullname)s DEFAULT"
+    )
+    event.listen(table, "after_create", make.execute_if(dialect="postgresql"))
+    return table
 
 
 def _stored(table: sa.Table, **parameters: str) -> sa.Table:
@@ -65,12 +98,7 @@ class Tables:
                 autoincrement=True,
             ),
             sa.Column("id", Id, nullable=False),
-            sa.Column("partition", sa.SmallInteger, nullable=False),
-            sa.Column("topic", Bytewise, nullable=False),
-            sa.Column("key", Bytewise),
-            sa.Column("headers", LongText, nullable=False),
-            sa.Column("body", Body, nullable=False),
-            sa.Column("created_at", Moment, nullable=False),
+            *_message(),
             sqlite_autoincrement=True,
             **options,
         )
@@ -80,6 +108,27 @@ class Tables:
             autovacuum_vacuum_scale_factor="0.01",
             autovacuum_vacuum_threshold="1000",
             autovacuum_vacuum_cost_limit="2000",
+        )
+        self.delayed = sa.Table(  # enter the outbox when they are due
+            PREFIX + "delayed",
+            metadata,
+            sa.Column("id", Id, primary_key=True),
+            sa.Column("due_at", Moment, nullable=False),
+            *_message(),
+            sa.Index(PREFIX + "delayed_due", "due_at"),
+            **options,
+        )
+        self.archive = _with_default_partition(
+            sa.Table(  # what was published, for as long as it may be replayed
+                PREFIX + "archive",
+                metadata,
+                sa.Column("published_at", Moment, primary_key=True),
+                sa.Column("id", Id, primary_key=True),
+                sa.Column("position", sa.BigInteger, nullable=False),
+                *_message(),
+                postgresql_partition_by="RANGE (published_at)",
+                **options,
+            )
         )
         self.key_lock = (
             sa.Table(  # rows only on MariaDB/MySQL, which have no advisory transaction locks
@@ -97,9 +146,7 @@ class Tables:
             sa.Column("key", Bytewise, primary_key=True),
             sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
             sa.Column("until", Moment),  # NULL: parked, until an operator says otherwise
-            sa.Column("attempts", sa.Integer, nullable=False),
-            sa.Column("error_code", Bytewise, nullable=False),
-            sa.Column("error", LongText, nullable=False),
+            *_failure(),
             **options,
         )
         self.dead_letter = sa.Table(
@@ -107,16 +154,12 @@ class Tables:
             metadata,
             sa.Column("id", Id, primary_key=True),
             sa.Column("position", sa.BigInteger, nullable=False),
-            sa.Column("partition", sa.SmallInteger, nullable=False),
-            sa.Column("topic", Bytewise, nullable=False),
-            sa.Column("key", Bytewise),
-            sa.Column("headers", LongText, nullable=False),
-            sa.Column("body", Body, nullable=False),
-            sa.Column("created_at", Moment, nullable=False),
+            *_message(),
             sa.Column("died_at", Moment, nullable=False),
-            sa.Column("attempts", sa.Integer, nullable=False),
-            sa.Column("error_code", Bytewise, nullable=False),
-            sa.Column("error", LongText, nullable=False),
+            *_failure(),
+            # what was raised, and where: the publisher's own error has a code, not always a class
+            sa.Column("error_class", Bytewise),
+            sa.Column("trace", LongText),
             **options,
         )
         self.partition_lease = sa.Table(
@@ -126,6 +169,8 @@ class Tables:
             sa.Column("owner", Id),
             sa.Column("epoch", sa.BigInteger, nullable=False),
             sa.Column("until", Moment),
+            # Somebody has put a row back below what the owner has read: look again from here
+            sa.Column("revisit", sa.BigInteger),
             **options,
         )
         self.inbox = sa.Table(
@@ -139,6 +184,47 @@ class Tables:
                 nullable=False,
             ),
             sa.Column("handled_at", Moment, nullable=False),
+            sa.Index(PREFIX + "inbox_handled", "handled_at"),
+            **options,
+        )
+        self.inbox_waiting = sa.Table(  # delivered and acknowledged, but not yet handled
+            PREFIX + "inbox_waiting",
+            metadata,
+            sa.Column(
+                "position",
+                POSITION,
+                sa.Identity(always=True, cache=1),
+                primary_key=True,
+                autoincrement=True,
+            ),
+            sa.Column("consumer", Bytewise, nullable=False),
+            sa.Column("message_id", Id, nullable=False),
+            sa.Column("topic", Bytewise, nullable=False),
+            sa.Column("key", Bytewise),
+            sa.Column("headers", LongText, nullable=False),
+            sa.Column("body", Body, nullable=False),
+            sa.Column("arrived_at", Moment, nullable=False),
+            sa.Column("until", Moment),  # NULL: a dead letter, until an operator says otherwise
+            sa.Column("failed_at", Moment),  # NULL: it has only stood behind another of its key
+            *_failure(),
+            sa.Column("error_class", Bytewise),
+            sa.Column("trace", LongText),
+            sa.Column("owner", Id),
+            sa.Column("lease_until", Moment),
+            sa.Index(PREFIX + "inbox_waiting_key", "consumer", "key", "position"),
+            sa.Index(PREFIX + "inbox_waiting_id", "consumer", "message_id", unique=True),
+            sa.Index(PREFIX + "inbox_waiting_until", "until"),
+            sqlite_autoincrement=True,
+            **options,
+        )
+        self.inbox_claim = sa.Table(  # of handlers whose effects are outside: duplicates wait
+            PREFIX + "inbox_claim",
+            metadata,
+            sa.Column("consumer", Bytewise, primary_key=True),
+            sa.Column("message_id", Id, primary_key=True),
+            sa.Column("owner", Id, nullable=False),
+            sa.Column("until", Moment, nullable=False),
+            sa.Column("attempts", sa.Integer, nullable=False),
             **options,
         )
         self.saga = sa.Table(
@@ -168,6 +254,8 @@ class Tables:
             sa.Column("started_at", Moment, nullable=False),
             sa.Column("updated_at", Moment, nullable=False),
             sa.Column("ended_at", Moment),
+            # Owners who died with it since its last transition
+            sa.Column("deaths", sa.Integer, nullable=False, server_default=sa.text("0")),
             sa.Index(PREFIX + "saga_due", "due_at"),
             sa.Index(PREFIX + "saga_correlation", "correlation_id"),
             **options,
@@ -192,6 +280,33 @@ class Tables:
             sa.Column("started_at", Moment),
             sa.Column("at", Moment, nullable=False),
             sa.Column("detail", LongText),
+            **options,
+        )
+        self.process = sa.Table(  # who is alive, by the database's clock
+            PREFIX + "process",
+            metadata,
+            sa.Column("id", Id, primary_key=True),
+            sa.Column("kind", Bytewise, nullable=False),
+            sa.Column("service", Bytewise, nullable=False),
+            sa.Column("host", Bytewise, nullable=False),
+            sa.Column("pid", sa.Integer, nullable=False),
+            sa.Column("started_at", Moment, nullable=False),
+            sa.Column("seen_at", Moment, nullable=False),
+            sa.Column("until", Moment, nullable=False),
+            sa.Column("detail", LongText, nullable=False),
+            **options,
+        )
+        self.operator_action = sa.Table(  # what people did, and why; never changed
+            PREFIX + "operator_action",
+            metadata,
+            sa.Column("id", Id, primary_key=True),
+            sa.Column("at", Moment, nullable=False),
+            sa.Column("operator", Bytewise, nullable=False),
+            sa.Column("action", Bytewise, nullable=False),
+            sa.Column("subject", Bytewise, nullable=False),
+            sa.Column("reason", LongText, nullable=False),
+            sa.Column("detail", LongText, nullable=False),
+            sa.Index(PREFIX + "operator_action_at", "at"),
             **options,
         )
 

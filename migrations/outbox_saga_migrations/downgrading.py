@@ -109,6 +109,14 @@ def _refuse_loss(connection: Connection, tables: Tables, dropped: Iterable[str])
     inspector = sa.inspect(connection)
     counted = {
         "outbox": ("unpublished messages", sa.select(sa.func.count()).select_from(tables.outbox)),
+        "delayed": (
+            "delayed messages",
+            sa.select(sa.func.count()).select_from(tables.delayed),
+        ),
+        "inbox_waiting": (
+            "messages that wait to be handled",
+            sa.select(sa.func.count()).select_from(tables.inbox_waiting),
+        ),
         "dead_letter": (
             "dead letters",
             sa.select(sa.func.count()).select_from(tables.dead_letter),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from outbox_saga.tables import KEY_LOCKS, PARTITIONS, Tables
+from outbox_saga.tables import INBOX_LOCKS, KEY_LOCKS, PARTITIONS, Tables
 from outbox_saga_migrations.steps import MYSQL, insert_missing
 
 
@@ -39,5 +39,5 @@ def put_back_missing_rows(connection: Connection, tables: Tables) -> None:
 def _fixed_rows(connection: Connection, tables: Tables) -> dict[sa.Table, range]:
     fixed = {tables.partition_lease: range(PARTITIONS)}
     if connection.dialect.name in MYSQL:
-        fixed[tables.key_lock] = range(KEY_LOCKS)
+        fixed[tables.key_lock] = range(KEY_LOCKS + INBOX_LOCKS)
     return fixed

@@ -15,6 +15,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from outbox_saga_migrations.errors import UpgradeRefused
 from outbox_saga_migrations.scripts import SCHEMA_OPTION
 
 MYSQL = ("mysql", "mariadb")
@@ -35,8 +36,20 @@ class Steps:
         """Tables that stood there already: made by a run that died, or by somebody else."""
 
     def create_table(self, name: str, *columns: sa.Column[Any], **options: Any) -> None:
-        """The table exists; one of this name that stood there is kept, and noted in `adopted`."""
+        """The table exists; one of this name that stood there is kept, and noted in `adopted`.
+
+        Raises UpgradeRefused at once if that one lacks columns. Later would be too late: MariaDB
+        and MySQL commit at the next step, and with it that this revision was reached.
+        """
         if self._stands(name):
+            there = self._columns(name)
+            lacking = [column.name for column in columns if column.name not in there]
+            if lacking:
+                raise UpgradeRefused(
+                    "tables of our names stand there already and are not like ours; rename or "
+                    "drop them: "
+                    + "; ".join(f"{name}: column {column} is missing" for column in lacking)
+                )
             self.adopted.append(name)
             return
         self._operations.create_table(
@@ -56,7 +69,33 @@ class Steps:
         settings = ", ".join(f"{key} = {value}" for key, value in parameters.items())
         self._context.execute(f"ALTER TABLE {name} SET ({settings})")
 
-    def create_index(self, name: str, table: str, columns: Sequence[str]) -> None:
+    def add_column(self, table: str, column: sa.Column[Any]) -> None:
+        """The table has this column; one of this name that stood there is kept."""
+        if not self._context.as_sql and column.name in self._columns(table):
+            return
+        # MySQL has no ADD COLUMN IF NOT EXISTS; offline it is written for a database at the
+        # revision before
+        self._operations.add_column(table, column, schema=self._schema)
+
+    def drop_column(self, table: str, name: str) -> None:
+        """The table has no such column."""
+        if self._context.as_sql or name in self._columns(table):
+            self._operations.drop_column(table, name, schema=self._schema)
+
+    def add_default_partition(self, table: str, name: str) -> None:
+        """Rows that belong to no other partition go here, on PostgreSQL."""
+        if self._context.dialect.name != "postgresql":
+            return
+        quote = self._context.dialect.identifier_preparer.quote
+        whole, part = (
+            ".".join(quote(word) for word in (self._schema, each) if word is not None)
+            for each in (table, name)
+        )
+        self._context.execute(f"CREATE TABLE IF NOT EXISTS {part} PARTITION OF {whole} DEFAULT")
+
+    def create_index(
+        self, name: str, table: str, columns: Sequence[str], *, unique: bool = False
+    ) -> None:
         """The index exists; one of this name on this table is kept."""
         if not self._context.as_sql:
             indexes = self._inspector().get_indexes(table, schema=self._schema)
@@ -68,9 +107,18 @@ class Steps:
             name,
             table,
             list(columns),
+            unique=unique,
             schema=self._schema,
             if_not_exists=True if self._context.as_sql and knows else None,
         )
+
+    def drop_index(self, name: str, table: str) -> None:
+        """The table has no index of this name."""
+        if not self._context.as_sql:
+            indexes = self._inspector().get_indexes(table, schema=self._schema)
+            if all(index["name"] != name for index in indexes):
+                return
+        self._operations.drop_index(name, table, schema=self._schema)
 
     def drop_table(self, name: str) -> None:
         """The table is gone, with its indexes."""
@@ -83,6 +131,11 @@ class Steps:
         values = [dict(row) for row in rows]
         self._context.execute(insert_missing(self._context.dialect.name, target, values))
 
+    def delete_rows(self, table: str, column: str, least: int) -> None:
+        """No row of this column has this value or a higher one."""
+        target = sa.table(table, sa.column(column, sa.Integer), schema=self._schema)
+        self._context.execute(sa.delete(target).where(target.c[column] >= least))
+
     def on_mysql(self) -> bool:
         """Whether this is MariaDB or MySQL."""
         return self._context.dialect.name in MYSQL
@@ -91,6 +144,10 @@ class Steps:
         if self._context.as_sql:
             return False
         return self._inspector().has_table(table, schema=self._schema)
+
+    def _columns(self, table: str) -> set[str]:
+        columns = self._inspector().get_columns(table, schema=self._schema)
+        return {column["name"] for column in columns}
 
     def _inspector(self) -> sa.Inspector:
         connection = self._context.connection

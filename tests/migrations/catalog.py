@@ -82,8 +82,22 @@ def _postgresql(connection: sa.Connection, schema: str) -> Facts:
 def _sqlite(connection: sa.Connection, schema: str) -> Facts:
     rows = connection.exec_driver_sql(
         f"select name, type, sql from {schema}.sqlite_master where name like 'outbox_saga%'"
-    )
-    return {name: (type_, _one_line(sql)) for name, type_, sql in rows}
+    ).all()
+    found: Facts = {}
+    for name, type_, sql in rows:
+        if type_ != "table":
+            found[name] = (type_, _one_line(sql))
+            continue
+        # not its text: ALTER TABLE ... ADD COLUMN writes at the end of it, behind the constraints
+        columns = connection.exec_driver_sql(f"pragma {schema}.table_xinfo({name})").all()
+        keys = connection.exec_driver_sql(f"pragma {schema}.index_list({name})").all()
+        found[name] = (
+            type_,
+            [tuple(column) for column in columns],
+            sorted((key[1], key[2], key[3]) for key in keys),
+            "AUTOINCREMENT" in sql.upper(),
+        )
+    return found
 
 
 def _one_line(sql: str | None) -> str:

@@ -49,7 +49,7 @@ def two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 
     def learn() -> None:
         shutil.copytree(scripts.SCRIPT_LOCATION / "versions", folder / "versions")
-        (folder / "versions" / "0002_later.py").write_text(SECOND)
+        (folder / "versions" / "9001_later.py").write_text(SECOND)
         monkeypatch.setattr(scripts, "SCRIPT_LOCATION", folder)
         scripts.script_directory.cache_clear()
 
@@ -60,7 +60,7 @@ def two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 SECOND = """
 import sqlalchemy as sa
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "9001", "0002"
 
 
 def upgrade(steps):

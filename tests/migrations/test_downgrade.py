@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -139,7 +139,7 @@ def test_forward_is_not_back(engine: sa.Engine, two_revisions: Callable[[], None
     two_revisions()
 
     with engine.begin() as connection, pytest.raises(UpgradeRefused, match="does not come after"):
-        downgrade(connection, revision="0002")
+        downgrade(connection, revision="9001")
 
 
 def test_one_revision_back_keeps_what_the_earlier_one_made(
@@ -148,12 +148,44 @@ def test_one_revision_back_keeps_what_the_earlier_one_made(
     two_revisions()
     with engine.begin() as connection:
         upgrade(connection)
-        connection.execute(TABLES.outbox.insert(), MESSAGE)  # 0002 drops no table of messages
+        connection.execute(TABLES.outbox.insert(), MESSAGE)  # 9001 drops no table of messages
+
+    with engine.begin() as connection:
+        downgrade(connection, revision="0002")
+
+    with engine.begin() as connection:
+        assert current(connection) == "0002" != head()
+        assert "outbox_saga_later" not in table_names(connection)
+        assert connection.scalar(sa.select(sa.func.count()).select_from(TABLES.outbox)) == 1
+
+
+def test_back_at_the_first_revision_every_table_is_as_it_was(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        upgrade(connection, revision="0001")
+        before = facts(connection)
+        upgrade(connection)
+        assert facts(connection) != before
 
     with engine.begin() as connection:
         downgrade(connection, revision="0001")
 
     with engine.begin() as connection:
-        assert current(connection) == "0001" != head()
-        assert "outbox_saga_later" not in table_names(connection)
-        assert connection.scalar(sa.select(sa.func.count()).select_from(TABLES.outbox)) == 1
+        assert current(connection) == "0001"
+        assert facts(connection) == before
+
+
+@pytest.mark.parametrize("table", ["delayed", "inbox_waiting"])
+def test_messages_that_have_not_arrived_yet_are_counted_before_their_table_goes(
+    upgraded: sa.Engine, table: str
+) -> None:
+    row: dict[str, object] = {"topic": "t", "headers": "{}", "body": b""}
+    if table == "delayed":
+        row |= {"id": uuid4(), "due_at": NOW, "partition": 0, "created_at": NOW}
+    else:
+        row |= {"consumer": "c", "message_id": uuid4(), "arrived_at": NOW, "attempts": 1}
+        row |= {"error_code": "e", "error": "e"}
+    with upgraded.begin() as connection:
+        connection.execute(getattr(TABLES, table).insert(), row)
+
+    with upgraded.begin() as connection, pytest.raises(DowngradeRefused, match=r"^1 "):
+        downgrade(connection, revision="0001")

@@ -40,8 +40,8 @@ def test_the_rows_that_everybody_waits_on_stand_there(engine: sa.Engine) -> None
     with engine.begin() as connection:
         leases = connection.execute(sa.select(TABLES.partition_lease).order_by("partition")).all()
         locks = connection.scalars(sa.select(TABLES.key_lock.c.number)).all()
-    assert [tuple(lease) for lease in leases] == [(n, None, 0, None) for n in range(64)]
-    expected = range(1024) if engine.dialect.name == "mysql" else range(0)
+    assert [tuple(lease) for lease in leases] == [(n, None, 0, None, None) for n in range(64)]
+    expected = range(2048) if engine.dialect.name == "mysql" else range(0)
     assert sorted(locks) == list(expected)
 
 
