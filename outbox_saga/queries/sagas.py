@@ -251,8 +251,11 @@ def renew(
     owner: UUID,
     ids: Sequence[UUID],
     lease: float,
-) -> None:
-    """These instances stay leased to `owner`; one that was taken over meanwhile is left alone."""
+) -> set[UUID]:
+    """Which of these instances are still `owner`'s, and stay so for another lease.
+
+    One that was taken over meanwhile is left alone.
+    """
     saga = tables.saga
     connection.execute(
         _with_idle_limit(
@@ -263,6 +266,8 @@ def renew(
             .values(lease_until=clock.now(lease)),
         )
     )
+    ours = sa.select(saga.c.id).where(saga.c.id.in_(ids), saga.c.owner == owner)
+    return set(connection.scalars(ours))
 
 
 def release(

@@ -12,6 +12,7 @@ import asyncio
 import datetime as dt
 import inspect
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -78,6 +79,7 @@ class Hand:
     now: dt.datetime  # the database's time, read at `read_at`
     read_at: float
     lease: float
+    lease_ends: float = math.inf  # by this process's monotonic clock: then somebody else may have it
     in_flight: set[Flight] = field(default_factory=set)
     untouched: bool = True  # nothing was committed since it was claimed
 
@@ -317,6 +319,10 @@ class Execution:
             )
         except Exception as error:  # noqa: BLE001  # users' validators
             return _errored(todo, f"its data does not load ({place(error)})", started), []
+        if time.monotonic() >= hand.lease_ends:
+            # this process stood still since the intent was committed: whoever has the instance now
+            # calls under the same key
+            raise LeaseLost(f"saga {hand.instance.id}: the lease ran out before the call was made")
         try:
             if asynchronous:
                 answer = await call_in_time(action, context, step.timeout)

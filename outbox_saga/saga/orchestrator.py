@@ -148,6 +148,7 @@ class Orchestrator:
                 self._checked = True
             if not await self.database.look(sagas.any_due, tables, clock, self._names):
                 return set()
+            begun = time.monotonic()
             now, instances = await self.database.run(
                 sagas.claim, tables, clock, self.owner, self.lease, self._names, capacity
             )
@@ -165,7 +166,8 @@ class Orchestrator:
             if definition is None or definition.shape != instance.shape:
                 drives.add(asyncio.create_task(self._leave(instance)))
                 continue
-            hand = Hand(definition, instance, self.owner, now, read_at, self.lease)
+            ends = begun + self.lease
+            hand = Hand(definition, instance, self.owner, now, read_at, self.lease, ends)
             self._hands[instance.id] = hand
             drives.add(asyncio.create_task(self._drive(hand)))
         return drives
@@ -187,10 +189,13 @@ class Orchestrator:
             await asyncio.sleep(self.lease / 3)
             ids = list(self._hands)
             if ids:
+                begun = time.monotonic()
                 try:
-                    await self.database.run(
+                    ours = await self.database.run(
                         sagas.renew, tables, clock, self.owner, ids, self.lease
                     )
+                    for id_ in ours & self._hands.keys():
+                        self._hands[id_].lease_ends = begun + self.lease
                 except Exception as error:  # noqa: BLE001  # logged, and tried again
                     # the next renewal is a third of a lease away, and transitions are guarded by
                     # the epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import threading
 from typing import Any
 
@@ -15,7 +16,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.execution import Execution, Hand
-from outbox_saga.saga.progress import Resumed, Run
+from outbox_saga.saga.progress import Call, Resumed, Run
 from tests.saga.shop import Order, Shop, refuse, stock
 
 pytestmark = pytest.mark.anyio
@@ -468,3 +469,50 @@ async def test_stopping_hands_everything_back(shop: Shop) -> None:
         row = connection.execute(sa.select(table.c.owner, table.c.lease_until)).one()
         assert tuple(row) == (None, None)
         assert connection.execute(sa.select(stock.c.reserved)).scalar_one() == 1
+
+
+async def test_a_process_that_stood_still_before_its_call_makes_no_call(shop: Shop) -> None:
+    """Its lease has run out since the intent was committed: whoever has it now makes the call."""
+    id_ = await shop.start()
+    database = shop.service.database
+    owner = new_id()
+    now, claimed = await database.run(
+        sagas.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
+    )
+    hand = Hand(shop.saga, claimed[0], owner, now, time.monotonic(), 60.0)
+    orchestrator = shop.service.orchestrator()
+    execution = Execution(database, orchestrator._threads)
+    await execution.carry_out(hand, Run("reserve", "do", 1))
+    hand.lease_ends = 0.0  # as its own clock would say when it goes on
+
+    with pytest.raises(LeaseLost, match="before the call"):
+        await execution.carry_out(hand, Call("charge", "do", 1))
+
+    orchestrator.close()
+    assert shop.provider.requests == []
+    later = shop.restarted(Clock(shift=61.0))
+    await shop.to_the_end(later)
+    await later.close()
+    assert (await shop.instance(id_)).state.status == "completed"
+
+
+async def test_a_renewed_lease_lasts_longer_in_memory_too_and_a_lost_one_does_not(
+    shop: Shop,
+) -> None:
+    await shop.start(1)
+    await shop.start(2)
+    database = shop.service.database
+    owner = new_id()
+    _, claimed = await database.run(
+        sagas.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
+    )
+    ours, lost = (instance.id for instance in claimed)
+    table = database.tables.saga
+    with database.begin() as connection:
+        connection.execute(sa.update(table).where(table.c.id == lost).values(owner=new_id()))
+
+    kept = await database.run(
+        sagas.renew, database.tables, database.clock, owner, [ours, lost], 60.0
+    )
+
+    assert kept == {ours}
