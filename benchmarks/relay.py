@@ -60,7 +60,11 @@ class NoBroker:
     async def open(self) -> None:
         """Nothing to connect to."""
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+    async def publish(
+        self,
+        envelopes: Sequence[Envelope],
+        settled: object = None,  # noqa: ARG002 - the seam
+    ) -> Sequence[Outcome]:
         """Accepted, all of them."""
         self.seen += len(envelopes)
         if self.seen >= self._enough:

@@ -34,7 +34,12 @@ class Refused:
 
 Outcome: TypeAlias = Accepted | Refused
 
+Settled: TypeAlias = Callable[[int, Outcome], None]
+
 ACCEPTED: Final = Accepted()
+
+# Code of a PublishUnconfirmed: the connection was lost, so it says nothing about the message
+CONNECTION_LOST: Final = "connection_lost"
 
 
 class Publisher(Protocol):
@@ -47,8 +52,13 @@ class Publisher(Protocol):
         """
         ...
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
         """One outcome per envelope, in their order, within the publisher's own timeout.
+
+        `settled(index, outcome)` is called as soon as something has become of one, so that no
+        message waits for the slowest of its batch; a publisher may leave that out.
 
         The caller never hands two envelopes of one key in one call, so the order among them is
         free. Nothing is raised for what happened to a message; a cancelled call leaves outcomes

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerUnavailable, MessageRefused, Unpublishable
 
@@ -50,10 +50,19 @@ class LocalPublisher:
     async def open(self) -> None:
         """Nothing to connect."""
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
         """One outcome per envelope, in their order."""
+
+        async def one(index: int, envelope: Envelope) -> Outcome:
+            outcome = await self._publish(envelope)
+            if settled is not None:
+                settled(index, outcome)
+            return outcome
+
         outcomes = await asyncio.gather(
-            *(self._publish(envelope) for envelope in envelopes), return_exceptions=True
+            *(one(*each) for each in enumerate(envelopes)), return_exceptions=True
         )
         return [_outcome(outcome) for outcome in outcomes]
 

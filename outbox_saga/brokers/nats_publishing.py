@@ -14,7 +14,14 @@ from urllib.parse import quote
 import nats.errors
 from nats.aio.msg import Msg
 
-from outbox_saga.brokers.contract import ACCEPTED, Accepted, Outcome, Refused
+from outbox_saga.brokers.contract import (
+    ACCEPTED,
+    CONNECTION_LOST,
+    Accepted,
+    Outcome,
+    Refused,
+    Settled,
+)
 from outbox_saga.brokers.nats_connection import Connection, Link, lost, status
 from outbox_saga.brokers.nats_settings import NatsSettings
 from outbox_saga.brokers.nats_stream import find_stream, no_stream, warn_of_losses
@@ -77,7 +84,9 @@ class NatsPublisher:
                 raise
             logger.warning("%s", error)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
         """One outcome per envelope, in their order, within the timeout."""
         deadline = asyncio.get_running_loop().time() + self._settings.timeout
         try:
@@ -85,7 +94,7 @@ class NatsPublisher:
             await self._prepare(connection)
         except BrokerUnavailable as error:
             return [Refused(error)] * len(envelopes)
-        batch = _Batch(self._settings, len(envelopes))
+        batch = _Batch(self._settings, len(envelopes), settled)
         denials = connection.denials
         try:
             async with connection.deadline(deadline):
@@ -132,8 +141,9 @@ class NatsPublisher:
 class _Batch:
     """The messages of one `publish` call and what became of each."""
 
-    def __init__(self, settings: NatsSettings, size: int) -> None:
+    def __init__(self, settings: NatsSettings, size: int, told: Settled | None) -> None:
         self.settled = asyncio.Event()
+        self._told = told
         self.replies: list[str] = []
         self.answers = 0
         self.no_stream = False
@@ -178,13 +188,13 @@ class _Batch:
             connection.forget(reply)
             raise PublishUnconfirmed(
                 f"the connection to NATS broke while sending ({type(error).__name__})",
-                code="connection_lost",
+                code=CONNECTION_LOST,
             ) from None
 
     def _take(self, index: int, message: Msg | None) -> None:
         if message is None:
             error = PublishUnconfirmed(
-                "the connection to NATS was lost before its answer", code="connection_lost"
+                "the connection to NATS was lost before its answer", code=CONNECTION_LOST
             )
             self._settle(index, Refused(error))
             return
@@ -198,6 +208,8 @@ class _Batch:
         if self._outcomes[index] is None:
             self._outcomes[index] = outcome
             self._open -= 1
+            if self._told is not None:
+                self._told(index, outcome)
             if self._open == 0:
                 self.settled.set()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.relay import OutboxRow, page_statement
+from outbox_saga.queries.relay import OutboxRow, Wanted, page_statement
 from outbox_saga.tables import Tables
 
 # Not conn.commit(), which costs a round trip of its own in a pipeline. The level is said because
@@ -29,10 +30,35 @@ from outbox_saga.tables import Tables
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _COMMIT = "COMMIT"
 
+# Its transaction id is younger than any transaction that was open when the page before was read
 _DELETE = """
-DELETE FROM {outbox}
-WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+WITH gone AS (
+  DELETE FROM {outbox}
+  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+  RETURNING 1
+)
+SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
 """
+
+# before the page's own snapshot, so it says no more than that one would
+_OLDEST = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+
+
+@dataclass(slots=True)
+class Exchanged:
+    """What one exchange gave.
+
+    Args:
+        rows: The page; bodies of more than `INLINE` bytes are None.
+        transaction: The id of the transaction that removed; None when nothing was to remove.
+        removed: Rows that were still there to be removed.
+        oldest: The oldest transaction that was open, as of a moment before the page was read.
+    """
+
+    rows: list[OutboxRow]
+    transaction: int | None = None
+    removed: int = 0
+    oldest: int | None = None
 
 
 def can_exchange(engine: sa.Engine) -> bool:
@@ -58,12 +84,8 @@ def exchange(
     tables: Tables,
     clock: Clock,
     published: Sequence[OutboxRow],
-    partitions: Sequence[int],
-    limit: int,
-    *,
-    look_for_blocked: bool,
-    owner: UUID | None = None,
-) -> list[OutboxRow]:
+    wanted: Wanted,
+) -> Exchanged:
     """Removes these rows, by position AND id, commits, and reads the next page as `read_page`.
 
     Args:
@@ -75,21 +97,42 @@ def exchange(
     """
     raw: Any = connection.connection.driver_connection
     send: Any = connection.dialect.do_execute
-    statement, values = _page_sql(
-        connection.dialect, tables, clock, tuple(partitions), limit, look_for_blocked, owner
+    shape = (
+        tuple(wanted.partitions),
+        bool(wanted.known),
+        bool(wanted.held),
+        wanted.look_for_blocked,
+        wanted.owner,
     )
-    with _told_as_sqlalchemy_does(connection, raw), raw.cursor(binary=True) as page:
+    statement, values = _page_sql(connection.dialect, tables, clock, *shape)
+    values = {**values, "above": wanted.above, "limit": wanted.limit}
+    if wanted.known:
+        values["known"] = "{" + ",".join(map(str, wanted.known)) + "}"
+    if wanted.held:
+        values["held"] = list(wanted.held)
+    found = Exchanged([])
+    with (
+        _told_as_sqlalchemy_does(connection, raw),
+        raw.cursor(binary=True) as page,
+        raw.cursor() as beginning,
+        raw.cursor() as writing,
+        raw.cursor() as oldest,
+    ):
         page.row_factory = _row_factory
-        if published:
-            with raw.pipeline(), raw.cursor() as writing:
-                send(writing, _BEGIN, None)
+        with raw.pipeline():
+            if published:
+                send(beginning, _BEGIN, None)
                 send(writing, _delete_sql(connection.dialect, tables), _done(published))
-                send(writing, _COMMIT, None)
+                send(beginning, _COMMIT, None)
+            if wanted.limit:
+                send(oldest, _OLDEST, None)
                 send(page, statement, values)
-        else:
-            send(page, statement, values)
-        rows: list[OutboxRow] = page.fetchall()
-        return rows
+        if published:
+            found.transaction, found.removed = writing.fetchone()
+        if wanted.limit:
+            (found.oldest,) = oldest.fetchone()
+            found.rows = page.fetchall()
+        return found
 
 
 def _done(published: Sequence[OutboxRow]) -> dict[str, str]:
@@ -110,14 +153,21 @@ def _page_sql(
     tables: Tables,
     clock: Clock,
     partitions: tuple[int, ...],
-    limit: int,
-    look_for_blocked: bool,  # noqa: FBT001 - lru_cache keys by position
+    knows: bool,  # noqa: FBT001 - lru_cache keys by position
+    holds: bool,  # noqa: FBT001
+    look_for_blocked: bool,  # noqa: FBT001
     owner: UUID | None,
 ) -> tuple[str, dict[str, Any]]:
     """The SELECT in the driver's own words; compiled once for each shape of a page."""
-    statement = page_statement(
-        tables, clock, partitions, limit, look_for_blocked=look_for_blocked, owner=owner
+    shape = Wanted(
+        partitions,
+        0,
+        owner,
+        known=(0,) if knows else (),
+        held=("",) if holds else (),
+        look_for_blocked=look_for_blocked,
     )
+    statement = page_statement(tables, clock, shape, arrays=True)
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     return str(compiled), dict(compiled.params)
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from outbox_saga.envelopes import Envelope
 from outbox_saga.payloads import storable
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import family, for_update
+from outbox_saga.queries.dialects import family
 from outbox_saga.tables import PARTITIONS, Tables
 
 MAX_ERROR = 2000  # characters of an error that are kept
@@ -44,150 +44,192 @@ class Failed:
         delay: Seconds until the next attempt; None when no attempt can help (dead letter).
         code: Short and stable.
         error: For people, without payload.
+        skip: Its key goes on without it, once it is a dead letter.
+        error_class: Of the error, as the publisher raised it.
     """
 
     row: OutboxRow
     delay: float | None
     code: str
     error: str
+    skip: bool = False
+    error_class: str | None = None
 
-
-# --- leases --------------------------------------------------------------------------------------
-
-
-def take_lease(
-    connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID, seconds: float
-) -> dict[int, int]:
-    """The partitions this owner holds now, with their epochs.
-
-    Those nobody holds are taken first.
-    """
-    lease = tables.partition_lease
-    connection.execute(
-        sa.update(lease)
-        .where(
-            sa.or_(lease.c.until.is_(None), lease.c.until < clock.now(), lease.c.owner == owner)
-        )
-        .values(owner=owner, epoch=lease.c.epoch + 1, until=clock.now(seconds))
-    )
-    rows = connection.execute(
-        sa.select(lease.c.partition, lease.c.epoch).where(
-            lease.c.owner == owner, lease.c.until > clock.now()
-        )
-    )
-    return {row.partition: row.epoch for row in rows}
-
-
-def renew_lease(
-    connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID, seconds: float
-) -> int:
-    """How many partitions this owner still held and holds on to."""
-    lease = tables.partition_lease
-    return connection.execute(
-        sa.update(lease)
-        .where(lease.c.owner == owner, lease.c.until > clock.now())
-        .values(until=clock.now(seconds))
-    ).rowcount
-
-
-def release_lease(connection: sa.Connection, tables: Tables, owner: UUID) -> None:
-    """Nothing is leased by this owner any more; a successor need not wait."""
-    lease = tables.partition_lease
-    connection.execute(
-        sa.update(lease).where(lease.c.owner == owner).values(owner=None, until=None)
-    )
-
-
-def holds_lease(
-    connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID, epochs: dict[int, int]
-) -> bool:
-    """True when all these partitions are still this owner's, of these epochs.
-
-    Locks them until the transaction ends.
-    """
-    lease = tables.partition_lease
-    found = connection.execute(
-        for_update(
-            connection,
-            sa.select(lease.c.partition, lease.c.epoch)
-            .where(
-                lease.c.partition.in_(sorted(epochs)),
-                lease.c.owner == owner,
-                lease.c.until > clock.now(),
-            )
-            .order_by(lease.c.partition),
-        )
-    )
-    return {row.partition: row.epoch for row in found} == epochs
+    @property
+    def blocks(self) -> bool:
+        """Whether later ones of its key, or it itself, must wait."""
+        return self.delay is not None or (self.row.key is not None and not self.skip)
 
 
 # --- the page ------------------------------------------------------------------------------------
 
+INLINE = 32 * 1024  # bytes: a body that is longer is read by itself, so that pages have a bound
 
-def page_statement(
-    tables: Tables,
-    clock: Clock,
-    partitions: Sequence[int],
-    limit: int,
-    *,
-    look_for_blocked: bool,
-    owner: UUID | None = None,
-) -> sa.Select[Any]:
-    """The oldest rows of these partitions in position order, without those whose key waits or is
-    parked. Its columns are the fields of `OutboxRow`.
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows a page shall have: the oldest of these partitions, in position order.
 
     Args:
+        partitions: Whose.
         limit: Rows.
-        look_for_blocked: False when this owner knows that none of its keys is blocked, which saves
-            the look.
-        owner: No rows unless it holds a lease as the statement runs. In the same statement,
-            because one that was passed does not know which keys its successor has parked.
+        owner: No rows unless it holds leases of all these partitions as the statement runs. In the
+            same statement, because one that was passed does not know which keys its successor
+            has parked. None: everybody may look.
+        above: Only positions above this one.
+        known: Not these positions: the owner has them in memory.
+        held: Not these keys.
+        look_for_blocked: Leave out rows whose key waits or is parked. False when this owner knows
+            that none of its keys is, which saves the look.
     """
-    outbox, blocked, lease = tables.outbox, tables.blocked_key, tables.partition_lease
-    statement = (
-        sa.select(*(outbox.c[name] for name in OutboxRow._fields))
-        .order_by(outbox.c.position)
-        .limit(limit)
-    )
-    if owner is not None:
-        statement = statement.where(
-            sa.exists().where(lease.c.owner == owner, lease.c.until > clock.now())
+
+    partitions: Sequence[int]
+    limit: int
+    owner: UUID | None = None
+    above: int = 0
+    known: Sequence[int] = ()
+    held: Sequence[str] = ()
+    look_for_blocked: bool = True
+
+
+def page_statement(
+    tables: Tables, clock: Clock, wanted: Wanted, *, arrays: bool = False
+) -> sa.Select[Any]:
+    """The rows that are wanted; its columns are the fields of `OutboxRow`.
+
+    A body of more than `INLINE` bytes is NULL here.
+
+    Args:
+        arrays: Lists are bound as arrays, `:known` and `:held` (PostgreSQL), so that one text
+            serves all of them, and the server may hash them; also `:above` and `:limit`.
+    """
+    outbox = tables.outbox
+    body = sa.case((sa.func.length(outbox.c.body) <= INLINE, outbox.c.body)).label("body")
+    columns = [outbox.c[name] for name in OutboxRow._fields if name != "body"]
+    above: Any = sa.bindparam("above", 0, type_=sa.BigInteger) if arrays else wanted.above
+    limit: Any = sa.bindparam("limit", 0, type_=sa.Integer) if arrays else wanted.limit
+    statement = sa.select(*columns, body).order_by(outbox.c.position).limit(limit)
+    if wanted.above or arrays:
+        statement = statement.where(outbox.c.position > above)
+    if wanted.known:
+        known: Any = (
+            outbox.c.position != sa.func.all(_array("known", sa.BigInteger()))
+            if arrays
+            else outbox.c.position.not_in(wanted.known)
         )
-    if len(partitions) < PARTITIONS:
-        statement = statement.where(outbox.c.partition.in_(partitions))
-    if look_for_blocked:
-        statement = statement.where(
-            ~sa.exists().where(
-                blocked.c.partition == outbox.c.partition,
-                sa.or_(
-                    blocked.c.key == outbox.c.key,
-                    sa.and_(
-                        outbox.c.key.is_(None),
-                        blocked.c.key == "",
-                        blocked.c.position == outbox.c.position,
-                    ),
-                ),
-                sa.or_(blocked.c.until.is_(None), blocked.c.until > clock.now()),
-            )
+        statement = statement.where(known)
+    if wanted.held:
+        key = outbox.c.key
+        held: Any = (
+            key != sa.func.all(_array("held", sa.Text())) if arrays else key.not_in(wanted.held)
         )
+        statement = statement.where(sa.or_(key.is_(None), held))
+    return _restricted(statement, tables, clock, wanted)
+
+
+def _array(name: str, kind: Any) -> Any:
+    return sa.bindparam(name, None, type_=sa.ARRAY(kind))
+
+
+def _restricted(
+    statement: sa.Select[Any], tables: Tables, clock: Clock, wanted: Wanted
+) -> sa.Select[Any]:
+    outbox, lease, all_of_them = tables.outbox, tables.partition_lease, range(PARTITIONS)
+    some = len(wanted.partitions) < len(all_of_them)
+    if wanted.owner is not None:
+        leased = (
+            sa.select(sa.func.count())
+            .select_from(lease)
+            .where(lease.c.owner == wanted.owner, lease.c.until > clock.now())
+        )
+        if some:
+            leased = leased.where(lease.c.partition.in_(wanted.partitions))
+        statement = statement.where(leased.scalar_subquery() == len(wanted.partitions))
+    if some:
+        statement = statement.where(outbox.c.partition.in_(wanted.partitions))
+    if wanted.look_for_blocked:
+        statement = statement.where(~_is_blocked(tables, clock))
     return statement
 
 
+def _is_blocked(tables: Tables, clock: Clock) -> sa.ColumnElement[bool]:
+    outbox, blocked = tables.outbox, tables.blocked_key
+    return sa.exists().where(
+        blocked.c.partition == outbox.c.partition,
+        sa.or_(
+            blocked.c.key == outbox.c.key,
+            sa.and_(
+                outbox.c.key.is_(None),
+                blocked.c.key == "",
+                blocked.c.position == outbox.c.position,
+            ),
+        ),
+        sa.or_(blocked.c.until.is_(None), blocked.c.until > clock.now()),
+    )
+
+
 def read_page(
+    connection: sa.Connection, tables: Tables, clock: Clock, wanted: Wanted
+) -> list[OutboxRow]:
+    """The rows of `page_statement`."""
+    statement = page_statement(tables, clock, wanted)
+    return [OutboxRow._make(row) for row in connection.execute(statement)]
+
+
+def read_key(
     connection: sa.Connection,
     tables: Tables,
     clock: Clock,
-    partitions: Sequence[int],
-    limit: int,
-    *,
-    look_for_blocked: bool,
-    owner: UUID | None = None,
+    key: str,
+    partition: int,
+    wanted: Wanted,
 ) -> list[OutboxRow]:
-    """The rows of `page_statement`."""
-    statement = page_statement(
-        tables, clock, partitions, limit, look_for_blocked=look_for_blocked, owner=owner
+    """As `read_page`, of one key only: its next rows above a position."""
+    outbox = tables.outbox
+    statement = page_statement(tables, clock, wanted).where(
+        outbox.c.partition == partition, outbox.c.key == key
     )
     return [OutboxRow._make(row) for row in connection.execute(statement)]
+
+
+def body_sizes(
+    connection: sa.Connection, tables: Tables, positions: Sequence[int]
+) -> dict[int, int]:
+    """The bytes of these rows' bodies; a row that is gone is not among them."""
+    outbox = tables.outbox
+    rows = connection.execute(
+        sa.select(outbox.c.position, sa.func.length(outbox.c.body)).where(
+            outbox.c.position.in_(positions)
+        )
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def bodies(
+    connection: sa.Connection, tables: Tables, positions: Sequence[int]
+) -> dict[int, bytes]:
+    """These rows' bodies; a row that is gone is not among them."""
+    outbox = tables.outbox
+    rows = connection.execute(
+        sa.select(outbox.c.position, outbox.c.body).where(outbox.c.position.in_(positions))
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def anything_to_do(
+    connection: sa.Connection, tables: Tables, clock: Clock, wanted: Wanted
+) -> bool:
+    """Whether there is a row for a page, a key to try again or a delayed message that is due.
+
+    One statement, for an idle relay, which shall ask no more than that.
+    """
+    one = sa.literal(1)
+    looks = [page_statement(tables, clock, wanted).with_only_columns(one)]
+    looks.append(sa.select(one).where(tables.delayed.c.due_at <= clock.now()))
+    if wanted.look_for_blocked:
+        looks.append(_due(tables, clock, wanted.partitions).with_only_columns(one))
+    found = connection.execute(sa.select(sa.or_(*(look.exists() for look in looks))))
+    return bool(found.scalar_one())
 
 
 def delete_published(connection: sa.Connection, tables: Tables, rows: Sequence[OutboxRow]) -> int:
@@ -218,17 +260,53 @@ def delete_published(connection: sa.Connection, tables: Tables, rows: Sequence[O
 # --- failures ------------------------------------------------------------------------------------
 
 
+def _due(tables: Tables, clock: Clock, partitions: Sequence[int]) -> sa.Select[Any]:
+    blocked = tables.blocked_key
+    return sa.select(blocked.c.position).where(
+        blocked.c.partition.in_(partitions), blocked.c.until <= clock.now()
+    )
+
+
+def due_positions(
+    connection: sa.Connection, tables: Tables, clock: Clock, partitions: Sequence[int]
+) -> list[int]:
+    """The positions that blocked keys wait for whose time has come, by the database's clock."""
+    return list(connection.scalars(_due(tables, clock, partitions)))
+
+
+class Blocked(NamedTuple):
+    """Why a key's rows stay where they are.
+
+    Args:
+        attempts: Failed ones of the row that it waits for.
+        wait: Seconds until the next one; None: parked until somebody decides.
+    """
+
+    attempts: int
+    wait: float | None
+
+
 def blocked_rows(
-    connection: sa.Connection, tables: Tables, partitions: Sequence[int]
-) -> dict[tuple[int, str, int], int]:
-    """The blocked keys of these partitions as (partition, key, position), and their attempts."""
+    connection: sa.Connection, tables: Tables, clock: Clock, partitions: Sequence[int]
+) -> dict[tuple[int, str, int], Blocked]:
+    """The blocked keys of these partitions, by (partition, key, position)."""
     blocked = tables.blocked_key
     rows = connection.execute(
         sa.select(
-            blocked.c.partition, blocked.c.key, blocked.c.position, blocked.c.attempts
+            blocked.c.partition,
+            blocked.c.key,
+            blocked.c.position,
+            blocked.c.attempts,
+            blocked.c.until,
+            clock.now().label("now"),
         ).where(blocked.c.partition.in_(partitions))
     )
-    return {(r.partition, r.key, r.position): r.attempts for r in rows}
+    return {
+        (r.partition, r.key, r.position): Blocked(
+            r.attempts, None if r.until is None else (r.until - r.now).total_seconds()
+        )
+        for r in rows
+    }
 
 
 def unblock(connection: sa.Connection, tables: Tables, row: OutboxRow) -> None:
@@ -310,6 +388,7 @@ def bury(
             attempts=attempts,
             error_code=failed.code,
             error=storable(failed.error, MAX_ERROR),
+            error_class=failed.error_class,
         )
     )
     delete_published(connection, tables, [row])

@@ -79,7 +79,9 @@ class Hand:
     now: dt.datetime  # the database's time, read at `read_at`
     read_at: float
     lease: float
-    lease_ends: float = math.inf  # by this process's monotonic clock: then somebody else may have it
+    lease_ends: float = (
+        math.inf
+    )  # by this process's monotonic clock: then somebody else may have it
     in_flight: set[Flight] = field(default_factory=set)
     untouched: bool = True  # nothing was committed since it was claimed
 

@@ -29,7 +29,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from outbox_saga.brokers.contract import Outcome, Publisher
+from outbox_saga.brokers.contract import Outcome, Publisher, Settled
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
 from outbox_saga.testing.lines import Line, line_of, wait_for_rollback
@@ -237,10 +237,12 @@ class WatchedPublisher:
         """Connects."""
         await self._publisher.open()
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
         """One outcome per envelope, in their order."""
         with self._points.effect(f"publish {len(envelopes)} message(s)"):
-            return await self._publisher.publish(envelopes)
+            return await self._publisher.publish(envelopes, settled)
 
     async def close(self) -> None:
         """Disconnects."""

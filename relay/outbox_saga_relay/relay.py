@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Coroutine
+from typing import Any
 
-from outbox_saga.brokers import Accepted, Outcome, Publisher, Refused
+from outbox_saga.brokers import Publisher
 from outbox_saga.database import Database
-from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import (
-    BrokerDown,
-    BrokerUnavailable,
-    ConfigurationError,
-    LeaseLost,
-    PublishUnconfirmed,
-    Unpublishable,
-)
+from outbox_saga.errors import BrokerDown, BrokerUnavailable, ConfigurationError, LeaseLost
 from outbox_saga.queries.dialects import brief, is_transient
-from outbox_saga.queries.relay import Failed, OutboxRow
+from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.retries import Retry
-from outbox_saga_relay.store import Store
+from outbox_saga_relay.counters import Counters
+from outbox_saga_relay.lanes import Lanes
+from outbox_saga_relay.outage import Outage
+from outbox_saga_relay.pace import Pace
+from outbox_saga_relay.sending import Sending
+from outbox_saga_relay.store import Page, Store
 
 logger = logging.getLogger("outbox_saga.relay")
 
@@ -35,23 +34,27 @@ MESSAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
 OUTAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0)
 MAX_PAGE = 5000  # rows; SQLite allows 32,766 parameters a statement
 FIRST_PAGE = 100  # rows, before the size of the bodies is known
+PAGES_AT_ONCE = 4  # in memory, on their way or waiting
 
 
 class Relay:
     """Every committed message is published at least once, of each key in the order of commits.
 
-    Any number may run; one works, the others wait for its lease.
+    Any number may run: they share the partitions, and take over from one that dies.
 
     Args:
         database: Whose outbox.
         publisher: To which broker.
-        page_rows: Rows read at once.
-        page_bytes: Bytes of bodies read at once, about.
+        page_rows: Rows read at once; four times as many may be in memory.
+        page_bytes: Bytes of bodies read at once, about; twice as many may be in memory.
         lease: Seconds after which another relay takes over from one that stopped renewing.
         poll: Seconds between two looks when nothing is pending.
         retry: Backoff of a message the broker did not take; attempts are not limited, only a
             broker's definite no ends them.
         outage: Backoff while the broker takes nothing at all; no attempt is counted then.
+        skip_poison: Topics whose keys go on when a message of theirs becomes a dead letter. The
+            key of any other topic is parked, which keeps its order.
+        service: Whose relay it is, for those who look.
     """
 
     def __init__(
@@ -65,22 +68,44 @@ class Relay:
         poll: float = 0.25,
         retry: Retry = MESSAGE_RETRY,
         outage: Retry = OUTAGE_RETRY,
+        skip_poison: Collection[str] = (),
+        service: str = "",
     ) -> None:
         if not 1 <= page_rows <= MAX_PAGE:
             raise ConfigurationError(f"page_rows is {page_rows}; give 1 to {MAX_PAGE}")
+        if isinstance(skip_poison, str):
+            raise ConfigurationError("skip_poison is one string; give a collection of topics")
         self.publisher = publisher
-        self.store = Store(database, lease=lease)
+        self.store = Store(database, lease=lease, service=service)
+        self.counters = Counters()
         self.poll = poll
         self._lease = lease
         self._page_rows = page_rows
         self._page_bytes = page_bytes
         self._limit = min(FIRST_PAGE, page_rows)
-        self._retry = retry
-        self._outage = outage
-        self._outages = 0
-        self._acknowledged: list[OutboxRow] = []
-        self._published = 0
+        self._trouble = outage
+        self._troubles = 0
+        self._wake = asyncio.Event()
+        self._hinted = False
+        self._again: int | None = None
         self._stop: asyncio.Event | None = None
+        self._outage = Outage(outage, seed=str(self.store.owner))
+        self._lanes = Lanes(max(16, page_rows // 8))
+        self._sending = Sending(
+            publisher,
+            self._lanes,
+            self._outage,
+            retry=retry,
+            skip=skip_poison,
+            attempts=self.store.attempts,
+            counters=self.counters,
+            wake=self._wake.set,
+        )
+
+    def hint(self) -> None:
+        """Something was committed: look at once. To be called from the relay's own event loop."""
+        self._hinted = True
+        self._wake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publishes until `stop` is set.
@@ -89,37 +114,46 @@ class Relay:
         """
         self._stop = stop
         stopped = asyncio.create_task(stop.wait())
-        renewing: asyncio.Task[None] | None = None
-        pause = self.poll / 16
+        stopped.add_done_callback(lambda _: self._wake.set())
         try:
             while not stop.is_set():
                 try:
-                    if not self.store.epochs:
-                        if not await self._begin():
-                            await _pause(stopped, self.poll)
-                            continue
-                        renewing = asyncio.create_task(self._renew())
-                    count = await self._publish_page()
-                    self._outages = 0
-                    pause = self.poll / 16 if count else min(self.poll, pause * 2)
-                    if not count:
-                        await _pause(stopped, pause)
+                    if not self.store.epochs and not await self._begin():
+                        await asyncio.wait({stopped}, timeout=self.poll)
+                        continue
+                    await self._serve()
                 except (LeaseLost, BrokerUnavailable) as error:
-                    await self._start_over(renewing)
+                    await self._start_over()
                     logger.warning("%s", error)
                     await self._wait_out(stopped)
                 except Exception as error:
                     if not is_transient(error):
                         raise
-                    await self._start_over(renewing)
+                    await self._start_over()
                     logger.warning("trouble with the database (%s)", brief(error))
                     await self._wait_out(stopped)
         finally:
             stopped.cancel()
-            if renewing is not None:
-                renewing.cancel()
-                await asyncio.gather(renewing, return_exceptions=True)
             await self._end()
+
+    async def run_until_empty(self, stop: asyncio.Event | None = None) -> int:
+        """Publishes what can be published now, then gives the lease back; returns how many.
+
+        What waits for its retry, is parked or delayed stays. `stop` ends it earlier.
+
+        Raises:
+            BrokerUnavailable: The broker takes nothing now.
+        """
+        self._stop = stop
+        try:
+            while not self._is_stopping():
+                page = await self._publish_page()
+                more = page is not None and (page.rows or self._lanes.rows)
+                if not more and self._again is None:
+                    break
+        finally:
+            await self._end()
+        return self.counters.published
 
     async def run_once(self) -> int:
         """Publishes one page; returns how many messages were acknowledged.
@@ -128,83 +162,240 @@ class Relay:
             LeaseLost: Another relay took over; what was acknowledged may be published again, under
             the same ids. BrokerUnavailable: The broker takes nothing now.
         """
-        if (
-            self.store.epochs
-            and self.store.lease_may_be_over
-            and not await self.store.renew_lease()
-        ):
-            self.store.epochs = {}
+        before = self.counters.published
+        if self.store.epochs and self.store.lease_may_be_over:
+            await self._renew_or_lose(raising=False)
         try:
-            return await self._publish_page()
+            await self._publish_page()
         finally:
             await self.store.rest()
+        return self.counters.published - before
 
-    async def _publish_page(self) -> int:
+    # --- page by page ----------------------------------------------------------------------------
+
+    async def _publish_page(self) -> Page | None:
+        """One page to its end; None without a lease."""
         if not self.store.epochs and not await self._begin():
-            return 0
-        acknowledged, self._acknowledged = self._acknowledged, []
-        page = await self.store.exchange(acknowledged, self._limit)
-        if not page:
-            return 0
-        self._fit(page)
-        failures: list[Failed] = []
+            return None
         try:
-            for wave in _waves(page):
-                if self._stop is not None and self._stop.is_set():
-                    break  # a page of one key may be as many waves as it has rows
-                await self._publish_wave(wave.rows, wave.refused_keys, failures)
+            page = await self._exchange(self._sending.take_acknowledged())
+            self._sending.down = None
+            failed = False
+            try:
+                # a page of one key may be as many rounds as it has rows
+                while not self._is_stopping() and self._sending.down is None:
+                    rows = self._lanes.take(1 if self._outage.lasts else self._page_rows)
+                    if not rows:
+                        break
+                    await self._sending.send(rows)
+            finally:
+                failed = bool(self._sending.failures)
+                await self._store_failures()
+            if self._sending.acknowledged and (not page.full or failed or self._sending.down):
+                # nothing more waits: do not leave the acknowledged rows until the next look
+                await self._remove()
+            self._look_again(self._lanes.release_held())
+        except LeaseLost:
+            self._forget()
+            raise
+        if self._sending.down is not None:
+            down = self._sending.down
+            raise BrokerDown(str(down), code=down.code)
+        return page
+
+    # --- one lease's life ------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Publishes until stopped: reading, sending and removing go on beside each other.
+
+        The database has one turn at a time.
+        """
+        pace = Pace(self.poll, self._lease / 3, time.monotonic())
+        turn: asyncio.Task[None] | None = None
+        try:
+            while True:
+                self._wake.clear()
+                if turn is not None and turn.done():
+                    turn.result()
+                    self._troubles = 0
+                    turn = None
+                stopping = self._is_stopping()
+                if not stopping and not self.store.lease_may_be_over:
+                    self._sending.dispatch(self._page_rows)
+                if turn is None:
+                    work = self._next_turn(pace, stopping=stopping)
+                    if work is not None:
+                        turn = asyncio.create_task(work)
+                        turn.add_done_callback(lambda _: self._wake.set())
+                    elif stopping and not self._sending.busy:
+                        return
+                await self._woken(self._patience(pace, busy=turn is not None))
         finally:
-            if failures:
-                await self.store.store_failures(failures)
-        count = len(self._acknowledged)
-        self._published += count
-        if count and (len(page) < self._limit or failures):
-            # nothing more waits: do not leave the acknowledged rows until the next look
-            done, self._acknowledged = self._acknowledged, []
-            await self.store.exchange(done, 1)
-        logger.debug("published %s messages", count)
-        return count
+            await self._sending.give_up()
+            if turn is not None:
+                await asyncio.gather(turn, return_exceptions=True)
+
+    def _next_turn(self, pace: Pace, *, stopping: bool) -> Coroutine[Any, Any, None] | None:
+        """What the database is asked for next; None: nothing for now."""
+        now, sending = time.monotonic(), self._sending
+        if self._hinted:
+            self._hinted = False
+            pace.hinted(now)
+        if now >= pace.renew_at:
+            pace.renewed(now)
+            return self._renew_or_lose()
+        if sending.failures:
+            return self._store_failures()
+        if self.store.leaving and not self._lanes.flying_of(self.store.leaving):
+            return self._hand_over()
+        if not stopping and not self._outage.lasts:
+            if now >= pace.read_at and self._has_room():
+                pace.removed(now)
+                return self._read(pace)
+            if self._lanes.wanting():
+                return self._read_more_of_held()
+        many = len(sending.acknowledged) >= self._page_rows
+        if sending.acknowledged and (many or stopping or now >= pace.remove_at):
+            pace.removed(now)
+            return self._remove()
+        return None
+
+    def _patience(self, pace: Pace, *, busy: bool) -> float:
+        """Seconds until something is due by itself."""
+        now = time.monotonic()
+        if busy:
+            return self._lease
+        moments = [pace.renew_at - now]
+        if not self._outage.lasts and self._has_room():
+            moments.append(pace.read_at - now)
+        if self._outage.lasts and self._lanes.has_ready and not self._lanes.flying:
+            moments.append(self._outage.next_probe)
+        if self._sending.acknowledged:
+            moments.append(pace.remove_at - now)
+        if (due := self.store.next_due) is not None:
+            moments.append(due)
+        return max(0.0, min(moments))
+
+    async def _woken(self, within: float) -> None:
+        try:
+            async with asyncio.timeout(within):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _has_room(self) -> bool:
+        rows = self._lanes.rows + max(1, self._page_rows // 2)
+        return rows <= self._page_rows * PAGES_AT_ONCE and self._lanes.size <= 2 * self._page_bytes
+
+    # --- the database's turns --------------------------------------------------------------------
+
+    async def _read(self, pace: Pace) -> None:
+        idle = pace.idle and not self._sending.acknowledged
+        # one statement, of one row, for as long as nothing happens
+        if idle and not await self.store.anything_to_do(self._lanes.positions(-1)):
+            pace.looked(time.monotonic(), found=False)
+            return
+        page = await self._exchange(self._sending.take_acknowledged())
+        pace.looked(time.monotonic(), found=bool(page.rows))
+
+    async def _exchange(self, acknowledged: list[OutboxRow]) -> Page:
+        """Removes these and reads the next page into the lanes."""
+        lanes = self._lanes
+        again, self._again = self._again, None
+        page = await self.store.exchange(
+            acknowledged,
+            min(self._limit, max(1, self._page_rows * PAGES_AT_ONCE - lanes.rows)),
+            room=self._page_bytes,
+            known=lanes.positions(-1),
+            held=lanes.held,
+            again=again,
+        )
+        lanes.removed(acknowledged)
+        lanes.add(page.rows)
+        self._fit(page)
+        return page
+
+    async def _remove(self) -> None:
+        acknowledged = self._sending.take_acknowledged()
+        await self.store.exchange(acknowledged, 0)
+        self._lanes.removed(acknowledged)
+
+    async def _read_more_of_held(self) -> None:
+        key = self._lanes.wanting()[0]
+        limit = max(16, self._page_rows // 8)
+        page = await self.store.more_of(key, self._lanes.held[key], limit)
+        self._lanes.more_of(key, page.rows, all_of_it=not page.full)
+
+    async def _store_failures(self) -> None:
+        failures = self._sending.take_failures()
+        if not failures:
+            return
+        await self.store.store_failures(failures)
+        for failed in failures:
+            if failed.blocks:
+                self._lanes.refused(failed.row)
+            else:
+                self._lanes.skipped(failed.row)
+
+    async def _renew_or_lose(self, *, raising: bool = True) -> None:
+        renewal = await self.store.renew_lease(self.counters.as_dict())
+        if not renewal.held:
+            self._forget()
+            if raising:
+                raise LeaseLost("another relay took partitions over; taking stock")
+            return
+        if renewal.again is not None:
+            self._look_again(renewal.again)
+            self._look_again(self._lanes.release_held())
+            self._hinted = True
+        if leaving := self.store.leave_beyond(renewal.share):
+            logger.info("%s relays: handing %s partitions over", renewal.relays, len(leaving))
+            self._lanes.leave(leaving)
+
+    async def _hand_over(self) -> None:
+        await self._remove()
+        await self.store.release_leaving()
+
+    def _look_again(self, position: int | None) -> None:
+        """The next page is read from above this position, if the low-water mark is beyond it."""
+        if position is not None:
+            self._again = position if self._again is None else min(self._again, position)
+
+    # --- beginning and ending --------------------------------------------------------------------
 
     async def _begin(self) -> bool:
-        self._acknowledged = []  # of a lease before: published again, under the same ids
-        if not await self.store.take_lease():
+        self._forget()  # of a lease before: published again, under the same ids
+        if not await self.store.take_lease(self.counters.as_dict()):
             return False
         await self.publisher.open()
         logger.info("relay %s owns %s partitions", self.store.owner, len(self.store.epochs))
         return True
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(self._lease / 3)
-            try:
-                if self.store.epochs and not await self.store.renew_lease():
-                    logger.warning("another relay took partitions over; taking stock")
-                    self.store.epochs = {}
-                    return  # the next lease has a renewal of its own
-            except Exception as error:  # noqa: BLE001  # logged, and tried again
-                # the next renewal is a third of a lease away; an overlap costs duplicates, never
-                # order
-                logger.warning("the lease was not renewed (%s)", brief(error))
-
-    async def _start_over(self, renewing: asyncio.Task[None] | None) -> None:
+    async def _start_over(self) -> None:
         """Nothing that was read or acknowledged survives.
 
         It is read again, and published again under the same ids.
         """
-        self._acknowledged = []
+        await self._sending.give_up()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._sending.forget()
+        self._lanes.clear()
+        self._again = None
         self.store.epochs = {}
-        if renewing is not None:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
 
     async def _wait_out(self, stopped: asyncio.Task[bool]) -> None:
-        self._outages += 1
-        await _pause(stopped, self._outage.delay(self._outages, seed=str(self.store.owner)))
+        self._troubles += 1
+        delay = self._trouble.delay(self._troubles, seed=str(self.store.owner))
+        await asyncio.wait({stopped}, timeout=delay)
 
     async def _end(self) -> None:
         try:
-            if self._acknowledged:
-                await self.store.exchange(self._acknowledged, 1)
+            await self._sending.give_up()
+            if self.store.epochs:
+                await self._store_failures()
+                await self._remove()
             await self.store.release_lease()
         except Exception as error:  # noqa: BLE001  # logged
             # acknowledged rows are published again, under the same ids; the lease ends by itself
@@ -212,99 +403,11 @@ class Relay:
         await self.publisher.close()
         self.store.close()
 
-    # --- one wave --------------------------------------------------------------------------------
+    def _is_stopping(self) -> bool:
+        return self._stop is not None and self._stop.is_set()
 
-    async def _publish_wave(
-        self, rows: Sequence[OutboxRow], refused_keys: set[str], failures: list[Failed]
-    ) -> None:
-        envelopes: list[Envelope] = []
-        sent: list[OutboxRow] = []
-        for row in rows:
-            try:
-                envelopes.append(row.envelope())
-                sent.append(row)
-            except Exception as error:  # noqa: BLE001  # an unreadable row stops no other
-                self._note(
-                    row,
-                    Refused(Unpublishable(str(error), code="unreadable")),
-                    refused_keys,
-                    failures,
-                )
-        if not sent:
-            return
-        outcomes = await self.publisher.publish(envelopes)
-        if len(outcomes) == len(sent) and all(type(o) is Accepted for o in outcomes):
-            self._acknowledged += sent
-            return
-        down = [
-            o.error for o in outcomes if isinstance(o, Refused) and isinstance(o.error, BrokerDown)
-        ]
-        for row, outcome in zip(sent, outcomes, strict=True):
-            if isinstance(outcome, Accepted) or not isinstance(outcome.error, BrokerDown):
-                self._note(row, outcome, refused_keys, failures)
-        if down:
-            # what was acknowledged is removed first; no attempt is counted for the rest
-            acknowledged, self._acknowledged = self._acknowledged, []
-            if acknowledged:
-                await self.store.exchange(acknowledged, 1)
-            raise down[0]
-
-    def _note(
-        self, row: OutboxRow, outcome: Outcome, refused_keys: set[str], failures: list[Failed]
-    ) -> None:
-        if isinstance(outcome, Accepted):
-            self._acknowledged.append(row)
-            return
-        error = outcome.error
-        if row.key is not None:
-            refused_keys.add(row.key)
-        if isinstance(error, Unpublishable):
-            delay = None
-            logger.error("message %s is a dead letter (%s); its key is parked", row.id, error.code)
-        else:
-            delay = self._retry.delay(self.store.attempts(row) + 1, seed=str(row.id))
-            kind = "unconfirmed" if isinstance(error, PublishUnconfirmed) else "refused"
-            logger.warning(
-                "message %s was %s (%s); again in %.1f s", row.id, kind, error.code, delay
-            )
-        failures.append(Failed(row, delay, error.code, str(error)))
-
-    def _fit(self, page: Sequence[OutboxRow]) -> None:
+    def _fit(self, page: Page) -> None:
         """The next page has about `page_bytes`: bodies of 256 KiB must not fill the memory."""
-        average = sum(len(row.body) for row in page) / len(page) + 1
-        self._limit = max(1, min(self._page_rows, int(self._page_bytes / average)))
-
-
-class _Wave:
-    """Rows that may be published at the same time: at most one of each key."""
-
-    def __init__(self, rows: Sequence[OutboxRow], refused_keys: set[str]) -> None:
-        self.rows = rows
-        self.refused_keys = refused_keys
-
-
-def _waves(page: Sequence[OutboxRow]) -> Iterator[_Wave]:
-    """The page in waves; what follows a refused message of its key is left in the outbox."""
-    refused_keys: set[str] = set()
-    rest: Sequence[OutboxRow] = page
-    while rest:
-        wave: list[OutboxRow] = []
-        later: list[OutboxRow] = []
-        keys: set[str] = set()
-        for row in rest:
-            if row.key is None:
-                wave.append(row)
-            elif row.key in refused_keys:
-                continue
-            elif row.key in keys:
-                later.append(row)
-            else:
-                keys.add(row.key)
-                wave.append(row)
-        if wave:
-            yield _Wave(wave, refused_keys)
-        rest = later
-
-
-async def _pause(stopped: asyncio.Task[bool], seconds: float) -> None:
-    await asyncio.wait({stopped}, timeout=seconds)
+        if page.rows:
+            average = sum(len(row.body) for row in page.rows) / len(page.rows) + 1
+            self._limit = max(1, min(self._page_rows, int(self._page_bytes / average)))

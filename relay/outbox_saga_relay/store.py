@@ -10,9 +10,11 @@ decides, and it is in the tables.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -20,11 +22,16 @@ import sqlalchemy as sa
 from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
-from outbox_saga.queries import exchange
+from outbox_saga.queries import exchange, leases, processes
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.dialects import limit_idle_transaction
-from outbox_saga.queries.relay import Failed, OutboxRow
+from outbox_saga.queries.outbox import partition_of
+from outbox_saga.queries.processes import Process
+from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
 from outbox_saga.queries.schema import require_tables
+from outbox_saga.tables import PARTITIONS
+from outbox_saga_relay.large_bodies import is_left_out, with_bodies
+from outbox_saga_relay.mark import Mark
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,21 +39,61 @@ T = TypeVar("T")
 BlockedKey = tuple[int, str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A blocked key as this relay knows it."""
+
+    attempts: int
+    due: float  # by this process's monotonic clock; infinite: parked
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows in position order; `full`: there may be more behind them."""
+
+    rows: list[OutboxRow]
+    full: bool = False
+
+
+@dataclass(slots=True)
+class Renewal:
+    """What a renewal of the leases told.
+
+    Args:
+        held: Every partition that was this relay's still is.
+        share: How many partitions are this relay's due, by the relays that are alive.
+        relays: Relays that are alive, this one included.
+        again: Look again above this position: rows were put back, or keys unparked.
+    """
+
+    held: bool
+    share: int = PARTITIONS
+    relays: int = 1
+    gained: frozenset[int] = field(default_factory=frozenset)
+    again: int | None = None
+
+
 class Store:
     """What one relay knows of its lease and its blocked keys, and every statement it makes.
 
     Args:
         lease: Seconds after which another relay may take over.
+        service: Whose relay it is, for those who look.
     """
 
-    def __init__(self, database: Database, *, lease: float) -> None:
+    def __init__(self, database: Database, *, lease: float, service: str = "") -> None:
         self.owner = new_id()
         self.epochs: dict[int, int] = {}
+        self.leaving: frozenset[int] = frozenset()  # owned, but no more of them is read
+        self.mark = Mark()
+        self.removed = 0
+        self.fenced = 0
+        self._process = Process(self.owner, "relay", service)
         self._lease = lease
         self._database = database
         self._tables = database.tables
         self._clock = database.clock
-        self._blocked: dict[BlockedKey, int] = {}
+        self._blocked: dict[BlockedKey, Waiting] = {}
         self._checked = False
         self._lease_ends = 0.0
         self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
@@ -60,6 +107,7 @@ class Store:
     def _write(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        self._give_back()  # so that one connection is enough
         with self._database.begin() as connection:
             # a relay that stands still must not lock its successor out
             limit_idle_transaction(connection, self._lease)
@@ -68,6 +116,7 @@ class Store:
     def _look(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        self._give_back()
         with self._database.engine.connect() as fresh:
             connection = fresh.execution_options(**{READ_ONLY: True})
             with connection.begin():
@@ -75,95 +124,299 @@ class Store:
 
     # --- the lease -------------------------------------------------------------------------------
 
-    async def take_lease(self) -> bool:
+    async def take_lease(self, detail: Mapping[str, object] | None = None) -> bool:
         """True when this relay owns partitions now; what it knew before is forgotten."""
-        return await self._in_thread(self._take_lease)
+        return await self._in_thread(self._take_lease, detail or {})
 
-    def _take_lease(self) -> bool:
-        self.epochs = {}
+    def _take_lease(self, detail: Mapping[str, object]) -> bool:
+        self.epochs, self.leaving = {}, frozenset()
+        self._blocked = {}
+        self.mark.reset()
         self._give_up_kept()
         if not self._checked:
             self._look(require_tables, self._tables)
             self._checked = True
         begun = time.monotonic()
-        epochs = self._write(verbs.take_lease, self._tables, self._clock, self.owner, self._lease)
+
+        def take(connection: sa.Connection) -> dict[int, int]:
+            share = self._beat(connection, detail)[0]
+            return leases.take_lease(
+                connection, self._tables, self._clock, self.owner, self._lease, share
+            )
+
+        epochs = self._write(take)
         # the blocked keys are known before the first page can be read
-        self._blocked = (
-            self._look(verbs.blocked_rows, self._tables, list(epochs)) if epochs else {}
+        self._know_blocked(
+            self._look(verbs.blocked_rows, self._tables, self._clock, list(epochs))
+            if epochs
+            else {}
         )
         self._lease_ends = begun + self._lease
         self.epochs = epochs
         return bool(epochs)
 
-    async def renew_lease(self) -> bool:
-        """True when every partition is still this relay's, for another lease."""
+    async def renew_lease(self, detail: Mapping[str, object] | None = None) -> Renewal:
+        """Another lease for every partition, and news of what others did to them.
+
+        Takes free partitions up to this relay's share.
+        """
+        return await self._in_thread(self._renew_lease, detail or {})
+
+    def _renew_lease(self, detail: Mapping[str, object]) -> Renewal:
         begun = time.monotonic()
-        held = await self._in_thread(
-            self._write, verbs.renew_lease, self._tables, self._clock, self.owner, self._lease
-        )
+        before = dict(self.epochs)
+
+        def renew(
+            connection: sa.Connection,
+        ) -> tuple[Renewal, dict[int, int], dict[BlockedKey, verbs.Blocked]]:
+            share, relays = self._beat(connection, detail)
+            leases.renew_lease(connection, self._tables, self._clock, self.owner, self._lease)
+            epochs = leases.held(connection, self._tables, self._clock, self.owner)
+            if any(epochs.get(partition) != epoch for partition, epoch in before.items()):
+                return Renewal(held=False), {}, {}
+            if len(epochs) < share:
+                epochs = leases.take_more(
+                    connection, self._tables, self._clock, self.owner, self._lease,
+                    share - len(epochs),
+                )  # fmt: skip
+            again = leases.take_revisits(connection, self._tables, self.owner)
+            blocked = verbs.blocked_rows(connection, self._tables, self._clock, list(epochs))
+            gained = frozenset(epochs.keys() - before.keys())
+            told = Renewal(held=True, share=share, relays=relays, gained=gained, again=again)
+            return told, epochs, blocked
+
+        renewal, epochs, blocked = self._write(renew)
+        if not renewal.held:
+            return renewal
         self._lease_ends = begun + self._lease
-        return held == len(self.epochs)
+        # what is blocked no longer, though we have not unblocked it, somebody else has
+        gone = [key[2] - 1 for key in self._blocked.keys() - blocked.keys()]
+        if gone:
+            renewal.again = min([*gone, *(() if renewal.again is None else (renewal.again - 1,))])
+        elif renewal.again is not None:
+            renewal.again -= 1
+        if renewal.gained:
+            renewal.again = 0
+        self._know_blocked(blocked)
+        self.epochs = epochs
+        return renewal
+
+    def _beat(self, connection: sa.Connection, detail: Mapping[str, object]) -> tuple[int, int]:
+        """This relay is alive; its share of the partitions, and how many relays there are."""
+        processes.beat(connection, self._tables, self._clock, self._process, self._lease, detail)
+        relays = max(1, processes.alive(connection, self._tables, self._clock, "relay"))
+        return math.ceil(PARTITIONS / relays), relays
+
+    def _know_blocked(self, blocked: Mapping[BlockedKey, verbs.Blocked]) -> None:
+        now = time.monotonic()
+        self._blocked = {
+            key: Waiting(found.attempts, math.inf if found.wait is None else now + found.wait)
+            for key, found in blocked.items()
+        }
 
     @property
     def lease_may_be_over(self) -> bool:
         """By this process's own clock: its lease has not been renewed for as long as it lasts."""
         return time.monotonic() >= self._lease_ends
 
+    def leave_beyond(self, share: int) -> frozenset[int]:
+        """The partitions that are more than this share; nothing of them is read from now on."""
+        excess = len(self.epochs) - share
+        leaving = frozenset(sorted(self.epochs)[-excess:]) if excess > 0 else frozenset()
+        new, self.leaving = leaving - self.leaving, self.leaving | leaving
+        return new
+
+    async def release_leaving(self) -> None:
+        """What was to be left is leased no longer; nothing of it may be on its way."""
+        partitions, self.leaving = self.leaving, frozenset()
+        self.epochs = {p: e for p, e in self.epochs.items() if p not in partitions}
+        self._blocked = {k: w for k, w in self._blocked.items() if k[0] not in partitions}
+        await self._in_thread(
+            self._write, leases.release_lease, self._tables, self.owner, partitions
+        )
+
     async def release_lease(self) -> None:
         """Nothing is leased any more; a successor need not wait."""
-        self.epochs = {}
+        self.epochs, self.leaving = {}, frozenset()
+
+        def release(connection: sa.Connection) -> None:
+            leases.release_lease(connection, self._tables, self.owner)
+            processes.left(connection, self._tables, self.owner)
+
         await self._in_thread(self._give_up_kept)
-        await self._in_thread(self._write, verbs.release_lease, self._tables, self.owner)
+        await self._in_thread(self._write, release)
 
     # --- pages -----------------------------------------------------------------------------------
 
-    async def exchange(self, acknowledged: Sequence[OutboxRow], limit: int) -> list[OutboxRow]:
-        """Removes what was acknowledged and reads the next page, in one transaction."""
-        return await self._in_thread(self._exchange, acknowledged, limit)
+    @property
+    def next_due(self) -> float | None:
+        """Seconds until the first blocked key may be tried again."""
+        due = min((waiting.due for waiting in list(self._blocked.values())), default=math.inf)
+        return None if due == math.inf else max(0.0, due - time.monotonic())
 
-    def _exchange(self, acknowledged: Sequence[OutboxRow], limit: int) -> list[OutboxRow]:
+    @property
+    def blocked(self) -> int:
+        """How many keys wait or are parked."""
+        return len(self._blocked)
+
+    async def exchange(
+        self,
+        acknowledged: Sequence[OutboxRow],
+        limit: int,
+        *,
+        room: int | None = None,
+        known: Collection[int] = (),
+        held: Collection[str] = (),
+        again: int | None = None,
+    ) -> Page:
+        """Removes what was acknowledged and reads the next page, in one transaction.
+
+        Args:
+            limit: Rows of the page; 0: only remove.
+            room: Bytes of bodies the page may have; one row it has at least. None: any.
+            known: Positions in memory, which are not read again.
+            held: Keys of which nothing is read.
+            again: Look again above this position.
+        """
+        return await self._in_thread(
+            self._exchange, acknowledged, limit, room, list(known), list(held), again
+        )
+
+    def _exchange(
+        self,
+        acknowledged: Sequence[OutboxRow],
+        limit: int,
+        room: int | None,
+        known: list[int],
+        held: list[str],
+        again: int | None,
+    ) -> Page:
+        if again is not None:
+            self.mark.lower(again)
         blocked = self._blocked
+        if blocked and limit and self.mark.position:
+            self._look_at_due(frozenset(known))
+        above = self.mark.position
         settled = [r for r in acknowledged if _blocked_key(r) in blocked] if blocked else []
+        wanted = Wanted(
+            self._reading(),
+            limit,
+            self.owner,
+            above=above,
+            # what is removed by the same transaction need not be told
+            known=_without(known, acknowledged, above),
+            held=held,
+            look_for_blocked=bool(blocked),
+        )
         if not settled and exchange.can_exchange(self._database.engine):
-            return self._exchange_at_once(acknowledged, limit)
+            rows = self._exchange_at_once(acknowledged, wanted)
+        else:
+            rows = self._exchange_step_by_step(acknowledged, settled, wanted)
+        page = Page(rows, full=0 < limit == len(rows))
+        return self._whole(page, room)
 
+    def _look_at_due(self, known: Collection[int]) -> None:
+        """The mark is below every key whose time has come, until it has been read."""
+        due = verbs.due_positions(self._kept_or_new(), self._tables, self._clock, self._reading())
+        for position in due:
+            if position not in known:
+                self.mark.lower(position - 1)
+
+    def _whole(self, page: Page, room: int | None) -> Page:
+        if not any(map(is_left_out, page.rows)):
+            return page
+        return Page(
+            *self._look(lambda c: with_bodies(c, self._tables, page.rows, room, page.full))
+        )
+
+    def _exchange_step_by_step(
+        self, acknowledged: Sequence[OutboxRow], settled: Sequence[OutboxRow], wanted: Wanted
+    ) -> list[OutboxRow]:
         def both(connection: sa.Connection) -> list[OutboxRow]:
             if acknowledged:
-                verbs.delete_published(connection, self._tables, acknowledged)
+                count = verbs.delete_published(connection, self._tables, acknowledged)
+                self._count_removed(len(acknowledged), count)
                 for row in settled:
                     verbs.unblock(connection, self._tables, row)
-            return verbs.read_page(
-                connection,
-                self._tables,
-                self._clock,
-                list(self.epochs),
-                limit,
-                look_for_blocked=bool(self._blocked),
-                owner=self.owner,
-            )
+            if not wanted.limit:
+                return []
+            return verbs.read_page(connection, self._tables, self._clock, wanted)
 
-        page = self._write(both) if acknowledged else self._look(both)
+        rows = self._write(both) if acknowledged else self._look(both)
         for row in settled:
             self._blocked.pop(_blocked_key(row), None)
-        return page
+        if wanted.limit and self.mark.position:
+            self.mark.read(None, rows[-1].position if rows else None, full=False)
+        return rows
 
-    def _exchange_at_once(self, acknowledged: Sequence[OutboxRow], limit: int) -> list[OutboxRow]:
-        if self._kept is None:
-            self._kept = exchange.connect(self._database.engine)
+    def _exchange_at_once(
+        self, acknowledged: Sequence[OutboxRow], wanted: Wanted
+    ) -> list[OutboxRow]:
         try:
-            return exchange.exchange(
-                self._kept,
-                self._tables,
-                self._clock,
-                acknowledged,
-                list(self.epochs),
-                limit,
-                look_for_blocked=bool(self._blocked),
-                owner=self.owner,
+            found = exchange.exchange(
+                self._kept_or_new(), self._tables, self._clock, acknowledged, wanted
             )
         except BaseException:
             self._give_up_kept()  # nothing read or acknowledged survives a reconnect
             raise
+        if found.transaction is not None:
+            self.mark.began(found.transaction)
+            self._count_removed(len(acknowledged), found.removed)
+        if wanted.limit:
+            rows = found.rows
+            self.mark.read(
+                found.oldest,
+                rows[-1].position if rows else None,
+                full=len(rows) == wanted.limit,
+            )
+        return found.rows
+
+    def _count_removed(self, acknowledged: int, removed: int) -> None:
+        self.removed += removed
+        # gone already: an owner after us has published it, too
+        self.fenced += max(0, acknowledged - removed)
+
+    async def more_of(self, key: str, after: int, limit: int) -> Page:
+        """The next rows of one key, above a position."""
+        return await self._in_thread(self._more_of, key, after, limit)
+
+    def _more_of(self, key: str, after: int, limit: int) -> Page:
+        wanted = Wanted(
+            self._reading(),
+            limit,
+            self.owner,
+            above=after,
+            look_for_blocked=bool(self._blocked),
+        )
+        partition = partition_of(key, self.owner)
+        rows = self._look(verbs.read_key, self._tables, self._clock, key, partition, wanted)
+        full = len(rows) == limit
+        return self._whole(Page(rows, full), None)
+
+    async def anything_to_do(self, known: Collection[int]) -> bool:
+        """Whether a page would have a row, or a delayed message is due: one statement."""
+        return await self._in_thread(self._anything_to_do, list(known))
+
+    def _anything_to_do(self, known: list[int]) -> bool:
+        wanted = Wanted(
+            self._reading(),
+            1,
+            self.owner,
+            above=self.mark.position,
+            known=_without(known, (), self.mark.position),
+            look_for_blocked=bool(self._blocked),
+        )
+        if not exchange.can_exchange(self._database.engine):
+            return self._look(verbs.anything_to_do, self._tables, self._clock, wanted)
+        return verbs.anything_to_do(self._kept_or_new(), self._tables, self._clock, wanted)
+
+    def _reading(self) -> tuple[int, ...]:
+        return tuple(p for p in self.epochs if p not in self.leaving)
+
+    def _kept_or_new(self) -> sa.Connection:
+        if self._kept is None:
+            self._kept = exchange.connect(self._database.engine)
+        return self._kept
 
     async def rest(self) -> None:
         """The connection that was kept between pages is the pool's again."""
@@ -186,10 +439,11 @@ class Store:
 
     def attempts(self, row: OutboxRow) -> int:
         """Failed attempts of this row so far."""
-        return self._blocked.get(_blocked_key(row), 0)
+        waiting = self._blocked.get(_blocked_key(row))
+        return 0 if waiting is None else waiting.attempts
 
     async def store_failures(self, failures: Sequence[Failed]) -> None:
-        """The keys of these rows wait, or are parked with a dead letter.
+        """The keys of these rows wait, are parked with a dead letter, or go on without it.
 
         Raises:
             LeaseLost: Another relay owns the partitions; nothing was written.
@@ -198,29 +452,34 @@ class Store:
 
     def _store_failures(self, failures: Sequence[Failed]) -> None:
         mine = {f.row.partition: self.epochs.get(f.row.partition, -1) for f in failures}
-        with self._database.begin() as connection:
-            limit_idle_transaction(connection, self._lease)
-            if not verbs.holds_lease(connection, self._tables, self._clock, self.owner, mine):
+        begun = time.monotonic()
+
+        def store(connection: sa.Connection) -> list[Failed]:
+            if not leases.holds_lease(connection, self._tables, self._clock, self.owner, mine):
                 raise LeaseLost("another relay owns the partitions; its own attempts decide")
             # a row that is gone was published by an owner before us: nothing waits for it
-            failures = [
-                failed
-                for failed in failures
-                if verbs.still_there(connection, self._tables, failed.row)
-            ]
-            for failed in failures:
-                attempts = self.attempts(failed.row) + 1
-                dead = failed.delay is None
-                if dead:
-                    verbs.bury(connection, self._tables, self._clock, failed, attempts)
-                if not dead or failed.row.key is not None:
-                    # the key of a dead letter is parked: later ones would overtake it
-                    verbs.block(
-                        connection, self._tables, self._clock, failed, attempts, parked=dead
-                    )
-        for failed in failures:
-            if failed.delay is not None or failed.row.key is not None:
-                self._blocked[_blocked_key(failed.row)] = self.attempts(failed.row) + 1
+            there = [f for f in failures if verbs.still_there(connection, self._tables, f.row)]
+            for failed in there:
+                self._store_failure(connection, failed, self.attempts(failed.row) + 1)
+            return there
+
+        stored = self._write(store)
+        for failed in stored:
+            key = _blocked_key(failed.row)
+            if failed.blocks:
+                due = math.inf if failed.delay is None else begun + failed.delay
+                self._blocked[key] = Waiting(self.attempts(failed.row) + 1, due)
+            else:
+                self._blocked.pop(key, None)
+
+    def _store_failure(self, connection: sa.Connection, failed: Failed, attempts: int) -> None:
+        dead = failed.delay is None
+        if dead:
+            verbs.bury(connection, self._tables, self._clock, failed, attempts)
+        if failed.blocks:
+            verbs.block(connection, self._tables, self._clock, failed, attempts, parked=dead)
+        else:
+            verbs.unblock(connection, self._tables, failed.row)
 
     def close(self) -> None:
         """Gives the thread and its connection back."""
@@ -230,3 +489,8 @@ class Store:
 
 def _blocked_key(row: OutboxRow) -> BlockedKey:
     return (row.partition, row.key or "", row.position)
+
+
+def _without(known: list[int], removed: Sequence[OutboxRow], above: int) -> list[int]:
+    gone = {row.position for row in removed}
+    return [position for position in known if position > above and position not in gone]

@@ -39,9 +39,9 @@ class MarksBeforePublishing(Relay):
     async def run_once(self) -> int:
         if not self.store.epochs and not await self._begin():
             return 0
-        page = await self.store.exchange([], self._limit)
+        page = (await self.store.exchange([], self._limit)).rows
         if page:
-            await self.store.exchange(page, 1)
+            await self.store.exchange(page, 0)
             for row in page:
                 await self.publisher.publish([row.envelope()])
         return len(page)

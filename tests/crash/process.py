@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from outbox_saga import Service
-from outbox_saga.brokers.contract import ACCEPTED, Outcome, Publisher
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Publisher, Settled
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.envelopes import Envelope
 from outbox_saga.queries.clock import Clock
@@ -40,7 +40,9 @@ class RecordingPublisher:
     async def open(self) -> None:
         pass
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[Outcome]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
         for envelope in envelopes:
             with self._points.effect("broker: store a message"):
                 self._world.broker.append(

@@ -14,7 +14,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.messages import Event
 from outbox_saga.queries import exchange, relay
 from outbox_saga.queries.dialects import is_transient
-from outbox_saga.queries.relay import Failed, OutboxRow
+from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
 from outbox_saga.tables import PARTITIONS
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga_migrations import upgrade
@@ -55,21 +55,14 @@ def page(
     limit: int = 100,
     look_for_blocked: bool = False,
 ) -> list[OutboxRow]:
-    return exchange.exchange(
-        kept,
-        ours.tables,
-        ours.clock,
-        published,
-        partitions,
-        limit,
-        look_for_blocked=look_for_blocked,
-    )
+    wanted = Wanted(partitions, limit, look_for_blocked=look_for_blocked)
+    return exchange.exchange(kept, ours.tables, ours.clock, published, wanted).rows
 
 
 def rows(ours: Database, **how: Any) -> list[OutboxRow]:
-    how = {"look_for_blocked": False, **how}
+    wanted = Wanted(EVERY, 100, **{"look_for_blocked": False, **how})
     with ours.begin() as connection:
-        return relay.read_page(connection, ours.tables, ours.clock, EVERY, 100, **how)
+        return relay.read_page(connection, ours.tables, ours.clock, wanted)
 
 
 def test_it_reads_what_read_page_reads(ours: Database, kept: sa.Connection) -> None:
@@ -119,7 +112,7 @@ def test_whoever_wraps_do_execute_sees_every_statement(
 
     monkeypatch.setattr(kept.dialect, "do_execute", do_execute)
     page(ours, kept, published)
-    assert seen == ["BEGIN", "DELETE", "COMMIT", "SELECT"]
+    assert seen == ["BEGIN", "WITH", "COMMIT", "SELECT", "SELECT"]
 
 
 def test_a_lost_connection_is_a_transient_error(ours: Database, kept: sa.Connection) -> None:
@@ -144,3 +137,38 @@ def test_an_error_in_the_delete_reads_no_page(ours: Database, kept: sa.Connectio
         page(ours, kept, published)
     assert not is_transient(missing.value)
     kept.invalidate()
+
+
+@pytest.mark.parametrize("how", [{"above": 2}, {"known": [1, 3]}, {"held": ["a", "ä"]}, {}])
+def test_every_way_to_restrict_a_page_means_the_same_in_both_ways_to_read_it(
+    ours: Database, kept: sa.Connection, how: dict[str, Any]
+) -> None:
+    wanted = Wanted(EVERY, 100, **how)
+    with ours.begin() as connection:
+        plain = relay.read_page(connection, ours.tables, ours.clock, wanted)
+
+    assert exchange.exchange(kept, ours.tables, ours.clock, [], wanted).rows == plain
+    assert len(plain) == {"above": 3, "known": 3, "held": 2}.get(next(iter(how), ""), 5)
+
+
+def test_it_tells_its_own_transaction_and_the_oldest_that_is_open(
+    ours: Database, kept: sa.Connection
+) -> None:
+    with ours.engine.connect() as other:
+        open_one = other.exec_driver_sql("select pg_current_xact_id()::text::bigint").scalar_one()
+        found = exchange.exchange(
+            kept, ours.tables, ours.clock, rows(ours)[:2], Wanted(EVERY, 100)
+        )
+        assert found.oldest == open_one
+        assert found.transaction is not None
+        assert found.transaction > open_one
+        assert found.removed == 2
+    after = exchange.exchange(kept, ours.tables, ours.clock, [], Wanted(EVERY, 100))
+    assert after.transaction is None
+    assert after.oldest is not None
+    assert after.oldest > found.transaction
+
+
+def test_without_a_page_nothing_is_read(ours: Database, kept: sa.Connection) -> None:
+    found = exchange.exchange(kept, ours.tables, ours.clock, rows(ours)[:2], Wanted(EVERY, 0))
+    assert (found.rows, found.removed, found.oldest) == ([], 2, None)

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from outbox_saga.brokers.contract import ACCEPTED, Outcome
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Settled
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
 from outbox_saga.messages import Event
@@ -150,11 +150,17 @@ class House:
                 tables.blocked_key,
                 tables.dead_letter,
                 tables.inbox,
+                tables.process,
+                tables.delayed,
+                tables.archive,
+                tables.operator_action,
                 till,
             ):
                 connection.execute(sa.delete(table))
             connection.execute(
-                sa.update(tables.partition_lease).values(owner=None, until=None, epoch=0)
+                sa.update(tables.partition_lease).values(
+                    owner=None, until=None, epoch=0, revisit=None
+                )
             )
 
     # --- what goes wrong -------------------------------------------------------------------------
@@ -240,7 +246,9 @@ class Recorder:
     async def open(self) -> None:
         self.opened += 1
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> list[Outcome]:
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> list[Outcome]:
         keys = [e.key for e in envelopes if e.key is not None]
         assert len(keys) == len(set(keys)), f"two of one key at once: {keys}"
         self.calls.append(len(envelopes))

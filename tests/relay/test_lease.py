@@ -48,7 +48,7 @@ async def test_a_relay_that_renews_keeps_its_lease(house: House) -> None:
     await working.run_once()
     for _ in range(5):
         house.advance(8)
-        assert await working.store.renew_lease()
+        assert (await working.store.renew_lease()).held
         assert await waiting.run_once() == 0
     assert house.owners() == {working.store.owner}
 

@@ -73,7 +73,7 @@ async def _play(  # noqa: C901, PLR0915  # a play and its model, step by step
         try:
             await relay.run_once()
         except BrokerUnavailable:
-            await relay._start_over(None)
+            await relay._start_over()
 
     async def succeed() -> None:
         nonlocal relay

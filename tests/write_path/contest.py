@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.queries.clock import DATABASE_CLOCK
 from outbox_saga.queries.outbox import lock_class, lock_number, write_messages
-from outbox_saga.queries.relay import OutboxRow, delete_published, read_page
+from outbox_saga.queries.relay import OutboxRow, Wanted, delete_published, read_page
 from outbox_saga.tables import PARTITIONS, tables_in
 from outbox_saga.testing.interleaving import Play, Point, Run
 from outbox_saga.unit_of_work import UnitOfWork
@@ -85,9 +85,7 @@ class Contest:
                 connection,
                 self.tables,
                 DATABASE_CLOCK,
-                range(PARTITIONS),
-                100,
-                look_for_blocked=False,
+                Wanted(range(PARTITIONS), 100, look_for_blocked=False),
             )
         self.published += [(row.key or "", json.loads(row.body)["word"]) for row in page]
         return page

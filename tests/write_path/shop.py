@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox_saga.messages import Event
 from outbox_saga.queries.clock import DATABASE_CLOCK
-from outbox_saga.queries.relay import OutboxRow, read_page
+from outbox_saga.queries.relay import OutboxRow, Wanted, read_page
 from outbox_saga.tables import PARTITIONS, Tables, tables_in
 from outbox_saga.unit_of_work import UnitOfWork
 from tests.fixtures.databases import Database
@@ -100,9 +100,7 @@ class Shop:
                 connection,
                 self.tables,
                 DATABASE_CLOCK,
-                range(PARTITIONS),
-                100_000,
-                look_for_blocked=False,
+                Wanted(range(PARTITIONS), 100_000, look_for_blocked=False),
             )
 
     def words(self) -> list[str]:

@@ -1,0 +1,51 @@
+"""Bodies too long for a page are read by themselves: a page has a bound in bytes, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import sqlalchemy as sa
+
+from outbox_saga.queries import relay as verbs
+from outbox_saga.queries.relay import OutboxRow
+from outbox_saga.tables import Tables
+
+
+def is_left_out(row: OutboxRow) -> bool:
+    """Whether the page came without the body of this row."""
+    return cast("bytes | None", row.body) is None
+
+
+def with_bodies(
+    connection: sa.Connection,
+    tables: Tables,
+    rows: Sequence[OutboxRow],
+    room: int | None,
+    full: bool,  # noqa: FBT001 - as the page had it
+) -> tuple[list[OutboxRow], bool]:
+    """The page with all its bodies, cut where they would be more than `room` bytes together.
+
+    One row is left at least, however long its body is. Also whether there may be more behind it.
+    """
+    left_out = [row.position for row in rows if is_left_out(row)]
+    if not left_out:
+        return list(rows), full
+    sizes = verbs.body_sizes(connection, tables, left_out)
+    kept: list[OutboxRow] = []
+    total = 0
+    for row in rows:
+        size = sizes.get(row.position, 0) if is_left_out(row) else len(row.body)
+        if kept and room is not None and total + size > room:
+            full = True
+            break
+        total += size
+        kept.append(row)
+    found = verbs.bodies(connection, tables, [r.position for r in kept if is_left_out(r)])
+    whole: list[OutboxRow] = []
+    for row in kept:
+        if not is_left_out(row):
+            whole.append(row)
+        elif row.position in found:
+            whole.append(row._replace(body=found[row.position]))
+    return whole, full
