@@ -224,7 +224,7 @@ def anything_to_do(
     One statement, for an idle relay, which shall ask no more than that.
     """
     one = sa.literal(1)
-    looks = [page_statement(tables, clock, wanted).with_only_columns(one)]
+    looks = [page_statement(tables, clock, wanted).with_only_columns(tables.outbox.c.position)]
     looks.append(sa.select(one).where(tables.delayed.c.due_at <= clock.now()))
     if wanted.look_for_blocked:
         looks.append(_due(tables, clock, wanted.partitions).with_only_columns(one))

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+MOST = 1000  # pages that are told apart while the mark waits
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -69,8 +71,13 @@ class Mark:
                 break
             self.position = max(self.position, first.highest)
             self._seen.popleft()
-        if highest is not None:
-            self._seen.append(_Seen(highest))
+        if highest is None:
+            return
+        if len(self._seen) >= MOST:
+            # an old writer holds the mark: that the last two pass together is late, never wrong
+            last = self._seen.pop()
+            highest = max(highest, last.highest)
+        self._seen.append(_Seen(highest))
 
     def lower(self, position: int) -> None:
         """Look again above this position: something that was passed may be there to publish."""

@@ -185,11 +185,15 @@ class Relay:
                 # a page of one key may be as many rounds as it has rows
                 while not self._is_stopping() and self._sending.down is None:
                     rows = self._lanes.take(1 if self._outage.lasts else self._page_rows)
-                    if not rows:
+                    if rows:
+                        await self._sending.send(rows)
+                    elif self._sending.failures:
+                        failed = True
+                        await self._store_failures()  # a key may go on without a dead letter
+                    else:
                         break
-                    await self._sending.send(rows)
             finally:
-                failed = bool(self._sending.failures)
+                failed |= bool(self._sending.failures)
                 await self._store_failures()
             if self._sending.acknowledged and (not page.full or failed or self._sending.down):
                 # nothing more waits: do not leave the acknowledged rows until the next look

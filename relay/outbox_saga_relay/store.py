@@ -308,12 +308,17 @@ class Store:
             held=held,
             look_for_blocked=bool(blocked),
         )
+        oldest: int | None = None
         if not settled and exchange.can_exchange(self._database.engine):
-            rows = self._exchange_at_once(acknowledged, wanted)
+            rows, oldest = self._exchange_at_once(acknowledged, wanted)
         else:
             rows = self._exchange_step_by_step(acknowledged, settled, wanted)
-        page = Page(rows, full=0 < limit == len(rows))
-        return self._whole(page, room)
+        page = self._whole(Page(rows, full=0 < limit == len(rows)), room)
+        if limit and exchange.can_exchange(self._database.engine):
+            # of the page as it is taken: the mark must not pass what was cut off
+            highest = page.rows[-1].position if page.rows else None
+            self.mark.read(oldest, highest, full=page.full)
+        return page
 
     def _look_at_due(self, known: Collection[int]) -> None:
         """The mark is below every key whose time has come, until it has been read."""
@@ -345,13 +350,11 @@ class Store:
         rows = self._write(both) if acknowledged else self._look(both)
         for row in settled:
             self._blocked.pop(_blocked_key(row), None)
-        if wanted.limit and self.mark.position:
-            self.mark.read(None, rows[-1].position if rows else None, full=False)
         return rows
 
     def _exchange_at_once(
         self, acknowledged: Sequence[OutboxRow], wanted: Wanted
-    ) -> list[OutboxRow]:
+    ) -> tuple[list[OutboxRow], int | None]:
         try:
             found = exchange.exchange(
                 self._kept_or_new(), self._tables, self._clock, acknowledged, wanted
@@ -362,14 +365,7 @@ class Store:
         if found.transaction is not None:
             self.mark.began(found.transaction)
             self._count_removed(len(acknowledged), found.removed)
-        if wanted.limit:
-            rows = found.rows
-            self.mark.read(
-                found.oldest,
-                rows[-1].position if rows else None,
-                full=len(rows) == wanted.limit,
-            )
-        return found.rows
+        return found.rows, found.oldest
 
     def _count_removed(self, acknowledged: int, removed: int) -> None:
         self.removed += removed

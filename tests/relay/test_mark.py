@@ -1,0 +1,204 @@
+"""The low-water mark passes nothing that somebody may still show: against a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+
+from outbox_saga_relay.mark import Mark
+
+
+@dataclass
+class Transaction:
+    id: int
+    positions: list[int] = field(default_factory=list)
+
+
+class World:
+    """PostgreSQL as far as the mark goes: ids, positions, what is open and what is visible."""
+
+    def __init__(self, mark: Mark) -> None:
+        self.mark = mark
+        self.next_id = 1
+        self.next_position = 1
+        self.open: list[Transaction] = []
+        self.visible: set[int] = set()
+        self.seen: set[int] = set()
+        self.unread: list[int] = []
+        self.completed = 0
+
+    def begin(self) -> Transaction:
+        transaction = Transaction(self.next_id)
+        self.next_id += 1
+        self.open.append(transaction)
+        return transaction
+
+    def write(self, which: int) -> None:
+        if self.open:
+            self.open[which % len(self.open)].positions.append(self.next_position)
+            self.next_position += 1
+
+    def commit(self, which: int) -> None:
+        if self.open:
+            transaction = self.open.pop(which % len(self.open))
+            self.visible |= set(transaction.positions)
+            self.completed = max(self.completed, transaction.id)
+
+    def xmin(self) -> int:
+        return min([t.id for t in self.open], default=self.xmax())
+
+    def xmax(self) -> int:
+        return self.completed + 1
+
+    def exchange(self, limit: int) -> None:
+        """Removes what was read the last time, and reads the next page, as the relay does."""
+        if self.seen:
+            own = self.begin()
+            self.visible -= self.seen
+            self.seen = set()
+            self.mark.began(own.id)
+            self.commit(self.open.index(own))
+        page = sorted(p for p in self.visible if p > self.mark.position)[:limit]
+        self.mark.read(self.xmin(), page[-1] if page else None, full=len(page) == limit)
+        self.seen = set(page)
+        passed = [p for p in self.visible if p <= self.mark.position and p not in self.seen]
+        assert not passed, f"the mark {self.mark.position} has passed {passed}"
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["begin", "write", "write", "commit", "read"]), st.integers(0, 5)),
+    max_size=60,
+)
+
+
+def play(mark: Mark, events: list[tuple[str, int]], world: type[World] = World) -> World:
+    there = world(mark)
+    for event, number in events:
+        if event == "begin":
+            there.begin()
+        elif event == "write":
+            there.write(number)
+        elif event == "commit":
+            there.commit(number)
+        else:
+            there.exchange(1 + number)
+    return there
+
+
+@settings(max_examples=400, deadline=None, print_blob=True)
+@given(steps)
+def test_nothing_that_becomes_visible_is_ever_below_the_mark_unread(
+    events: list[tuple[str, int]],
+) -> None:
+    there = play(Mark(), events)
+    while there.open:
+        there.commit(0)
+    for _ in range(200):
+        if not there.visible:
+            break
+        there.exchange(3)
+    assert not there.visible, "rows were left behind"
+
+
+@settings(max_examples=150, deadline=None, print_blob=True)
+@given(steps)
+def test_with_nobody_else_about_the_mark_comes_as_far_as_what_was_read(
+    events: list[tuple[str, int]],
+) -> None:
+    there = play(Mark(), events)
+    while there.open:
+        there.commit(0)
+    there.begin()
+    there.write(0)
+    there.commit(0)
+    for _ in range(200):
+        if not there.visible:
+            break
+        there.exchange(3)
+    there.exchange(3)
+    assert there.mark.position == there.next_position - 1
+
+
+class PassesAtOnce(Mark):
+    """A cursor: what was read is passed."""
+
+    def read(self, oldest: int | None, highest: int | None, *, full: bool) -> None:
+        super().read(oldest, highest, full=full)
+        self.position = max(self.position, highest or 0)
+
+
+class GoesByTheLatest(World):
+    """The page itself says the latest transaction, instead of one of our own that came after."""
+
+    def exchange(self, limit: int) -> None:
+        latest = self.xmax() - 1
+        self.mark.began = lambda transaction: None  # type: ignore[method-assign]
+        super().exchange(limit)
+        Mark.began(self.mark, latest)
+
+
+class DoesNotLookBehindThePage(Mark):
+    """Forgets that a full page has seen nothing behind its end."""
+
+    def read(self, oldest: int | None, highest: int | None, *, full: bool) -> None:
+        super().read(oldest, highest, full=False)
+
+
+@pytest.mark.parametrize(
+    ("mark", "world"),
+    [(PassesAtOnce, World), (DoesNotLookBehindThePage, World)],
+)
+def test_the_model_finds_a_mark_that_goes_too_far(
+    mark: Callable[[], Mark], world: type[World]
+) -> None:
+    def goes_too_far(events: list[tuple[str, int]]) -> bool:
+        try:
+            play(mark(), events, world)
+        except AssertionError:
+            return True
+        return False
+
+    try:
+        shortest = find(steps, goes_too_far, settings=settings(max_examples=3_000, deadline=None))
+    except NoSuchExample:
+        pytest.fail("the model does not find it")
+    assert ("read", 0) in [(event, 0) for event, _ in shortest]
+
+
+def test_a_mark_that_goes_by_the_latest_transaction_passes_one_that_is_open() -> None:
+    """The reason why pg_snapshot_xmax is no measure: an open transaction may be above it."""
+    schedule = [("begin", 0), ("begin", 0), ("write", 1), ("write", 0), ("commit", 0)]
+    schedule += [("read", 0), ("read", 0), ("commit", 0), ("read", 0)]
+    with pytest.raises(AssertionError, match="the mark 2 has passed"):
+        play(Mark(), schedule, GoesByTheLatest)
+    play(Mark(), schedule)
+
+
+def test_a_lowered_mark_needs_one_look_to_come_back() -> None:
+    mark = Mark()
+    mark.read(1, 10, full=False)
+    mark.began(5)
+    mark.read(6, 20, full=False)
+    assert mark.position == 10
+
+    mark.lower(3)
+    assert mark.position == 3
+    mark.read(6, 4, full=True)
+    assert mark.position == 4  # a full page has not come back to where we were
+    mark.read(6, None, full=False)
+    assert mark.position == 10
+
+
+def test_the_mark_says_which_transaction_it_waits_for() -> None:
+    mark = Mark()
+    mark.read(1, 10, full=False)
+    mark.began(5)
+    mark.read(3, None, full=False)
+    assert (mark.position, mark.holder) == (0, 3)
+    mark.read(6, None, full=False)
+    assert (mark.position, mark.holder) == (10, None)

@@ -1,0 +1,316 @@
+"""A relay that runs: reading, sending and removing beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import BrokerDown, PublishUnconfirmed, Unpublishable
+from outbox_saga.retries import Retry
+from outbox_saga_relay.relay import Relay
+from tests.relay.house import PATIENCE, House, Recorder, word_of
+
+QUICK = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.05)
+
+
+class Broker:
+    """Each message is settled by itself, when the test says so or at once."""
+
+    def __init__(self) -> None:
+        self.attempts: list[str] = []
+        self.held: dict[str, asyncio.Event] = {}
+        self.came = asyncio.Condition()
+        self.flying = self.most = 0
+
+    def hold(self, word: object) -> asyncio.Event:
+        """Until the event is set, this word is not settled."""
+        return self.held.setdefault(str(word), asyncio.Event())
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
+        assert settled is not None
+        await asyncio.gather(*(self._one(i, e, settled) for i, e in enumerate(envelopes)))
+        return [ACCEPTED] * len(envelopes)
+
+    async def _one(self, index: int, envelope: Envelope, settled: Settled) -> None:
+        word = word_of(envelope)
+        self.attempts.append(word)
+        self.flying += 1
+        self.most = max(self.most, self.flying)
+        async with self.came:
+            self.came.notify_all()
+        if word in self.held:
+            await self.held[word].wait()
+        self.flying -= 1
+        settled(index, ACCEPTED)
+
+    async def until(self, *words: object) -> None:
+        """All of these have come."""
+        wanted = {str(word) for word in words}
+        async with self.came, asyncio.timeout(PATIENCE):
+            await self.came.wait_for(lambda: wanted <= set(self.attempts))
+
+
+@asynccontextmanager
+async def running(relay: Relay) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(relay.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, PATIENCE)
+
+
+async def until(house: House, condition: Any, what: str) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, house.until, condition, what)
+
+
+async def test_a_slow_message_holds_up_no_other_of_its_page(house: House) -> None:
+    broker = Broker()
+    slow = broker.hold("slow")
+    house.say("slow", key="a")
+    house.say(*(f"b{n}" for n in range(5)), key="b")
+    house.say("free")
+    async with running(house.relay(broker, poll=0.02)):
+        await broker.until("slow", "b4", "free")
+        await until(house, lambda: house.waiting() == ["slow"], "the others are removed")
+        house.say("later", key="c")
+        await broker.until("later")
+        slow.set()
+    assert house.waiting() == []
+    assert len(broker.attempts) == 8
+
+
+async def test_a_long_backlog_of_one_key_keeps_no_other_waiting(house: House) -> None:
+    broker = Broker()
+    stuck = broker.hold("hot0")
+    house.say(*(f"hot{n}" for n in range(300)), key="hot")
+    house.say("cold", key="cold")
+    async with running(house.relay(broker, page_rows=40, poll=0.02)):
+        await broker.until("cold")
+        assert broker.attempts.count("hot0") == 1
+        stuck.set()
+        await broker.until("hot299")
+        house.say("hot300", key="hot")
+        await broker.until("hot300")
+    hot = [word for word in broker.attempts if word.startswith("hot")]
+    assert hot == [f"hot{n}" for n in range(301)]
+    assert house.waiting() == []
+
+
+async def test_what_is_in_memory_has_a_bound(house: House) -> None:
+    broker = Broker()
+    gates = [broker.hold(n) for n in range(200)]
+    house.say(*range(200))
+    relay = house.relay(broker, page_rows=10, poll=0.02)
+    async with running(relay):
+        await broker.until(*range(30))
+        await until(house, lambda: relay._lanes.rows >= 35, "the relay has read ahead")
+        assert relay._lanes.rows <= 40
+        for gate in gates:
+            gate.set()
+        await broker.until(*range(200))
+    assert broker.most <= 40
+    assert house.waiting() == []
+
+
+async def test_a_page_of_large_bodies_has_a_bound_in_bytes(house: House) -> None:
+    large = "x" * 100_000
+    house.say("small")
+    house.say(*(f"{n}{large}" for n in range(6)))
+    recorder = Recorder()
+    relay = house.relay(recorder, page_bytes=250_000)
+    counts = []
+    while count := await relay.run_once():
+        counts.append(count)
+    assert counts[:3] == [3, 2, 2]
+    assert [word[0] for word in recorder.words] == ["s", *"012345"]
+    assert recorder.words[1] == "0" + large
+    assert house.waiting() == []
+
+
+async def test_while_the_broker_is_down_one_message_at_a_time_asks_for_it(house: House) -> None:
+    house.say(*range(50))
+    down, asked, most = True, asyncio.Queue[int](), 0
+
+    class Dying(Recorder):
+        async def publish(
+            self, envelopes: Sequence[Envelope], settled: Settled | None = None
+        ) -> list[Outcome]:
+            self.attempts += envelopes
+            asked.put_nowait(len(envelopes))
+            if down:
+                return [Refused(BrokerDown("nobody", code="unreachable"))] * len(envelopes)
+            return [ACCEPTED] * len(envelopes)
+
+    broker = Dying()
+    async with running(house.relay(broker, outage=QUICK, poll=0.02)):
+        first = await asyncio.wait_for(asked.get(), PATIENCE)
+        probes = [await asyncio.wait_for(asked.get(), PATIENCE) for _ in range(5)]
+        assert first == 50
+        assert probes == [1] * 5
+        assert (house.blocked(), house.dead()) == ([], [])
+        down = False
+        while most < 40:
+            most += (count := await asyncio.wait_for(asked.get(), PATIENCE))
+            probes.append(count)
+        await until(house, lambda: house.waiting() == [], "drained")
+    ramp = [count for count in probes[5:] if count > 1]
+    assert all(later <= 2 * sum(probes[: 5 + i + 2]) for i, later in enumerate(ramp))
+
+
+async def test_a_message_that_takes_the_connection_with_it_is_blamed_once_it_goes_alone(
+    house: House,
+) -> None:
+    lost = Refused(PublishUnconfirmed("lost", code="connection_lost"))
+    house.say("bomb", key="bomb")
+    house.say("good1", "good2", key="good")
+
+    class Fragile(Recorder):
+        async def publish(
+            self, envelopes: Sequence[Envelope], settled: Settled | None = None
+        ) -> list[Outcome]:
+            self.attempts += envelopes
+            bomb = any(word_of(e) == "bomb" for e in envelopes)
+            return [lost if bomb else ACCEPTED] * len(envelopes)
+
+    broker = Fragile()
+    async with running(house.relay(broker, outage=QUICK, poll=0.02)):
+        await until(house, lambda: house.waiting() == ["bomb"], "the others have gone")
+    assert [b.error_code for b in house.blocked()] == ["connection_lost"]
+
+
+async def test_a_topic_may_say_that_its_keys_go_on_without_a_dead_letter(house: House) -> None:
+    no = Refused(Unpublishable("never", code="never"))
+    house.say("a1", "a2", "a3", key="a")
+    recorder = Recorder(lambda e: no if word_of(e) == "a1" else ACCEPTED)
+    relay = house.relay(recorder, skip_poison=["talk"])
+    await relay.run_once()
+    assert recorder.words == ["a1", "a2", "a3"]
+    assert [word_of(d.body) for d in house.dead()] == ["a1"]
+    assert (house.blocked(), house.waiting()) == ([], [])
+
+
+async def test_until_empty_publishes_all_there_is_and_gives_the_lease_back(house: House) -> None:
+    house.say(*range(120), key="a")
+    house.say(*range(120, 150))
+    recorder = Recorder()
+    assert await house.relay(recorder, page_rows=40).run_until_empty() == 150
+    assert recorder.words[-1] == "119" or len(recorder.words) == 150
+    assert [w for w in recorder.words if int(w) < 120] == [str(n) for n in range(120)]
+    assert house.waiting() == []
+    assert house.owners() == {None}
+
+
+async def test_a_publisher_that_raises_leaves_its_messages_for_another_attempt(
+    house: House,
+) -> None:
+    class Broken(Recorder):
+        async def publish(
+            self, envelopes: Sequence[Envelope], settled: Settled | None = None
+        ) -> list[Outcome]:
+            self.attempts += envelopes
+            if len(self.attempts) == 1:
+                raise RuntimeError("a bug in the adapter, with a secret")
+            return [ACCEPTED] * len(envelopes)
+
+    house.say("a")
+    broker = Broken()
+    relay = house.relay(broker)
+    await relay.run_once()
+    (blocked,) = house.blocked()
+    assert (blocked.error_code, "secret" in blocked.error) == ("publisher_failed", False)
+    house.advance(61)
+    await relay.run_once()
+    assert house.waiting() == []
+
+
+async def test_two_relays_share_the_partitions_and_a_third_gets_its_own(house: House) -> None:
+    brokers = [Broker() for _ in range(3)]
+    relays = [house.relay(broker, lease=0.6, poll=0.02) for broker in brokers]
+
+    def shares() -> list[int]:
+        held = [row.owner for row in house.rows(house.tables.partition_lease)]
+        return [held.count(relay.store.owner) for relay in relays]
+
+    async with running(relays[0]):
+        await until(house, lambda: shares() == [64, 0, 0], "one has all")
+        async with running(relays[1]):
+            await until(house, lambda: shares() == [32, 32, 0], "two halves")
+            async with running(relays[2]):
+                await until(house, lambda: sorted(shares()) == [20, 22, 22], "three shares")
+                for n in range(60):
+                    house.say(f"{n}a", f"{n}b", key=f"key{n}")
+                await until(house, lambda: house.waiting() == [], "published")
+                assert all(broker.attempts for broker in brokers)
+            await until(house, lambda: sorted(shares()) == [0, 32, 32], "two again")
+        await until(house, lambda: shares() == [64, 0, 0], "and one")
+    everything = [word for broker in brokers for word in broker.attempts]
+    assert sorted(set(everything)) == sorted(f"{n}{x}" for n in range(60) for x in "ab")
+    for n in range(60):
+        (owner,) = {i for i, b in enumerate(brokers) if f"{n}a" in b.attempts}
+        assert brokers[owner].attempts.index(f"{n}a") < brokers[owner].attempts.index(f"{n}b")
+
+
+async def test_a_partition_is_handed_over_when_nothing_of_it_is_on_its_way(house: House) -> None:
+    first, second = Broker(), Broker()
+    gates = [first.hold(n) for n in range(64)]
+    for n in range(64):
+        house.say(n, f"after{n}", key=f"key{n}")
+    one = house.relay(first, lease=0.6, poll=0.02)
+    two = house.relay(second, lease=0.6, poll=0.02)
+    async with running(one):
+        await first.until(*range(64))
+        async with running(two):
+            await until(house, lambda: bool(one.store.leaving), "asked to leave some")
+            assert second.attempts == []
+            for gate in gates:
+                gate.set()
+            await until(house, lambda: house.waiting() == [], "all published")
+    assert set(first.attempts) | set(second.attempts) == {
+        word for n in range(64) for word in (str(n), f"after{n}")
+    }
+    assert not [word for word in second.attempts if word.isdigit()], "sent twice without need"
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_an_old_snapshot_holds_nothing_up_and_an_open_writer_only_the_mark(
+    house: House,
+) -> None:
+    relay = house.relay(Recorder(), page_rows=5)
+    with house.eyes.connect() as reader, house.eyes.connect() as writer:
+        reader.exec_driver_sql("begin isolation level repeatable read")
+        reader.exec_driver_sql("select 1")
+        house.say(*range(20))
+        while await relay.run_once():
+            pass
+        house.say("x")
+        await relay.run_once()
+        passed = relay.store.mark.position
+        assert passed >= 20
+        writer.execute(sa.text("select pg_current_xact_id()"))
+        house.say(*range(20))
+        while await relay.run_once():
+            pass
+        await relay.run_once()
+        assert relay.store.mark.position <= passed + 1
+        assert relay.store.mark.holder is not None
+        writer.rollback()
+        for _ in range(3):
+            house.say("y")
+            await relay.run_once()
+        assert relay.store.mark.position >= passed + 20
+    assert house.waiting() == []
