@@ -22,6 +22,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from outbox_saga.database_urls import async_url, sync_url
 from outbox_saga.errors import ConfigurationError
+from outbox_saga.hints import wake_relays
 from outbox_saga.lent_session import LentSession, guard
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
 from outbox_saga.tables import Tables, tables_in
@@ -48,6 +49,7 @@ class Database:
         schema: Of our tables; None is the connection's default.
         clock: Tests shift it.
         pool_size: Connections per engine.
+        hints: Commits that publish something wake relays at once; see `outbox_saga.hints`.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Database:
         schema: str | None = None,
         clock: Clock = DATABASE_CLOCK,
         pool_size: int = 20,
+        hints: bool = True,
     ) -> None:
         self.url = sa.make_url(url) if not isinstance(url, sa.URL) else url
         self.tables: Tables = tables_in(schema)
         self.clock = clock
         self._pool_size = pool_size
+        self._hints = hints
         self._sync: sa.Engine | None = None
         self._async: AsyncEngine | None = None
 
@@ -71,7 +75,7 @@ class Database:
         if self._sync is None:
             url = sync_url(self.url)
             self._sync = sa.create_engine(url, **self._options(url))
-            _prepare(self._sync)
+            self._prepare(self._sync)
         return self._sync
 
     @property
@@ -82,8 +86,13 @@ class Database:
 
             url = async_url(self.url)
             self._async = create_async_engine(url, **self._options(url))
-            _prepare(self._async.sync_engine)
+            self._prepare(self._async.sync_engine)
         return self._async
+
+    def _prepare(self, engine: sa.Engine) -> None:
+        _prepare(engine)
+        if self._hints:
+            wake_relays(engine)
 
     def _options(self, url: sa.URL) -> dict[str, Any]:
         if url.get_backend_name() == "sqlite":

@@ -134,9 +134,14 @@ class Service:
 
     async def relay(self, stop: asyncio.Event, **options: Any) -> None:
         """Publishes what this service's transactions committed, until `stop` is set."""
+        await self.relay_program(**options).run(stop)
+
+    def relay_program(self, **options: Any) -> Any:
+        """A relay of this service's outbox, not yet running; options as `Relay`."""
         # the relay is a program above the library, asked for by name so that imports go one way
         program = importlib.import_module("outbox_saga_relay.relay")
-        await program.Relay(self.database, self.publisher(), **options).run(stop)
+        settings = {"service": self.name, **options}
+        return program.Relay(self.database, self.publisher(), **settings)
 
     async def orchestrate(self, stop: asyncio.Event, **options: Any) -> None:
         """Carries this service's sagas on, until `stop` is set."""

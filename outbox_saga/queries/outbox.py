@@ -23,6 +23,9 @@ CHUNK_BYTES = (
 )  # bodies a statement; MariaDB takes packets of 16 MiB, escaping may double a body
 
 
+WROTE = "outbox_saga.wrote"  # in a connection's info: it has published since it left the pool
+
+
 def lock_number(key: str) -> int:
     """Which of the 1,024 key locks.
 
@@ -76,6 +79,7 @@ def write_messages(
     for chunk in _chunks(envelopes):
         write(connection, tables, chunk, numbers)
         numbers = []
+    connection.info[WROTE] = (connection.engine, tables.schema)
 
 
 def _chunks(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:

@@ -397,3 +397,32 @@ def bury(
 def pending(connection: sa.Connection, tables: Tables) -> int:
     """How many messages wait in the outbox."""
     return connection.execute(sa.select(sa.func.count()).select_from(tables.outbox)).scalar_one()
+
+
+def oldest_age(
+    connection: sa.Connection, tables: Tables, clock: Clock, above: int
+) -> float | None:
+    """Seconds since the first row above this position was written; None when there is none."""
+    outbox = tables.outbox
+    row = connection.execute(
+        sa.select(outbox.c.created_at, clock.now().label("now"))
+        .where(outbox.c.position > above)
+        .order_by(outbox.c.position)
+        .limit(1)
+    ).first()
+    return None if row is None else float((row.now - row.created_at).total_seconds())
+
+
+def pid_of(connection: sa.Connection, transaction: int) -> int | None:
+    """The server process of this open transaction (PostgreSQL); None when there is none.
+
+    A prepared transaction has none, either; see pg_prepared_xacts.
+    """
+    pid: int | None = connection.execute(
+        sa.text(
+            "SELECT pid FROM pg_stat_activity WHERE backend_xid = "
+            "CAST(CAST(CAST(:transaction AS text) AS xid8) AS xid)"
+        ),
+        {"transaction": str(transaction)},
+    ).scalar()
+    return pid

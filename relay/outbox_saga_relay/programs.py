@@ -137,6 +137,20 @@ def _given(**options: Any) -> dict[str, Any]:
     "--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle."
 )
 @click.option("--page-rows", type=click.IntRange(1, 5000), help="Rows read at once.")
+@click.option("--once", is_flag=True, help="Publish what can be published now, and end.")
+@click.option(
+    "--skip-poison",
+    multiple=True,
+    metavar="TOPIC",
+    help="Keys of this topic go on when a message of theirs becomes a dead letter; others are "
+    "parked. May be given several times.",
+)
+@click.option(
+    "--listen-url",
+    envvar="OUTBOX_SAGA_LISTEN_URL",
+    help="Where to LISTEN for commits, if --database-url leads through pgbouncer.",
+)
+@click.option("--no-listen", is_flag=True, help="Only look every --poll seconds.")
 @_LOG
 def relay(
     service: str | None,
@@ -146,6 +160,11 @@ def relay(
     lease: float | None,
     poll: float | None,
     page_rows: int | None,
+    *,
+    once: bool,
+    skip_poison: tuple[str, ...],
+    listen_url: str | None,
+    no_listen: bool,
     log_level: str,
 ) -> None:
     """Publish what transactions committed.
@@ -156,7 +175,8 @@ def relay(
     from outbox_saga_relay.relay import Relay
 
     _log_to_stderr(log_level)
-    options = _given(lease=lease, poll=poll, page_rows=page_rows)
+    options = _given(lease=lease, poll=poll, page_rows=page_rows, listen=listen_url)
+    options |= {"skip_poison": skip_poison} | ({"listen": False} if no_listen else {})
     if service is not None:
         typed = [n for n in ("database_url", "broker", "schema") if _is_typed(n)]
         if typed:
@@ -165,7 +185,10 @@ def relay(
                 "--broker, not both"
             )
         loaded = load_service(service)
-        until_signalled(lambda stop: loaded.relay(stop, **options))
+        if once:
+            until_signalled(lambda stop: _once(loaded.relay_program(**options), stop))
+        else:
+            until_signalled(lambda stop: loaded.relay(stop, **options))
         return
     if database_url is None or broker is None:
         raise click.UsageError(
@@ -177,7 +200,13 @@ def relay(
         )
     publisher = open_publisher(broker)
     database = Database(database_url, schema=schema)
-    until_signalled(Relay(database, publisher, **options).run)
+    program = Relay(database, publisher, **options)
+    until_signalled((lambda stop: _once(program, stop)) if once else program.run)
+
+
+async def _once(program: Any, stop: asyncio.Event) -> None:
+    published = await program.run_until_empty(stop)
+    click.echo(f"{published} messages published")
 
 
 @click.command()

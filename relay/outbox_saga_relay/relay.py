@@ -10,19 +10,24 @@ same id, and first deliveries stay in order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
+
+import sqlalchemy as sa
 
 from outbox_saga.brokers import Publisher
 from outbox_saga.database import Database
 from outbox_saga.errors import BrokerDown, BrokerUnavailable, ConfigurationError, LeaseLost
+from outbox_saga.hints import listening
 from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.retries import Retry
 from outbox_saga_relay.counters import Counters
 from outbox_saga_relay.lanes import Lanes
+from outbox_saga_relay.listening import Listener
 from outbox_saga_relay.outage import Outage
 from outbox_saga_relay.pace import Pace
 from outbox_saga_relay.sending import Sending
@@ -55,6 +60,8 @@ class Relay:
         skip_poison: Topics whose keys go on when a message of theirs becomes a dead letter. The
             key of any other topic is parked, which keeps its order.
         service: Whose relay it is, for those who look.
+        listen: LISTEN for commits on a connection of its own (PostgreSQL). A URL: there, where
+            `database`'s own leads through pgbouncer. False: only by polling.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class Relay:
         outage: Retry = OUTAGE_RETRY,
         skip_poison: Collection[str] = (),
         service: str = "",
+        listen: bool | str = True,
     ) -> None:
         if not 1 <= page_rows <= MAX_PAGE:
             raise ConfigurationError(f"page_rows is {page_rows}; give 1 to {MAX_PAGE}")
@@ -78,6 +86,8 @@ class Relay:
         self.publisher = publisher
         self.store = Store(database, lease=lease, service=service)
         self.counters = Counters()
+        self._database = database
+        self._listen = listen
         self.poll = poll
         self._lease = lease
         self._page_rows = page_rows
@@ -115,26 +125,44 @@ class Relay:
         self._stop = stop
         stopped = asyncio.create_task(stop.wait())
         stopped.add_done_callback(lambda _: self._wake.set())
+        loop, schema = asyncio.get_running_loop(), self._database.tables.schema
+        ear = self._ear()
         try:
-            while not stop.is_set():
-                try:
-                    if not self.store.epochs and not await self._begin():
-                        await asyncio.wait({stopped}, timeout=self.poll)
-                        continue
-                    await self._serve()
-                except (LeaseLost, BrokerUnavailable) as error:
-                    await self._start_over()
-                    logger.warning("%s", error)
-                    await self._wait_out(stopped)
-                except Exception as error:
-                    if not is_transient(error):
-                        raise
-                    await self._start_over()
-                    logger.warning("trouble with the database (%s)", brief(error))
-                    await self._wait_out(stopped)
+            with listening(self._database.url, schema, lambda: _hear(loop, self.hint)):
+                await self._work(stop, stopped)
         finally:
+            if ear is not None:
+                ear.cancel()
+                await asyncio.gather(ear, return_exceptions=True)
             stopped.cancel()
             await self._end()
+
+    def _ear(self) -> asyncio.Task[None] | None:
+        url = self._database.url
+        if isinstance(self._listen, str):
+            url = sa.make_url(self._listen)
+        if not self._listen or not Listener.can_listen(url):
+            return None
+        listener = Listener(url, self._database.tables.schema, self.hint)
+        return asyncio.create_task(listener.run())
+
+    async def _work(self, stop: asyncio.Event, stopped: asyncio.Task[bool]) -> None:
+        while not stop.is_set():
+            try:
+                if not self.store.epochs and not await self._begin():
+                    await asyncio.wait({stopped}, timeout=self.poll)
+                    continue
+                await self._serve()
+            except (LeaseLost, BrokerUnavailable) as error:
+                await self._start_over()
+                logger.warning("%s", error)
+                await self._wait_out(stopped)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                await self._start_over()
+                logger.warning("trouble with the database (%s)", brief(error))
+                await self._wait_out(stopped)
 
     async def run_until_empty(self, stop: asyncio.Event | None = None) -> int:
         """Publishes what can be published now, then gives the lease back; returns how many.
@@ -415,3 +443,9 @@ class Relay:
         if page.rows:
             average = sum(len(row.body) for row in page.rows) / len(page.rows) + 1
             self._limit = max(1, min(self._page_rows, int(self._page_bytes / average)))
+
+
+def _hear(loop: asyncio.AbstractEventLoop, hint: Callable[[], None]) -> None:
+    """From any thread."""
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(hint)

@@ -87,7 +87,9 @@ class Store:
         self.leaving: frozenset[int] = frozenset()  # owned, but no more of them is read
         self.mark = Mark()
         self.removed = 0
-        self.fenced = 0
+        self.fenced = 0  # acknowledged rows that somebody else had removed before
+        self.oldest: float | None = None  # seconds, as of the last renewal
+        self.holder_pid: int | None = None
         self._process = Process(self.owner, "relay", service)
         self._lease = lease
         self._database = database
@@ -203,9 +205,28 @@ class Store:
 
     def _beat(self, connection: sa.Connection, detail: Mapping[str, object]) -> tuple[int, int]:
         """This relay is alive; its share of the partitions, and how many relays there are."""
-        processes.beat(connection, self._tables, self._clock, self._process, self._lease, detail)
+        told = {**detail, **self._detail(connection)}
+        processes.beat(connection, self._tables, self._clock, self._process, self._lease, told)
         relays = max(1, processes.alive(connection, self._tables, self._clock, "relay"))
         return math.ceil(PARTITIONS / relays), relays
+
+    def _detail(self, connection: sa.Connection) -> dict[str, object]:
+        """What whoever looks at this relay's row should know; no keys and no payload."""
+        mark = self.mark
+        self.oldest = verbs.oldest_age(connection, self._tables, self._clock, mark.position)
+        self.holder_pid = None
+        if mark.holder is not None:
+            self.holder_pid = verbs.pid_of(connection, mark.holder)
+        return {
+            "partitions": len(self.epochs),
+            "blocked_keys": len(self._blocked),
+            "removed": self.removed,
+            "fenced": self.fenced,
+            "oldest_pending_seconds": self.oldest,
+            "mark": mark.position,
+            "mark_waits_for_transaction": mark.holder,
+            "mark_waits_for_pid": self.holder_pid,
+        }
 
     def _know_blocked(self, blocked: Mapping[BlockedKey, verbs.Blocked]) -> None:
         now = time.monotonic()

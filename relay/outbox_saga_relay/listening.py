@@ -1,0 +1,118 @@
+"""The relay's ear: LISTEN on a connection of its own, which is in no transaction.
+
+A hint that is lost costs latency: the relay looks by itself in any case. So everything here that
+fails is told once, and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from outbox_saga.database_urls import sync_url
+from outbox_saga.hints import channel
+from outbox_saga.retries import Retry
+
+logger = logging.getLogger("outbox_saga.relay")
+
+HEARTBEAT = 10.0  # seconds: a connection that says nothing for so long is asked
+ANSWER = 5.0  # seconds for an answer
+AGAIN = Retry(max_attempts=1_000_000, initial=0.2, max_delay=15.0)
+DEAF = 2.0  # seconds within which it has to hear itself
+
+
+class Listener:
+    """Calls `hear` for every hint, and once after each reconnect, for what was missed.
+
+    Args:
+        url: A direct one: through pgbouncer in transaction mode nothing arrives.
+        schema: Of the outbox.
+        hear: To be called in the event loop.
+    """
+
+    def __init__(self, url: sa.URL, schema: str | None, hear: Callable[[], None]) -> None:
+        self._url = sync_url(url)
+        self._schema = schema
+        self._hear = hear
+        self.heard = 0
+        self.connections = 0
+
+    @staticmethod
+    def can_listen(url: sa.URL) -> bool:
+        """Whether this database has LISTEN."""
+        return url.get_backend_name() == "postgresql"
+
+    async def run(self) -> None:
+        """Until cancelled, or until it is clear that nothing ever arrives here."""
+        import psycopg
+
+        failures = 0
+        while True:
+            try:
+                connection = await asyncio.wait_for(self._connect(), ANSWER)
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                failures += 1
+                self._tell(failures, error)
+                await asyncio.sleep(AGAIN.delay(failures, seed="listen"))
+                continue
+            try:
+                self.connections += 1
+                if self.connections == 1 and not await self._hears_itself(connection):
+                    logger.warning(
+                        "LISTEN hears nothing on this connection (pgbouncer in transaction "
+                        "mode?): give a direct URL for it; the relay looks by itself"
+                    )
+                    return
+                failures = 0
+                self._hear()
+                await self._listen(connection)
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                failures += 1
+                self._tell(failures, error)
+            finally:
+                with contextlib.suppress(Exception):  # it is gone in any case
+                    await asyncio.wait_for(connection.close(), ANSWER)
+            await asyncio.sleep(AGAIN.delay(max(1, failures), seed="listen"))
+
+    async def _connect(self) -> Any:
+        import psycopg
+
+        dialect = self._url.get_dialect()()
+        _, arguments = dialect.create_connect_args(self._url)
+        connection = await psycopg.AsyncConnection.connect(
+            **arguments, autocommit=True, prepare_threshold=None
+        )
+        await connection.execute(f'LISTEN "{channel(self._schema)}"'.encode())
+        return connection
+
+    async def _hears_itself(self, connection: Any) -> bool:
+        other = await asyncio.wait_for(self._connect(), ANSWER)
+        try:
+            await other.execute(f'NOTIFY "{channel(self._schema)}"'.encode())
+            async for _ in connection.notifies(timeout=DEAF, stop_after=1):
+                return True
+            return False
+        finally:
+            await other.close()
+
+    async def _listen(self, connection: Any) -> None:
+        while True:
+            heard = False
+            async for _ in connection.notifies(timeout=HEARTBEAT, stop_after=1):
+                heard = True
+                self.heard += 1
+                self._hear()
+            if not heard:
+                # a half-open socket says nothing for ever
+                async with asyncio.timeout(ANSWER):
+                    await connection.execute(b"SELECT 1")
+
+    @staticmethod
+    def _tell(failures: int, error: BaseException) -> None:
+        log = logger.warning if failures == 1 else logger.debug
+        log("the relay cannot be told at once (%s); it looks by itself", type(error).__name__)

@@ -1,0 +1,152 @@
+"""A relay that looks once in an hour publishes at once, because it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from outbox_saga.database import Database
+from outbox_saga.hints import wake_relays
+from outbox_saga.unit_of_work import UnitOfWork
+from tests.relay.house import House, Said
+from tests.relay.test_running import Broker, running, until
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+async def look_once(house: House, broker: Broker) -> None:
+    """The relay has published something, and what follows is left to hints."""
+    house.say("first")
+    await broker.until("first")
+    await until(house, lambda: house.waiting() == [], "removed")
+
+
+def publish(engine: sa.Engine, word: str) -> None:
+    with engine.begin() as connection:
+        UnitOfWork(connection).publish(Said(word=word))
+
+
+async def test_a_commit_of_the_same_process_is_told_directly(house: House, broker: Broker) -> None:
+    told = house.another_database()
+    relay = house.relay(broker, poll=HOUR, listen=False)
+    async with running(relay):
+        await look_once(house, broker)
+        await until(house, lambda: relay._wake.is_set() is False, "nothing to do")
+        publish(told.engine, "second")
+        await broker.until("second")
+        async with told.async_engine.begin() as connection:
+            UnitOfWork(connection).publish(Said(word="third"))
+        await broker.until("third")
+
+
+async def test_an_engine_of_the_users_own_wakes_relays_once_it_is_told_to(
+    house: House, broker: Broker
+) -> None:
+    engine = sa.create_engine(house.url, poolclass=sa.NullPool)
+    wake_relays(engine)
+    async with running(house.relay(broker, poll=HOUR, listen=False)):
+        await look_once(house, broker)
+        publish(engine, "second")
+        await broker.until("second")
+    engine.dispose()
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_commit_of_another_process_is_told_by_notify(house: House, broker: Broker) -> None:
+    async with running(house.relay(broker, poll=HOUR)):
+        await look_once(house, broker)
+        house.say("second")  # by an engine that wakes nobody
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql("NOTIFY outbox_saga")
+        await broker.until("second")
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_our_own_engines_send_the_notify_that_others_hear(house: House) -> None:
+    heard = asyncio.get_running_loop().create_future()
+
+    def listen() -> None:
+        with house.eyes.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            raw.rollback()
+            raw.autocommit = True
+            raw.execute("LISTEN outbox_saga")
+            loop.call_soon_threadsafe(ready.set)
+            for notify in raw.notifies(timeout=20, stop_after=1):
+                loop.call_soon_threadsafe(heard.set_result, notify.payload)
+
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    listening = loop.run_in_executor(None, listen)
+    await asyncio.wait_for(ready.wait(), 20)
+    publish(house.another_database().engine, "told")
+    assert await asyncio.wait_for(heard, 20) == ""
+    await listening
+
+
+@pytest.mark.databases("postgres18")
+async def test_a_listener_that_was_cut_off_listens_again_and_looks_for_what_it_missed(
+    house: House, broker: Broker
+) -> None:
+    def listeners() -> list[int]:
+        with house.eyes.connect() as connection:
+            question = (
+                "select pid from pg_stat_activity where query like 'LISTEN%' and "
+                "datname = current_database() and pid <> pg_backend_pid()"
+            )
+            return list(connection.scalars(sa.text(question)))
+
+    async with running(house.relay(broker, poll=HOUR)):
+        await look_once(house, broker)
+        await until(house, lambda: len(listeners()) == 1, "it listens")
+        (old,) = listeners()
+        with house.eyes.begin() as connection:
+            connection.execute(sa.select(sa.func.pg_terminate_backend(old)))
+        house.say("missed")
+        await broker.until("missed")
+        await until(house, lambda: listeners() not in ([], [old]), "it listens again")
+
+
+async def test_a_process_that_publishes_to_a_database_without_relays_goes_on(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection for hints cannot be made: a warning, and the commit stands."""
+    engine = sa.create_engine(house.url, poolclass=sa.NullPool)
+    nowhere = sa.make_url(house.url)
+    if nowhere.get_backend_name() == "postgresql":
+        nowhere = nowhere.set(port=1)
+    wake_relays(engine, url=nowhere)
+    publish(engine, "kept")
+    publish(engine, "kept too")
+    assert house.waiting() == ["kept", "kept too"]
+    if nowhere.get_backend_name() == "postgresql":
+        await until(house, lambda: "relays cannot be told" in caplog.text, "a warning")
+        assert "secret" not in caplog.text
+    engine.dispose()
+
+
+async def test_a_rolled_back_transaction_tells_nobody(house: House) -> None:
+    told: list[str] = []
+    database = Database(house.url)
+    heard: Callable[[], None] = lambda: told.append("!")  # noqa: E731
+    from outbox_saga.hints import listening
+
+    with listening(database.url, None, heard):
+        with database.engine.connect() as connection:
+            transaction = connection.begin()
+            UnitOfWork(connection).publish(Said(word="never"))
+            transaction.rollback()
+        assert told == []
+        publish(database.engine, "said")
+        assert told == ["!"]
+    publish(database.engine, "said again")
+    assert told == ["!"]
+    database.engine.dispose()
