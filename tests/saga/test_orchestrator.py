@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from outbox_saga import NotDone
 from outbox_saga.errors import LeaseLost, NoTransaction, SagaStartConflict
 from outbox_saga.ids import new_id
-from outbox_saga.queries import sagas
+from outbox_saga.queries import leases, sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.progress import Resumed, Run
@@ -266,7 +266,7 @@ async def test_an_effect_that_comes_too_late_to_count_is_rolled_back(shop: Shop)
     database = shop.service.database
     owner = new_id()
     now, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
     )
     hand = Hand(shop.saga, claimed[0], owner, now, 0.0, 60.0)
     orchestrator = shop.service.orchestrator()
@@ -311,7 +311,7 @@ async def test_an_instance_whose_process_died_is_taken_over_after_its_lease(shop
     database = shop.service.database
     dead = new_id()
     _, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, dead, 30.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, dead, 30.0, ["fulfil"], 10
     )
     assert [instance.id for instance in claimed] == [id_]
 
@@ -331,7 +331,7 @@ async def test_a_process_whose_lease_was_taken_over_commits_nothing(shop: Shop) 
     database = shop.service.database
     owner = new_id()
     now, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, owner, 1.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, owner, 1.0, ["fulfil"], 10
     )
     hand = Hand(shop.saga, claimed[0], owner, now, 0.0, 1.0)
     orchestrator = shop.service.orchestrator()
