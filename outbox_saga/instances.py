@@ -74,7 +74,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One saga instance as this process holds it."""
+    """One saga instance as this process holds it.
+
+    Args:
+        deaths: Owners that died with it, one after another, since anything was reported.
+        orphaned: The last owner did: its lease ran out before this process claimed the instance.
+    """
 
     id: Any
     name: str
@@ -86,6 +91,8 @@ class Instance:
     revision: int
     epoch: int
     state: SagaState = field(repr=False)  # data may be personal: never in a log
+    deaths: int = 0
+    orphaned: bool = False
 
 
 def dump_progress(state: SagaState) -> str:

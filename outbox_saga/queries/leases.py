@@ -1,167 +1,244 @@
-"""Who may publish which partitions: lease rows, by the database's clock."""
+"""Who carries an instance on: claim, renew, release; and how many have died of it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
+from outbox_saga.instances import Instance
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import for_update, skip_locked
-from outbox_saga.tables import PARTITIONS, Tables
+from outbox_saga.queries.dialects import idle_limit, skip_locked
+from outbox_saga.queries.sagas import columns, instance_of
+from outbox_saga.tables import Tables
+
+RELEASE_SECONDS = 2.0  # that a process standing still may hold what it was releasing
+SUSPECT_DEATHS = 2  # in a row: from so many on, the instance itself may be what kills its owners
+SUSPECTS_SEEN = 1000  # due instances among which the one with the fewest deaths is looked for
 
 
-def take_lease(
-    connection: sa.Connection,
-    tables: Tables,
-    clock: Clock,
-    owner: UUID,
-    seconds: float,
-    limit: int = PARTITIONS,
-) -> dict[int, int]:
-    """The partitions this owner holds now, with their epochs.
+def _orphaned(tables: Tables, owner: UUID) -> sa.ColumnElement[int]:
+    """1 for a due instance whose owner let the lease run out, which one that lives does not.
 
-    Its own are taken anew, and of those that nobody holds so many that it has `limit` of them.
-    Each one taken gets the next epoch.
+    Our own lease may run out while we live: the database may have been away.
     """
-    lease = tables.partition_lease
-    # the owner's first: after a restart of its work it holds no more than before
-    mine_first = sa.case((lease.c.owner == owner, 0), else_=1)
-    free = connection.scalars(
-        skip_locked(
-            connection,
-            sa.select(lease.c.partition)
-            .where(
-                sa.or_(
-                    lease.c.until.is_(None), lease.c.until < clock.now(), lease.c.owner == owner
-                )
-            )
-            .order_by(mine_first, lease.c.partition)
-            .limit(limit),
-        )
-    ).all()
-    if free:
-        connection.execute(
-            sa.update(lease)
-            .where(lease.c.partition.in_(free))
-            .values(owner=owner, epoch=lease.c.epoch + 1, until=clock.now(seconds), revisit=None)
-        )
-    return held(connection, tables, clock, owner)
+    saga = tables.saga
+    return sa.case((sa.or_(saga.c.owner.is_(None), saga.c.owner == owner), 0), else_=1)
 
 
-def take_more(
+def _due(
+    tables: Tables, clock: Clock, owner: UUID, names: Sequence[str], *, suspects: bool
+) -> list[sa.ColumnElement[bool]]:
+    saga = tables.saga
+    now = clock.now()
+    conditions = [
+        saga.c.due_at <= now,
+        sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < now),
+        saga.c.name.in_(names),
+    ]
+    if not suspects:
+        conditions.append(saga.c.deaths + _orphaned(tables, owner) < SUSPECT_DEATHS)
+    return conditions
+
+
+def claim(
     connection: sa.Connection,
     tables: Tables,
     clock: Clock,
     owner: UUID,
-    seconds: float,
+    lease: float,
+    names: Sequence[str],
     limit: int,
-) -> dict[int, int]:
-    """As `take_lease`, of partitions that nobody holds only, at most so many."""
-    lease = tables.partition_lease
-    free = connection.scalars(
-        skip_locked(
-            connection,
-            sa.select(lease.c.partition)
-            .where(sa.or_(lease.c.until.is_(None), lease.c.until < clock.now()))
-            .order_by(lease.c.partition)
-            .limit(limit),
-        )
-    ).all()
-    if free:
-        connection.execute(
-            sa.update(lease)
-            .where(lease.c.partition.in_(free))
-            .values(owner=owner, epoch=lease.c.epoch + 1, until=clock.now(seconds), revisit=None)
-        )
-    return held(connection, tables, clock, owner)
+    *,
+    suspects: bool = True,
+) -> tuple[dt.datetime, list[Instance]]:
+    """Due instances of these sagas, now leased to `owner`, and the database's time.
 
+    One that has had owners die with it, `SUSPECT_DEATHS` or more, is claimed alone of its kind:
+    whatever kills every process must not take the same others with it each time.
 
-def held(connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID) -> dict[int, int]:
-    """The partitions of this owner's leases that last, with their epochs."""
-    lease = tables.partition_lease
-    rows = connection.execute(
-        sa.select(lease.c.partition, lease.c.epoch).where(
-            lease.c.owner == owner, lease.c.until > clock.now()
+    Args:
+        lease: Seconds; then another process may take them over.
+        limit: Instances.
+        suspects: Whether such a one may be among them; not while another one is in hand.
+    """
+    page = _lock(connection, tables, clock, owner, lease, names, limit, suspects=suspects)
+    if suspects and any(_deaths(row) >= SUSPECT_DEATHS for row in page):
+        page = _lock_one_suspect(connection, tables, clock, owner, lease, names)
+        if limit > len(page):
+            page += _lock(
+                connection, tables, clock, owner, lease, names, limit - len(page), suspects=False
+            )
+    if not page:
+        return dt.datetime.min.replace(tzinfo=dt.UTC), []
+    saga = tables.saga
+    connection.execute(
+        sa.update(saga)
+        .where(saga.c.id.in_([row.id for row in page]))
+        # in this order: MariaDB and MySQL evaluate one after another, with what is set already
+        .ordered_values(
+            (saga.c.deaths, saga.c.deaths + _orphaned(tables, owner)),
+            (saga.c.owner, owner),
+            (saga.c.lease_until, clock.now(lease)),
+            (saga.c.epoch, saga.c.epoch + 1),
         )
     )
-    return {row.partition: row.epoch for row in rows}
-
-
-def renew_lease(
-    connection: sa.Connection, tables: Tables, clock: Clock, owner: UUID, seconds: float
-) -> int:
-    """How many partitions this owner still held and holds on to."""
-    lease = tables.partition_lease
-    return connection.execute(
-        sa.update(lease)
-        .where(lease.c.owner == owner, lease.c.until > clock.now())
-        .values(until=clock.now(seconds))
-    ).rowcount
-
-
-def take_revisits(connection: sa.Connection, tables: Tables, owner: UUID) -> int | None:
-    """The lowest position at which somebody has put a row back for this owner; told once.
-
-    In one transaction with whatever the owner does about it in its memory: an owner that dies
-    afterwards is followed by one that reads from the bottom.
-    """
-    lease = tables.partition_lease
-    mine = (lease.c.owner == owner, lease.c.revisit.is_not(None))
-    # no write when there is nothing, which is nearly always
-    rows = connection.execute(sa.select(lease.c.partition, lease.c.revisit).where(*mine)).all()
-    if not rows:
-        return None
-    for row in rows:
-        # what was put back meanwhile, at a lower position, is told the next time
-        connection.execute(
-            sa.update(lease)
-            .where(lease.c.partition == row.partition, lease.c.revisit == row.revisit)
-            .values(revisit=None)
+    return max(row.now for row in page), [
+        replace(
+            instance_of(row), epoch=row.epoch + 1, deaths=_deaths(row), orphaned=bool(row.orphaned)
         )
-    return min(int(row.revisit) for row in rows)
+        for row in page
+    ]
 
 
-def release_lease(
-    connection: sa.Connection,
-    tables: Tables,
-    owner: UUID,
-    partitions: Collection[int] | None = None,
-) -> None:
-    """Of this owner these partitions (None: all) are leased no longer.
-
-    A successor need not wait.
-    """
-    lease = tables.partition_lease
-    statement = sa.update(lease).where(lease.c.owner == owner)
-    if partitions is not None:
-        statement = statement.where(lease.c.partition.in_(sorted(partitions)))
-    connection.execute(statement.values(owner=None, until=None))
+def _deaths(row: Any) -> int:
+    deaths: int = row.deaths + row.orphaned
+    return deaths
 
 
-def holds_lease(
+def _lock(
     connection: sa.Connection,
     tables: Tables,
     clock: Clock,
     owner: UUID,
-    epochs: Mapping[int, int],
-) -> bool:
-    """True when all these partitions are still this owner's, of these epochs.
+    lease: float,
+    names: Sequence[str],
+    limit: int,
+    *,
+    suspects: bool,
+    id_: UUID | None = None,
+) -> list[Any]:
+    saga = tables.saga
+    statement = (
+        sa.select(
+            *columns(tables),
+            _orphaned(tables, owner).label("orphaned"),
+            clock.now().label("now"),
+            # its locks never outlive the lease, though the process stand still before the commit
+            *idle_limit(connection, lease),
+        )
+        .where(*_due(tables, clock, owner, names, suspects=suspects))
+        .order_by(saga.c.due_at)
+        .limit(limit)
+    )
+    if id_ is not None:
+        statement = statement.where(saga.c.id == id_)
+    return list(connection.execute(skip_locked(connection, statement)).all())
 
-    Locks them until the transaction ends.
+
+def _lock_one_suspect(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    owner: UUID,
+    lease: float,
+    names: Sequence[str],
+) -> list[Any]:
+    """The one with the fewest deaths: those that only happened to be there are soon done.
+
+    Found by a plain read: with FOR UPDATE, MariaDB locks every row that it sorts.
     """
-    lease = tables.partition_lease
+    saga = tables.saga
+    deaths = (saga.c.deaths + _orphaned(tables, owner)).label("deaths")
+    due = (
+        sa.select(saga.c.id, saga.c.due_at, deaths)
+        .where(*_due(tables, clock, owner, names, suspects=True))
+        .order_by(saga.c.due_at)
+        .limit(SUSPECTS_SEEN)
+        .subquery()
+    )
     found = connection.execute(
-        for_update(
+        sa.select(due.c.id)
+        .where(due.c.deaths >= SUSPECT_DEATHS)
+        .order_by(due.c.deaths, due.c.due_at)
+        .limit(1)
+    ).scalar_one_or_none()
+    if found is None:
+        return []
+    return _lock(connection, tables, clock, owner, lease, names, 1, suspects=True, id_=found)
+
+
+def any_due(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    owner: UUID,
+    names: Sequence[str],
+    *,
+    suspects: bool = True,
+) -> bool:
+    """Whether there may be something for `owner` to claim; arguments as for `claim`.
+
+    Reads only, so that an idle look takes no write lock.
+    """
+    return bool(
+        connection.execute(
+            sa.select(sa.literal(1))
+            .select_from(tables.saga)
+            .where(*_due(tables, clock, owner, names, suspects=suspects))
+            .limit(1)
+        ).first()
+    )
+
+
+def renew(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    owner: UUID,
+    ids: Sequence[UUID],
+    lease: float,
+) -> set[UUID]:
+    """Which of these instances are still `owner`'s, and stay so for another lease.
+
+    One that was taken over meanwhile is left alone.
+    """
+    saga = tables.saga
+    connection.execute(
+        _with_idle_limit(
             connection,
-            sa.select(lease.c.partition, lease.c.epoch)
-            .where(
-                lease.c.partition.in_(sorted(epochs)),
-                lease.c.owner == owner,
-                lease.c.until > clock.now(),
-            )
-            .order_by(lease.c.partition),
+            lease,
+            sa.update(saga)
+            .where(saga.c.id.in_(ids), saga.c.owner == owner)
+            .values(lease_until=clock.now(lease)),
         )
     )
-    return {row.partition: row.epoch for row in found} == epochs
+    ours = sa.select(saga.c.id).where(saga.c.id.in_(ids), saga.c.owner == owner)
+    return set(connection.scalars(ours))
+
+
+def release(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    instance: Instance,
+    owner: UUID,
+    *,
+    after: float | None = None,
+) -> None:
+    """The instance is nobody's, as far as it was `owner`'s.
+
+    Due after so many seconds, or when it was before.
+    """
+    saga = tables.saga
+    values: dict[str, Any] = {"owner": None, "lease_until": None}
+    if after is not None:
+        values["due_at"] = clock.now(after)
+    connection.execute(
+        _with_idle_limit(
+            connection,
+            RELEASE_SECONDS,
+            sa.update(saga)
+            .where(saga.c.id == instance.id, saga.c.owner == owner, saga.c.epoch == instance.epoch)
+            .values(**values),
+        )
+    )
+
+
+def _with_idle_limit(connection: sa.Connection, seconds: float, statement: sa.Update) -> Any:
+    columns = idle_limit(connection, seconds)
+    return statement.returning(*columns) if columns else statement

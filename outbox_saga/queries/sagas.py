@@ -1,11 +1,10 @@
-"""Saga instances: start, claim, compare-and-set, history."""
+"""Saga instances: start, read, compare-and-set, history. Who has them: `leases`."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -21,15 +20,9 @@ from outbox_saga.instances import (
     load_progress,
 )
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import (
-    for_update,
-    idle_limit,
-    insert_or_ignore,
-    skip_locked,
-)
+from outbox_saga.queries.dialects import for_update, insert_or_ignore
 from outbox_saga.tables import Tables
 
-RELEASE_SECONDS = 2.0  # that a process standing still may hold what it was releasing
 ENTRIES_A_REVISION = 1000  # history numbers are revision * this + index
 
 
@@ -73,15 +66,17 @@ def input_hash(connection: sa.Connection, tables: Tables, id_: UUID) -> bytes | 
     return found
 
 
-def _columns(tables: Tables) -> list[sa.Column[Any]]:
+def columns(tables: Tables) -> list[sa.Column[Any]]:
+    """What an instance is made of."""
     c = tables.saga.c
     return [
         c.id, c.name, c.version, c.shape, c.source, c.business_key, c.correlation_id,
-        c.revision, c.epoch, c.state, c.data, c.progress, c.reason,
+        c.revision, c.epoch, c.state, c.data, c.progress, c.reason, c.deaths,
     ]  # fmt: skip
 
 
-def _instance(row: Any) -> Instance:
+def instance_of(row: Any) -> Instance:
+    """The instance in a row of these columns."""
     return Instance(
         id=row.id,
         name=row.name,
@@ -93,72 +88,7 @@ def _instance(row: Any) -> Instance:
         revision=row.revision,
         epoch=row.epoch,
         state=SagaState(row.state, json.loads(row.data), load_progress(row.progress), row.reason),
-    )
-
-
-def claim(
-    connection: sa.Connection,
-    tables: Tables,
-    clock: Clock,
-    owner: UUID,
-    lease: float,
-    names: Sequence[str],
-    limit: int,
-) -> tuple[dt.datetime, list[Instance]]:
-    """Due instances of these sagas, now leased to `owner`, and the database's time.
-
-    Args:
-        lease: Seconds; then another process may take them over.
-        limit: Instances.
-    """
-    saga = tables.saga
-    now = clock.now()
-    found = connection.execute(
-        skip_locked(
-            connection,
-            # its locks never outlive the lease, though the process stand still before the commit
-            sa.select(*_columns(tables), now.label("now"), *idle_limit(connection, lease))
-            .where(
-                saga.c.due_at <= now,
-                sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < now),
-                saga.c.name.in_(names),
-            )
-            .order_by(saga.c.due_at)
-            .limit(limit),
-        )
-    ).all()
-    if not found:
-        return dt.datetime.min.replace(tzinfo=dt.UTC), []
-    connection.execute(
-        sa.update(saga)
-        .where(saga.c.id.in_([row.id for row in found]))
-        .values(owner=owner, lease_until=clock.now(lease), epoch=saga.c.epoch + 1)
-    )
-    instances = [_instance(row) for row in found]
-    return found[0].now, [_with_epoch(i, i.epoch + 1) for i in instances]
-
-
-def _with_epoch(instance: Instance, epoch: int) -> Instance:
-    return replace(instance, epoch=epoch)
-
-
-def any_due(connection: sa.Connection, tables: Tables, clock: Clock, names: Sequence[str]) -> bool:
-    """Whether there may be something to claim.
-
-    Reads only, so that an idle look takes no write lock.
-    """
-    saga = tables.saga
-    now = clock.now()
-    return bool(
-        connection.execute(
-            sa.select(sa.literal(1))
-            .where(
-                saga.c.due_at <= now,
-                sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < now),
-                saga.c.name.in_(names),
-            )
-            .limit(1)
-        ).first()
+        deaths=row.deaths,
     )
 
 
@@ -166,11 +96,11 @@ def read(
     connection: sa.Connection, tables: Tables, id_: UUID, *, lock: bool = False
 ) -> Instance | None:
     """The instance as it is; with `lock`, nobody else changes it until the transaction ends."""
-    statement = sa.select(*_columns(tables)).where(tables.saga.c.id == id_)
+    statement = sa.select(*columns(tables)).where(tables.saga.c.id == id_)
     row = connection.execute(
         for_update(connection, statement) if lock else statement
     ).one_or_none()
-    return None if row is None else _instance(row)
+    return None if row is None else instance_of(row)
 
 
 def compare_and_set(
@@ -182,9 +112,10 @@ def compare_and_set(
     due: dt.datetime | None,
     *,
     keep_lease: bool,
+    keep_deaths: bool,
 ) -> bool:
     """True when the instance was still as seen (revision and lease epoch) and is now `state`, one
-    revision on.
+    revision on; arguments as for `transition.record`.
     """
     saga = tables.saga
     values: dict[str, Any] = {
@@ -198,6 +129,8 @@ def compare_and_set(
     }
     if not keep_lease:
         values |= {"owner": None, "lease_until": None}
+    if not keep_deaths:
+        values["deaths"] = 0
     if state.status in ENDED:
         values["ended_at"] = clock.now()
     elif seen.state.status in ENDED:
@@ -242,65 +175,6 @@ def add_history(
             ]
         )
     )
-
-
-def renew(
-    connection: sa.Connection,
-    tables: Tables,
-    clock: Clock,
-    owner: UUID,
-    ids: Sequence[UUID],
-    lease: float,
-) -> set[UUID]:
-    """Which of these instances are still `owner`'s, and stay so for another lease.
-
-    One that was taken over meanwhile is left alone.
-    """
-    saga = tables.saga
-    connection.execute(
-        _with_idle_limit(
-            connection,
-            lease,
-            sa.update(saga)
-            .where(saga.c.id.in_(ids), saga.c.owner == owner)
-            .values(lease_until=clock.now(lease)),
-        )
-    )
-    ours = sa.select(saga.c.id).where(saga.c.id.in_(ids), saga.c.owner == owner)
-    return set(connection.scalars(ours))
-
-
-def release(
-    connection: sa.Connection,
-    tables: Tables,
-    clock: Clock,
-    instance: Instance,
-    owner: UUID,
-    *,
-    after: float | None = None,
-) -> None:
-    """The instance is nobody's, as far as it was `owner`'s.
-
-    Due after so many seconds, or when it was before.
-    """
-    saga = tables.saga
-    values: dict[str, Any] = {"owner": None, "lease_until": None}
-    if after is not None:
-        values["due_at"] = clock.now(after)
-    connection.execute(
-        _with_idle_limit(
-            connection,
-            RELEASE_SECONDS,
-            sa.update(saga)
-            .where(saga.c.id == instance.id, saga.c.owner == owner, saga.c.epoch == instance.epoch)
-            .values(**values),
-        )
-    )
-
-
-def _with_idle_limit(connection: sa.Connection, seconds: float, statement: sa.Update) -> Any:
-    columns = idle_limit(connection, seconds)
-    return statement.returning(*columns) if columns else statement
 
 
 def unfinished(connection: sa.Connection, tables: Tables) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -51,6 +51,15 @@ _ENDED_AT: dict[_Ending, str] = {
 }
 
 
+class _Form(NamedTuple):
+    """What sets one compiled statement apart from another."""
+
+    ending: _Ending
+    keeps_lease: bool
+    keeps_deaths: bool
+    noted: bool
+
+
 def record(
     connection: sa.Connection,
     tables: Tables,
@@ -61,18 +70,37 @@ def record(
     entries: Sequence[Entry],
     *,
     keep_lease: bool,
+    keep_deaths: bool,
 ) -> bool:
     """True when the instance was still as seen (revision and lease epoch), is now `state`, one
     revision on, and its history says how. False: nothing was written.
+
+    Args:
+        keep_lease: Its owner goes on with it.
+        keep_deaths: Nothing was reported: the deaths of its owners count on.
     """
     if family(connection) == "postgresql":
-        return _record_at_once(connection, tables, clock, seen, state, due, entries, keep_lease)
+        form = _Form(_ending(seen, state), keep_lease, keep_deaths, bool(entries))
+        return _record_at_once(connection, tables, clock, seen, state, due, entries, form)
     if not sagas.compare_and_set(
-        connection, tables, clock, seen, state, due, keep_lease=keep_lease
+        connection,
+        tables,
+        clock,
+        seen,
+        state,
+        due,
+        keep_lease=keep_lease,
+        keep_deaths=keep_deaths,
     ):
         return False
     sagas.add_history(connection, tables, clock, seen.id, seen.revision + 1, entries)
     return True
+
+
+def _ending(seen: Instance, state: SagaState) -> _Ending:
+    if state.status in ENDED:
+        return "now"
+    return "never" if seen.state.status in ENDED else "as it was"
 
 
 def _record_at_once(
@@ -83,14 +111,9 @@ def _record_at_once(
     state: SagaState,
     due: dt.datetime | None,
     entries: Sequence[Entry],
-    keep_lease: bool,  # noqa: FBT001 - as its caller got it
+    form: _Form,
 ) -> bool:
-    ending: _Ending = "as it was"
-    if state.status in ENDED:
-        ending = "now"
-    elif seen.state.status in ENDED:
-        ending = "never"
-    statement, order = _driver_sql(connection.dialect, tables, ending, keep_lease, bool(entries))
+    statement, order = _driver_sql(connection.dialect, tables, form)
     first = (seen.revision + 1) * sagas.ENTRIES_A_REVISION
     values: dict[str, Any] = {
         "id": str(seen.id),
@@ -119,19 +142,17 @@ def _record_at_once(
 
 @functools.lru_cache(maxsize=64)
 def _driver_sql(
-    dialect: sa.Dialect,
-    tables: Tables,
-    ending: _Ending,
-    keep_lease: bool,  # noqa: FBT001 - lru_cache keys by position
-    noted: bool,  # noqa: FBT001
+    dialect: sa.Dialect, tables: Tables, form: _Form
 ) -> tuple[str, tuple[str, ...] | None]:
     """The statement in the driver's own parameter style; compiled once for each of its forms."""
     preparer = dialect.identifier_preparer
-    lease = "" if keep_lease else ", owner = NULL, lease_until = NULL"
-    text = _MOVE.format(
-        saga=preparer.format_table(tables.saga), also=_ENDED_AT[ending] + lease, now=_NOW
-    )
-    if noted:
+    also = _ENDED_AT[form.ending]
+    if not form.keeps_lease:
+        also += ", owner = NULL, lease_until = NULL"
+    if not form.keeps_deaths:
+        also += ", deaths = 0"
+    text = _MOVE.format(saga=preparer.format_table(tables.saga), also=also, now=_NOW)
+    if form.noted:
         history = preparer.format_table(tables.saga_history)
         text = _MOVE_AND_NOTE.format(move=text, history=history, now=_NOW)
     compiled = sa.text(text).compile(dialect=dialect)

@@ -422,13 +422,16 @@ class Execution:
                 decision.due,
                 decision.entries,
                 keep_lease=decision.busy,
+                keep_deaths=isinstance(happened, Resumed),
             ):
                 break
         else:
             raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
         if kept:
             write_messages(connection, tables, kept)
-        return decision, replace(seen, revision=seen.revision + 1, state=decision.state)
+        deaths = seen.deaths if isinstance(happened, Resumed) else 0
+        moved = replace(seen, revision=seen.revision + 1, state=decision.state, deaths=deaths)
+        return decision, moved
 
 
 def _action(step: Step, direction: Direction) -> Action:

@@ -16,7 +16,7 @@ from outbox_saga.database import Database
 from outbox_saga.errors import ConfigurationError, LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.instances import Instance
-from outbox_saga.queries import sagas
+from outbox_saga.queries import leases
 from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.calling import place
@@ -146,11 +146,23 @@ class Orchestrator:
             if not self._checked:
                 await self.database.look(require_tables, tables)
                 self._checked = True
-            if not await self.database.look(sagas.any_due, tables, clock, self._names):
+            suspects = not any(
+                h.instance.deaths >= leases.SUSPECT_DEATHS for h in self._hands.values()
+            )
+            if not await self.database.look(
+                leases.any_due, tables, clock, self.owner, self._names, suspects=suspects
+            ):
                 return set()
             begun = time.monotonic()
             now, instances = await self.database.run(
-                sagas.claim, tables, clock, self.owner, self.lease, self._names, capacity
+                leases.claim,
+                tables,
+                clock,
+                self.owner,
+                self.lease,
+                self._names,
+                capacity,
+                suspects=suspects,
             )
         except Exception as error:
             if not is_transient(error):
@@ -192,7 +204,7 @@ class Orchestrator:
                 begun = time.monotonic()
                 try:
                     ours = await self.database.run(
-                        sagas.renew, tables, clock, self.owner, ids, self.lease
+                        leases.renew, tables, clock, self.owner, ids, self.lease
                     )
                     for id_ in ours & self._hands.keys():
                         self._hands[id_].lease_ends = begun + self.lease
@@ -205,7 +217,7 @@ class Orchestrator:
         tables, clock = self.database.tables, self.database.clock
         try:
             await self.database.run(
-                sagas.release, tables, clock, instance, self.owner, after=after
+                leases.release, tables, clock, instance, self.owner, after=after
             )
         except Exception as error:  # noqa: BLE001  # logged
             # its lease ends by itself
@@ -217,7 +229,10 @@ class Orchestrator:
         """As far as it goes: until it ends, waits for a moment, or another process has it."""
         running: dict[asyncio.Task[Decision], Flight] = {}
         try:
-            decision = await self._execution.resume(hand, Resumed())
+            taken_up = hand.instance
+            decision = await self._execution.resume(
+                hand, Resumed(taken_up.deaths if taken_up.orphaned else 0)
+            )
             todos = decision.todo
             while True:
                 for todo in () if self._stopping else todos:

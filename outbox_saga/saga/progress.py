@@ -7,6 +7,11 @@ no attempt is left, turn the saga to compensating: what has not started is not s
 settles first, then what was done is undone in reverse order of dependency. An external call whose
 outcome is unknown is repeated under its key until it is definite, before anything is undone. What
 cannot be undone ends in `stuck`, and holds up only what depends on it.
+
+A process that dies reports nothing. Calls are counted when they begin, so a call that kills its
+process ends as one that is never answered. Local steps and questions are counted when they end:
+they are charged an attempt for each death from the tenth on, since of all that a process had in
+hand only one thing killed it.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from outbox_saga.saga.definition import Saga, Step, nothing_to_undo
 # after a step's own retries, an unknown outcome is settled on this longer policy
 SETTLING = Retry(max_attempts=24, initial=1.0, max_delay=60.0)
 MAX_REASON = 500  # characters of an error that are kept
+FATAL_DEATHS = 10  # from so many on, without a report between, each costs an attempt
 
 
 # --- what happened -------------------------------------------------------------------------------
@@ -31,7 +37,14 @@ MAX_REASON = 500  # characters of an error that are kept
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Somebody took the instance up: at its start, when a moment came, or after a crash."""
+    """Somebody took the instance up: at its start, when a moment came, or after a crash.
+
+    Args:
+        deaths: Owners that died with it, one after another, since anything was reported; 0 unless
+            the last one did.
+    """
+
+    deaths: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +194,8 @@ def decide(
         state = _not_found(definition, state, happened, around, entries)
     elif isinstance(happened, Unusable):
         state = _unusable(definition, state, happened, entries)
+    elif happened.deaths >= FATAL_DEATHS:
+        state = _charged(definition, state, happened.deaths, around, entries)
     return _next(definition, state, around, entries)
 
 
@@ -326,6 +341,29 @@ def _errored(
     return state.with_step(
         name, phase=phase, attempts=attempt, due=due, unknown=unknown, error=error
     )
+
+
+def _charged(
+    definition: Saga[Any],
+    state: SagaState,
+    deaths: int,
+    around: Surroundings,
+    entries: list[Entry],
+) -> SagaState:
+    """An attempt for each step that would be run or asked about now: one of them may be what kills
+    every process. A call is not charged: its intent was counted before it was made.
+    """
+    error = f"its process died or stood still {deaths} times while carrying it out"
+    for todo in _next(definition, state, around, []).todo:
+        failed: Errored
+        if isinstance(todo, Run):
+            failed = Errored(todo.step, todo.direction, todo.attempt, error)
+        elif isinstance(todo, Query):
+            failed = Errored(todo.step, "do", todo.attempt + 1, error, unknown=True)
+        else:
+            continue
+        state = _errored(definition, state, failed, around, entries)
+    return state
 
 
 def _not_found(
@@ -492,7 +530,9 @@ def _backward(
             reason = "was carried out, and has no compensation"
             state = _stuck(state, rule.name, "COMPENSATION_FAILED", 0, reason, entries, undo=True)
         elif _is_due(step, around):
-            if rule.external:
+            if step.phase == "undoing" and rule.compensation_retry.exhausted(step.undo_attempts):
+                state = _lost(state, rule, "undo", entries)
+            elif rule.external:
                 state = _call(state, rule, "undo", around, entries, todo)
             else:
                 todo.append(Run(rule.name, "undo", step.undo_attempts + 1))
@@ -550,8 +590,24 @@ def _settle(
     """
     step = state.steps[rule.name]
     if rule.idempotent:
+        if SETTLING.exhausted(step.attempts - rule.retry.max_attempts + 1):
+            return _lost(state, rule, "do", entries)
         return _call(state.with_step(rule.name, unknown=True), rule, "do", around, entries, todo)
     if not step.unknown:  # a question changes nothing; that its caller died does
         entries.append(Entry("RUNNING", rule.name, step.attempts, "nobody knows its outcome"))
     todo.append(Query(rule.name, step.attempts))
     return state.with_step(rule.name, unknown=True)
+
+
+def _lost(state: SagaState, rule: Step, direction: Direction, entries: list[Entry]) -> SagaState:
+    """No call is left, and nobody knows what came of the last one."""
+    step = state.steps[rule.name]
+    attempt = step.undo_attempts if direction == "undo" else step.attempts
+    error = step.error
+    if step.due is None:  # begun, and nothing was reported
+        before = f" (before: {error})" if error is not None else ""
+        error = f"its process died or stood still at the last one{before}"
+    reason = storable(f"outcome unknown after {attempt} attempts: {error}", MAX_REASON)
+    if direction == "undo":
+        return _stuck(state, rule.name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True)
+    return _stuck(state, rule.name, "STEP_FAILED", attempt, reason, entries)

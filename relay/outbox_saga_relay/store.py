@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
-from outbox_saga.queries import exchange, leases, processes
+from outbox_saga.queries import exchange, partitions, processes
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.outbox import partition_of
@@ -142,7 +142,7 @@ class Store:
 
         def take(connection: sa.Connection) -> dict[int, int]:
             share = self._beat(connection, detail)[0]
-            return leases.take_lease(
+            return partitions.take_lease(
                 connection, self._tables, self._clock, self.owner, self._lease, share
             )
 
@@ -172,16 +172,16 @@ class Store:
             connection: sa.Connection,
         ) -> tuple[Renewal, dict[int, int], dict[BlockedKey, verbs.Blocked]]:
             share, relays = self._beat(connection, detail)
-            leases.renew_lease(connection, self._tables, self._clock, self.owner, self._lease)
-            epochs = leases.held(connection, self._tables, self._clock, self.owner)
+            partitions.renew_lease(connection, self._tables, self._clock, self.owner, self._lease)
+            epochs = partitions.held(connection, self._tables, self._clock, self.owner)
             if any(epochs.get(partition) != epoch for partition, epoch in before.items()):
                 return Renewal(held=False), {}, {}
             if len(epochs) < share:
-                epochs = leases.take_more(
+                epochs = partitions.take_more(
                     connection, self._tables, self._clock, self.owner, self._lease,
                     share - len(epochs),
                 )  # fmt: skip
-            again = leases.take_revisits(connection, self._tables, self.owner)
+            again = partitions.take_revisits(connection, self._tables, self.owner)
             blocked = verbs.blocked_rows(connection, self._tables, self._clock, list(epochs))
             gained = frozenset(epochs.keys() - before.keys())
             told = Renewal(held=True, share=share, relays=relays, gained=gained, again=again)
@@ -249,11 +249,11 @@ class Store:
 
     async def release_leaving(self) -> None:
         """What was to be left is leased no longer; nothing of it may be on its way."""
-        partitions, self.leaving = self.leaving, frozenset()
-        self.epochs = {p: e for p, e in self.epochs.items() if p not in partitions}
-        self._blocked = {k: w for k, w in self._blocked.items() if k[0] not in partitions}
+        left, self.leaving = self.leaving, frozenset()
+        self.epochs = {p: e for p, e in self.epochs.items() if p not in left}
+        self._blocked = {k: w for k, w in self._blocked.items() if k[0] not in left}
         await self._in_thread(
-            self._write, leases.release_lease, self._tables, self.owner, partitions
+            self._write, partitions.release_lease, self._tables, self.owner, left
         )
 
     async def release_lease(self) -> None:
@@ -261,7 +261,7 @@ class Store:
         self.epochs, self.leaving = {}, frozenset()
 
         def release(connection: sa.Connection) -> None:
-            leases.release_lease(connection, self._tables, self.owner)
+            partitions.release_lease(connection, self._tables, self.owner)
             processes.left(connection, self._tables, self.owner)
 
         await self._in_thread(self._give_up_kept)
@@ -472,7 +472,7 @@ class Store:
         begun = time.monotonic()
 
         def store(connection: sa.Connection) -> list[Failed]:
-            if not leases.holds_lease(connection, self._tables, self._clock, self.owner, mine):
+            if not partitions.holds_lease(connection, self._tables, self._clock, self.owner, mine):
                 raise LeaseLost("another relay owns the partitions; its own attempts decide")
             # a row that is gone was published by an owner before us: nothing waits for it
             there = [f for f in failures if verbs.still_there(connection, self._tables, f.row)]

@@ -53,6 +53,7 @@ def move(ours: Database, seen: Instance, state: SagaState, *entries: Entry, **ho
             due,
             entries,
             keep_lease=how.pop("keep_lease", True),
+            keep_deaths=how.pop("keep_deaths", False),
         )
 
 
@@ -114,3 +115,19 @@ def test_the_lease_goes_and_the_end_is_noted_and_taken_back(ours: Database) -> N
     assert move(ours, replace(seen, revision=1, state=stuck), RUNNING, Entry("RESUMED"))
     (row,) = rows(ours, ours.tables.saga)
     assert row.ended_at is None
+
+
+def test_a_report_forgives_all_deaths_and_taking_up_none(ours: Database) -> None:
+    seen = started(ours)
+    saga = ours.tables.saga
+    with ours.begin() as connection:
+        connection.execute(sa.update(saga).values(deaths=3))
+    intent = Entry("RUNNING", "charge", 1)
+    assert move(ours, seen, RUNNING, intent, keep_deaths=True)
+    assert [row.deaths for row in rows(ours, saga)] == [3]
+    with ours.engine.connect() as connection:
+        read = sagas.read(connection, ours.tables, seen.id)
+    assert read is not None
+    assert read.deaths == 3
+    assert move(ours, replace(seen, revision=1), RUNNING, Entry("STEP_COMPLETED", "charge", 1))
+    assert [row.deaths for row in rows(ours, saga)] == [0]

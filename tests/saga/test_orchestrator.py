@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from outbox_saga import NotDone
 from outbox_saga.errors import LeaseLost, NoTransaction, SagaStartConflict
 from outbox_saga.ids import new_id
-from outbox_saga.queries import sagas
+from outbox_saga.queries import leases, sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.progress import Call, Resumed, Run
@@ -267,7 +267,7 @@ async def test_an_effect_that_comes_too_late_to_count_is_rolled_back(shop: Shop)
     database = shop.service.database
     owner = new_id()
     now, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
     )
     hand = Hand(shop.saga, claimed[0], owner, now, 0.0, 60.0)
     orchestrator = shop.service.orchestrator()
@@ -312,7 +312,7 @@ async def test_an_instance_whose_process_died_is_taken_over_after_its_lease(shop
     database = shop.service.database
     dead = new_id()
     _, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, dead, 30.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, dead, 30.0, ["fulfil"], 10
     )
     assert [instance.id for instance in claimed] == [id_]
 
@@ -332,7 +332,7 @@ async def test_a_process_whose_lease_was_taken_over_commits_nothing(shop: Shop) 
     database = shop.service.database
     owner = new_id()
     now, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, owner, 1.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, owner, 1.0, ["fulfil"], 10
     )
     hand = Hand(shop.saga, claimed[0], owner, now, 0.0, 1.0)
     orchestrator = shop.service.orchestrator()
@@ -477,7 +477,7 @@ async def test_a_process_that_stood_still_before_its_call_makes_no_call(shop: Sh
     database = shop.service.database
     owner = new_id()
     now, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
     )
     hand = Hand(shop.saga, claimed[0], owner, now, time.monotonic(), 60.0)
     orchestrator = shop.service.orchestrator()
@@ -504,7 +504,7 @@ async def test_a_renewed_lease_lasts_longer_in_memory_too_and_a_lost_one_does_no
     database = shop.service.database
     owner = new_id()
     _, claimed = await database.run(
-        sagas.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, owner, 60.0, ["fulfil"], 10
     )
     ours, lost = (instance.id for instance in claimed)
     table = database.tables.saga
@@ -512,7 +512,7 @@ async def test_a_renewed_lease_lasts_longer_in_memory_too_and_a_lost_one_does_no
         connection.execute(sa.update(table).where(table.c.id == lost).values(owner=new_id()))
 
     kept = await database.run(
-        sagas.renew, database.tables, database.clock, owner, [ours, lost], 60.0
+        leases.renew, database.tables, database.clock, owner, [ours, lost], 60.0
     )
 
     assert kept == {ours}

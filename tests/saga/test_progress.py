@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from outbox_saga import Retry, Saga, nothing_to_undo
 from outbox_saga.instances import ENDED, SagaState, dump_progress, load_progress
 from outbox_saga.saga.progress import (
+    SETTLING,
     Call,
     Done,
     Errored,
@@ -75,6 +76,12 @@ def definitions(draw: st.DrawFn) -> Saga[Data]:
     return saga.check()
 
 
+def deadly_steps(definition: Saga[Data]) -> st.SearchStrategy[set[tuple[str, str]]]:
+    """Of which steps the action, the compensation or the question kills whoever carries it out."""
+    kinds = [(name, kind) for name in definition.steps for kind in ("do", "undo", "ask")]
+    return st.one_of(st.just(set[tuple[str, str]]()), st.sets(st.sampled_from(kinds)))
+
+
 @dataclass
 class World:
     """What really happened outside: the other sides' ledgers and the local effects."""
@@ -111,7 +118,7 @@ class World:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(definitions(), st.data())
-def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(
+def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(  # noqa: PLR0915
     definition: Saga[Data], data: st.DataObject
 ) -> None:
     world = World(definition)
@@ -119,11 +126,21 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(
     now = START
     in_flight: dict[Flight, ToDo] = {}
     trouble = data.draw(st.integers(0, 60), label="outcomes drawn before all goes well")
+    kinds: list[tuple[str, str]] = [
+        (n, k) for n in definition.steps for k in ("do", "undo", "ask")
+    ]
+    deadly = data.draw(
+        st.one_of(st.just(set[tuple[str, str]]()), st.sets(st.sampled_from(kinds))),
+        label="kills the process every time",
+    )
+    deaths = 0  # since something was reported, as the row counts them
     revisions = 0
     due: dt.datetime | None = now
 
     def step(happened: Happened) -> None:
-        nonlocal state, revisions, due
+        nonlocal state, revisions, due, deaths
+        if not isinstance(happened, Resumed):
+            deaths = 0
         flight: Flight | None = None
         if isinstance(happened, Done | Refused | Errored):
             flight = (happened.step, happened.direction)
@@ -153,7 +170,9 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(
             step(Resumed())
             continue
         todo = in_flight[data.draw(st.sampled_from(sorted(in_flight)), label="ends next")]
-        if trouble <= 0:
+        if (todo.step, _kind(todo)) in deadly:
+            outcome = "crash"
+        elif trouble <= 0:
             outcome = "ok"
         else:
             trouble -= 1
@@ -165,17 +184,21 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(
         note(f"{todo} -> {outcome}")
         now += dt.timedelta(seconds=1)
         if outcome == "crash":
-            # a call that was on its way may have arrived
-            for flight, other in list(in_flight.items()):
+            for other in in_flight.values():
                 if isinstance(other, Call) and data.draw(st.booleans(), label="it had arrived"):
                     _act(world, other)
-                del in_flight[flight]
+            in_flight.clear()
             now += dt.timedelta(seconds=LEASE)
-            step(Resumed())
+            deaths += 1
+            step(Resumed(deaths))
             continue
         step(_outcome(world, todo, outcome))
 
     _check_end(definition, world, state)
+
+
+def _kind(todo: ToDo) -> str:
+    return "ask" if isinstance(todo, Query) else todo.direction
 
 
 def _act(world: World, todo: Run | Call) -> None:
@@ -228,7 +251,8 @@ def _check_end(definition: Saga[Data], world: World, state: SagaState) -> None:
         if step.phase == "done" and state.status != "stuck":
             assert world.done.get(name)
         rule = definition.steps[name]
-        assert step.attempts <= rule.retry.max_attempts + 24 + 60
+        assert step.attempts < rule.retry.max_attempts + SETTLING.max_attempts
+        assert step.undo_attempts <= rule.compensation_retry.max_attempts
 
 
 def test_progress_is_stored_without_defaults_so_that_rows_stay_small() -> None:
