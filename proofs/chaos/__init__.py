@@ -1,0 +1,1 @@
+"""Real processes that publish and relay while somebody kills and stops them."""

@@ -1,0 +1,57 @@
+"""What a JetStream stream holds, from its first message on, read with nats-py's plain calls."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import nats
+from nats.errors import TimeoutError as NothingCame
+from nats.js import api
+
+from outbox_saga.testing.servers import Nats, choose
+
+NAME = "chaos"
+
+
+@contextmanager
+def broker() -> Iterator[tuple[Nats, str]]:
+    """A private server, and the URL of a stream of it."""
+    with choose(Nats) as server:
+        yield server, f"{server.url}?stream={NAME}&prefix={NAME}"
+
+
+async def create(server: Nats) -> None:
+    """The stream, which keeps everything and drops hardly any repeat."""
+    client = await nats.connect(server.url)
+    try:
+        await client.jetstream().add_stream(
+            name=NAME,
+            subjects=[f"{NAME}.>"],
+            discard=api.DiscardPolicy.NEW,
+            duplicate_window=0.1,
+        )
+    finally:
+        await client.close()
+
+
+async def everything(server: Nats) -> list[tuple[str, bytes]]:
+    """Every message's id and body, in the order of the stream."""
+    client = await nats.connect(server.url)
+    try:
+        js = client.jetstream(timeout=10)
+        count = (await js.stream_info(NAME)).state.messages
+        reader = await js.pull_subscribe(
+            ">", stream=NAME, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+        )
+        found: list[tuple[str, bytes]] = []
+        while len(found) < count:
+            with contextlib.suppress(NothingCame):
+                found += [
+                    ((message.headers or {})["ce-id"], message.data)
+                    for message in await reader.fetch(500, timeout=2)
+                ]
+        return found
+    finally:
+        await client.close()
