@@ -97,6 +97,7 @@ class Relay:
         self._troubles = 0
         self._wake = asyncio.Event()
         self._hinted = False
+        self._held_was_last = False
         self._again: int | None = None
         self._stop: asyncio.Event | None = None
         self._outage = Outage(outage, seed=str(self.store.owner))
@@ -281,11 +282,15 @@ class Relay:
         if self.store.leaving and not self._lanes.flying_of(self.store.leaving):
             return self._hand_over()
         if not stopping and not self._outage.lasts:
-            if now >= pace.read_at and self._has_room():
+            reads = now >= pace.read_at and self._has_room()
+            # in turn with pages: neither a long backlog of one key nor of all others goes first
+            if self._lanes.wanting() and not (reads and self._held_was_last):
+                self._held_was_last = True
+                return self._read_more_of_held()
+            if reads:
+                self._held_was_last = False
                 pace.removed(now)
                 return self._read(pace)
-            if self._lanes.wanting():
-                return self._read_more_of_held()
         many = len(sending.acknowledged) >= self._page_rows
         if sending.acknowledged and (many or stopping or now >= pace.remove_at):
             pace.removed(now)
