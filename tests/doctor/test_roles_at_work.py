@@ -1,4 +1,4 @@
-"""Each program does its work as a user who has its role, and rights on the service's own tables."""
+"""Each program does its work as a user with its role, and rights on the service's own tables."""
 
 from __future__ import annotations
 
