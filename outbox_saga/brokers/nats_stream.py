@@ -84,6 +84,9 @@ def what_loses_messages(config: dict[str, Any]) -> list[str]:
             for limit in ("max_msgs", "max_bytes", "max_msgs_per_subject")
             if config.get(limit, -1) > 0
         ]
+    elif config.get("max_msgs_per_subject", -1) > 0 and not config.get("discard_new_per_subject"):
+        # it drops the oldest of its subject all the same, unless it is told to refuse there too
+        found.append("max_msgs_per_subject without discard_new_per_subject")
     if config.get("storage") == "memory":
         found.append("storage=memory")
     if config.get("retention") == "interest":

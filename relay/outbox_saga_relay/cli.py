@@ -51,6 +51,10 @@ COMMANDS = {
         "outbox_saga_relay.programs:consume", "Hand messages to a service's handlers, once."
     ),
     "db": Lazy("outbox_saga_relay.db_command:db", "Make, check or remove our tables."),
+    "doctor": Lazy(
+        "outbox_saga_relay.doctor_command:doctor",
+        "Look for what would lose, double or hold up messages and sagas.",
+    ),
     "demo": Lazy(
         "outbox_saga_relay.demo.command:demo", "Watch a shop whose processes are being killed."
     ),

@@ -19,6 +19,7 @@ from outbox_saga_migrations import sql as write_sql
 from outbox_saga_migrations import upgrade as bring_up
 from outbox_saga_relay.database_options import database_url_option, schema_option
 from outbox_saga_relay.printing import json_option, print_json, print_rows
+from outbox_saga_relay.roles.command import roles
 
 lock_timeout_option = click.option(
     "--lock-timeout",
@@ -33,6 +34,9 @@ lock_timeout_option = click.option(
 @click.group()
 def db() -> None:
     """Make, check or remove our tables in a service's database."""
+
+
+db.add_command(roles)
 
 
 @db.command()

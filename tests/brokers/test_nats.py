@@ -106,6 +106,34 @@ async def test_a_stream_that_can_lose_messages_is_warned_of_once(
         assert setting in warning
 
 
+async def test_a_limit_per_subject_drops_what_was_acknowledged_even_with_discard_new(
+    stream: NatsUnderTest, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stream.create(discard=DiscardPolicy.NEW, max_msgs_per_subject=1)
+    async with publishing(stream.url()) as publisher:
+        outcomes = [await publisher.publish([envelope()]) for _ in range(3)]
+
+    assert [list(each) for each in outcomes] == [[Accepted()]] * 3
+    assert await stream.count() == 1
+    (warning,) = warnings(caplog)
+    assert "max_msgs_per_subject without discard_new_per_subject" in warning
+
+
+async def test_a_limit_per_subject_that_refuses_is_not_warned_of(
+    stream: NatsUnderTest, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stream.create(
+        discard=DiscardPolicy.NEW, max_msgs_per_subject=1, discard_new_per_subject=True
+    )
+    async with publishing(stream.url()) as publisher:
+        accepted = await publisher.publish([envelope()])
+        refused = await publisher.publish([envelope()])
+
+    assert list(accepted) == [Accepted()]
+    assert [type(error) for error in errors(tuple(refused))] == [BrokerUnavailable]
+    assert warnings(caplog) == []
+
+
 async def test_a_deleted_stream_is_created_again(stream: NatsUnderTest) -> None:
     async with publishing(stream.url()) as publisher:
         async with stream.client() as js:

@@ -42,6 +42,19 @@ def test_the_migration_scripts_are_in_the_wheel(installed: Installation) -> None
     assert any(file.endswith(".py") for file in scripts)
 
 
+def test_the_sql_of_the_roles_is_in_the_wheel(installed: Installation) -> None:
+    written = installed.run(str(installed.script), "db", "roles", "--dialect", "mariadb")
+
+    assert "GRANT SELECT" in written
+
+
+def test_doctor_needs_no_client_of_a_broker_to_start(installed: Installation) -> None:
+    listed = installed.run(str(installed.script), "doctor", "--list")
+
+    assert "nats.losses" in listed
+    assert "nats" not in installed.loaded("import outbox_saga_relay.doctor_command")
+
+
 def test_nothing_of_the_checkout_but_the_packages_is_in_the_wheel(
     installed: Installation,
 ) -> None:
