@@ -74,6 +74,27 @@ def for_update(connection: sa.Connection, statement: Any) -> Any:
     return statement if family(connection) == "sqlite" else statement.with_for_update()
 
 
+def delete_at_most(
+    connection: sa.Connection, table: Any, condition: sa.ColumnElement[bool], limit: int
+) -> sa.Delete:
+    """A DELETE of at most so many of the rows that meet the condition, and of no other row.
+
+    Bounded, because one that is not holds its locks, its undo and its snapshot for minutes. A row
+    that has changed meanwhile, so that it meets the condition no more, stays.
+    """
+    statement = sa.delete(table).where(condition)
+    kind = family(connection)
+    if kind == "mysql":
+        return statement.with_dialect_options(mysql_limit=limit, mariadb_limit=limit)
+    row: sa.ColumnClause[Any] = sa.column("ctid" if kind == "postgresql" else "rowid")
+    # from nothing outside: the condition names the same table
+    chosen = sa.select(row).select_from(table).where(condition).limit(limit).correlate(None)
+    if kind == "postgresql":
+        # IN would join the whole table; ANY(ARRAY()) goes to the rows themselves
+        return statement.where(row == sa.func.any(sa.func.array(chosen.scalar_subquery())))
+    return statement.where(row.in_(chosen))
+
+
 def is_transient(error: BaseException) -> bool:
     """True when the whole unit may be tried again: deadlock, serialization, lost connection, busy.
 
