@@ -148,9 +148,7 @@ def test_a_replay_is_counted_and_nothing_else_of_the_row_changes(
     metadata = envelope.metadata()
     for _ in range(times):
         metadata = replayed(metadata)
-    again = Envelope.from_row(
-        envelope.id, envelope.topic, envelope.key, metadata, envelope.body
-    )
+    again = Envelope.from_row(envelope.id, envelope.topic, envelope.key, metadata, envelope.body)
     assert again == replace(envelope, replay=times)
     assert again.metadata() == metadata
     assert again.to_headers() == envelope.to_headers()
