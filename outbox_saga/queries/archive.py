@@ -216,7 +216,7 @@ def send_again(
             )
         )
     moments = sa.select(archive.c.published_at).where(*where).order_by(archive.c.published_at)
-    # the primary key gives moments in order, not positions: what is sorted by both is bounded first
+    # the primary key has moments in order, not positions: bounded before it is sorted by both
     last = connection.execute(moments.limit(1).offset(limit - 1)).scalar_one_or_none()
     if last is not None:
         where.append(archive.c.published_at <= last)

@@ -60,6 +60,20 @@ def insert_or_ignore(connection: sa.Connection, table: sa.Table) -> Any:
     return statement.execution_options(preserve_rowcount=True)
 
 
+def make_sure_of_row(connection: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT that leaves a row alone that is there already; its row count says nothing.
+
+    Unlike INSERT IGNORE on MariaDB/MySQL it does not share the lock of that row: two who share a
+    lock and then both want it alone are a deadlock.
+    """
+    if family(connection) != "mysql":
+        return insert_or_ignore(connection, table)
+    from sqlalchemy.dialects import mysql
+
+    key = table.primary_key.columns[0]
+    return mysql.insert(table).on_duplicate_key_update({key.name: key})
+
+
 def skip_locked(connection: sa.Connection, statement: Any) -> Any:
     """The SELECT with FOR UPDATE SKIP LOCKED; SQLite has one writer and needs none."""
     return (

@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 import sqlalchemy as sa
 
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import for_update, insert_or_ignore
+from outbox_saga.queries.dialects import for_update, make_sure_of_row
 from outbox_saga.tables import Tables
 
 _NAMESPACE = UUID("7d0b7a1e-3c52-5f5e-8a55-6f6e65727572")  # ours; the same in every release
@@ -36,10 +36,8 @@ def hold(
     )
     held = connection.execute(look).first()
     if held is None:
-        # only the first time: MariaDB would share the lock of a row that is there, and two who
-        # share it cannot both have it
         connection.execute(
-            insert_or_ignore(connection, process).values(
+            make_sure_of_row(connection, process).values(
                 id=id_,
                 kind=name,
                 service="",

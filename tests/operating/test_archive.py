@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
+from sqlalchemy import event
 
 from outbox_saga.archive import Archive, Published, Sent
 from outbox_saga.errors import AlreadyRunning
@@ -262,9 +262,9 @@ async def test_a_replay_waits_for_writers_of_its_keys_so_that_none_is_overtaken(
     house.advance(1)
     seen: list[Any] = []
     listener: Callable[..., None] = lambda *args: seen.append(args[2:4])  # noqa: E731
-    sa.event.listen(house.database.engine, "before_cursor_execute", listener)
+    event.listen(house.database.engine, "before_cursor_execute", listener)
     Archive(house.database).replay(ADA).run()
-    sa.event.remove(house.database.engine, "before_cursor_execute", listener)
+    event.remove(house.database.engine, "before_cursor_execute", listener)
     told = " ".join(f"{statement} {values}" for statement, values in seen)
     if house.name != "sqlite":
         assert str(lock_number("k")) in told
