@@ -76,17 +76,16 @@ class DeadLetters:
         connection: sa.Connection,
         matching: Matching = ALL,
         *,
-        after: DeadLetter | None = None,
+        after: int | None = None,
         limit: int = 100,
     ) -> list[DeadLetter]:
         """Dead letters in the order of their positions, which is the order of each key.
 
         Args:
-            after: The last one of the page before.
+            after: The position of the last one of the page before.
             limit: Letters.
         """
-        position = after.position if after is not None else None
-        return verbs.find_letters(connection, self._tables, matching, after=position, limit=limit)
+        return verbs.find_letters(connection, self._tables, matching, after=after, limit=limit)
 
     def groups(self, connection: sa.Connection, matching: Matching = ALL) -> list[Group]:
         """How many there are of each topic and error code."""
@@ -241,7 +240,7 @@ class Sweep:
         self._decision = decision
         self._matching = matching
         self._page: deque[DeadLetter] = deque()
-        self._last: DeadLetter | None = None
+        self._last: int | None = None
         self._begun = False
 
     def run_once(self, connection: sa.Connection) -> bool:
@@ -260,7 +259,8 @@ class Sweep:
             )
         if not self._page:
             return False
-        self._last = letter = self._page.popleft()
+        letter = self._page.popleft()
+        self._last = letter.position
         try:
             self._act(connection, letter, self._decision)
         except SeenChanged:

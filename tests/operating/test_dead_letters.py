@@ -321,10 +321,10 @@ async def test_letters_are_found_by_filter_and_page_by_page(house: House) -> Non
             "w4",
             "w6",
         ]
-        pages, after = [], None
+        pages, after = [], 0
         while page := letters.find(connection, after=after, limit=3):
             pages.append([each.id for each in page])
-            after = page[-1]
+            after = page[-1].position
         assert [len(page) for page in pages] == [3, 1]
         assert [id_ for page in pages for id_ in page] == [each.id for each in everything]
         assert letters.find(connection, Matching(key="k1")) == []
