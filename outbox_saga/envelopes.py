@@ -50,6 +50,8 @@ class Envelope:
         correlation_id: Of the whole conversation.
         causation_id: The id of the message that caused this one.
         headers: What users and tracing add (`traceparent`).
+        replay: How often an operator has sent it again; a broker that drops repeats of an id gets
+            another one of it for each replay.
     """
 
     id: UUID
@@ -64,6 +66,7 @@ class Envelope:
     correlation_id: str = ""
     causation_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    replay: int = 0
 
     def metadata(self) -> str:
         """What the outbox row keeps beside id, topic, key and body, as JSON text."""
@@ -79,6 +82,8 @@ class Envelope:
             entries["causation_id"] = self.causation_id
         if self.headers:
             entries["headers"] = dict(self.headers)
+        if self.replay:
+            entries["replay"] = self.replay
         try:
             text = to_json(entries).decode()
         except ValueError:
@@ -110,6 +115,7 @@ class Envelope:
             entries["correlation_id"],
             entries.get("causation_id"),
             entries.get("headers", {}),
+            entries.get("replay", 0),
         )
 
     def to_headers(self) -> dict[str, str]:
@@ -164,6 +170,19 @@ class Envelope:
             raise MessageRefused(
                 "headers", f"not a message of outbox-saga or CloudEvents binary mode ({error!r})"
             ) from None
+
+
+def replayed(metadata: str) -> str:
+    """The metadata of a row, counted as one more replay; what cannot be read stays as it is.
+
+    Nothing else in it changes, whatever a later version has put there.
+    """
+    try:
+        entries = from_json(metadata)
+        entries["replay"] = int(entries.get("replay", 0)) + 1
+        return to_json(entries).decode()
+    except (AttributeError, TypeError, ValueError):
+        return metadata  # no broker has ever seen it
 
 
 def _encode(text: str) -> str:

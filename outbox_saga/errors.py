@@ -15,6 +15,10 @@ library
 ├── SagaUnknown                       no such saga, version or shape is registered here
 ├── NotDone                           raised by an external step: certainly not done, try again
 ├── LeaseLost                         somebody else owns the work now
+├── ActionRefused                     an operator's action that did not happen; nothing has changed
+│   ├── DecisionRefused (ValueError)  it does not say who decided it, or why
+│   ├── SeenChanged                   what the operator saw is gone, or is not as it was
+│   └── AlreadyRunning                somebody else is doing this very thing now
 └── BrokerError                       what a broker did with a message
     ├── Unpublishable                 it will never take this message (permanent)
     ├── BrokerUnavailable             it does not take it now (transient)
@@ -95,6 +99,22 @@ class NotDone(OutboxSagaError):
 
 class LeaseLost(OutboxSagaError):
     """Another process owns the work now; nothing of ours was written."""
+
+
+class ActionRefused(OutboxSagaError):
+    """An operator's action did not happen; nothing has changed."""
+
+
+class DecisionRefused(ActionRefused, ValueError):
+    """The action does not say who decided it, or why. Give an operator and a reason."""
+
+
+class SeenChanged(ActionRefused):
+    """What the operator saw is gone, or is not as it was. Look again, then decide again."""
+
+
+class AlreadyRunning(ActionRefused):
+    """Somebody else is doing this very thing now. Wait until they end, or their lease does."""
 
 
 class BrokerError(OutboxSagaError):

@@ -247,7 +247,9 @@ def _address(
     if not all(map(_HEADER_NAME.fullmatch, envelope.headers)):
         raise Unpublishable("the name of a header is no token (RFC 9110)", code="invalid_headers")
     headers = {name: _kept(value) for name, value in envelope.to_headers().items()}
-    headers["Nats-Msg-Id"] = str(envelope.id)
+    # The stream drops repeats of it within its window, and an operator's replay is none of those.
+    repeat = f":{envelope.replay}" if envelope.replay else ""
+    headers["Nats-Msg-Id"] = f"{envelope.id}{repeat}"
     headers["Nats-Expected-Stream"] = settings.stream
     # "NATS/1.0\r\n", then "name: value\r\n" each, then "\r\n": the server counts them with the
     # body.

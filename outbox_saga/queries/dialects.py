@@ -60,6 +60,20 @@ def insert_or_ignore(connection: sa.Connection, table: sa.Table) -> Any:
     return statement.execution_options(preserve_rowcount=True)
 
 
+def make_sure_of_row(connection: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT that leaves a row alone that is there already; its row count says nothing.
+
+    Unlike INSERT IGNORE on MariaDB/MySQL it does not share the lock of that row: two who share a
+    lock and then both want it alone are a deadlock.
+    """
+    if family(connection) != "mysql":
+        return insert_or_ignore(connection, table)
+    from sqlalchemy.dialects import mysql
+
+    key = table.primary_key.columns[0]
+    return mysql.insert(table).on_duplicate_key_update({key.name: key})
+
+
 def skip_locked(connection: sa.Connection, statement: Any) -> Any:
     """The SELECT with FOR UPDATE SKIP LOCKED; SQLite has one writer and needs none."""
     return (
@@ -72,6 +86,27 @@ def skip_locked(connection: sa.Connection, statement: Any) -> Any:
 def for_update(connection: sa.Connection, statement: Any) -> Any:
     """The SELECT with FOR UPDATE; SQLite has one writer and needs none."""
     return statement if family(connection) == "sqlite" else statement.with_for_update()
+
+
+def delete_at_most(
+    connection: sa.Connection, table: Any, condition: sa.ColumnElement[bool], limit: int
+) -> sa.Delete:
+    """A DELETE of at most so many of the rows that meet the condition, and of no other row.
+
+    Bounded, because one that is not holds its locks, its undo and its snapshot for minutes. A row
+    that has changed meanwhile, so that it meets the condition no more, stays.
+    """
+    statement = sa.delete(table).where(condition)
+    kind = family(connection)
+    if kind == "mysql":
+        return statement.with_dialect_options(mysql_limit=limit, mariadb_limit=limit)
+    row: sa.ColumnClause[Any] = sa.column("ctid" if kind == "postgresql" else "rowid")
+    # from nothing outside: the condition names the same table
+    chosen = sa.select(row).select_from(table).where(condition).limit(limit).correlate(None)
+    if kind == "postgresql":
+        # IN would join the whole table; ANY(ARRAY()) goes to the rows themselves
+        return statement.where(row == sa.func.any(sa.func.array(chosen.scalar_subquery())))
+    return statement.where(row.in_(chosen))
 
 
 def is_transient(error: BaseException) -> bool:

@@ -40,6 +40,23 @@ WITH gone AS (
 SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
 """
 
+# The same, and what goes is kept: one reading of the clock for all, so that within it the
+# positions say what came first
+_ARCHIVE = """
+WITH moment AS MATERIALIZED (
+  SELECT clock_timestamp() + %(shift)s::bigint * interval '1 microsecond' AS now
+), gone AS (
+  DELETE FROM {outbox}
+  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+  RETURNING id, position, partition, topic, key, headers, body, created_at
+), kept AS (
+  INSERT INTO {archive}
+    (published_at, id, position, partition, topic, key, headers, body, created_at)
+  SELECT moment.now, gone.* FROM gone CROSS JOIN moment
+)
+SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
+"""
+
 # before the page's own snapshot, so it says no more than that one would
 _OLDEST = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
@@ -85,11 +102,14 @@ def exchange(
     clock: Clock,
     published: Sequence[OutboxRow],
     wanted: Wanted,
+    *,
+    archive: bool = False,
 ) -> Exchanged:
     """Removes these rows, by position AND id, commits, and reads the next page as `read_page`.
 
     Args:
         connection: Made by `connect`. After an error nothing is known about it: invalidate it.
+        archive: What is removed is kept in the archive, by the same statement.
 
     Raises:
         DBAPIError: As SQLAlchemy raises it; whether the rows were removed is then unknown, and
@@ -122,7 +142,10 @@ def exchange(
         with raw.pipeline():
             if published:
                 send(beginning, _BEGIN, None)
-                send(writing, _delete_sql(connection.dialect, tables), _done(published))
+                done = _done(published)
+                if archive:
+                    done["shift"] = str(clock.microseconds())
+                send(writing, _delete_sql(connection.dialect, tables, archive), done)
                 send(beginning, _COMMIT, None)
             if wanted.limit:
                 send(oldest, _OLDEST, None)
@@ -173,8 +196,15 @@ def _page_sql(
 
 
 @functools.lru_cache(maxsize=64)
-def _delete_sql(dialect: sa.Dialect, tables: Tables) -> str:
-    return _DELETE.format(outbox=dialect.identifier_preparer.format_table(tables.outbox))
+def _delete_sql(
+    dialect: sa.Dialect,
+    tables: Tables,
+    archive: bool,  # noqa: FBT001 - lru_cache keys by position
+) -> str:
+    named = dialect.identifier_preparer.format_table
+    return (_ARCHIVE if archive else _DELETE).format(
+        outbox=named(tables.outbox), archive=named(tables.archive)
+    )
 
 
 @contextlib.contextmanager

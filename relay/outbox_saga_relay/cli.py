@@ -50,6 +50,14 @@ COMMANDS = {
     "consume": Lazy(
         "outbox_saga_relay.programs:consume", "Hand messages to a service's handlers, once."
     ),
+    "dead-letter": Lazy(
+        "outbox_saga_relay.dead_letter_command:dead_letter",
+        "Decide about messages that no broker took.",
+    ),
+    "archive": Lazy("outbox_saga_relay.archive_command:archive", "Send again what was published."),
+    "prune": Lazy(
+        "outbox_saga_relay.prune_command:prune", "Remove what may be forgotten, and nothing else."
+    ),
     "db": Lazy("outbox_saga_relay.db_command:db", "Make, check or remove our tables."),
     "doctor": Lazy(
         "outbox_saga_relay.doctor_command:doctor",

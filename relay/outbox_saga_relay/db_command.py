@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 import sqlalchemy as sa
 
 from outbox_saga.database_urls import shown_url, sync_url
-from outbox_saga.errors import ConfigurationError
 from outbox_saga_migrations import check as find_differences
 from outbox_saga_migrations import current as current_revision
 from outbox_saga_migrations import downgrade as take_away
@@ -18,6 +16,7 @@ from outbox_saga_migrations import head
 from outbox_saga_migrations import sql as write_sql
 from outbox_saga_migrations import upgrade as bring_up
 from outbox_saga_relay.database_options import database_url_option, schema_option
+from outbox_saga_relay.opened_database import refuse_missing_file
 from outbox_saga_relay.printing import json_option, print_json, print_rows
 from outbox_saga_relay.roles.command import roles
 
@@ -192,17 +191,10 @@ def _transaction(database_url: str, *, existing: bool = False) -> Iterator[sa.Co
     """One transaction, committed at the end of the block."""
     url = sync_url(database_url)
     if existing and url.get_backend_name() == "sqlite":
-        _refuse_missing_file(url)
+        refuse_missing_file(url.database)
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     try:
         with engine.begin() as connection:
             yield connection
     finally:
         engine.dispose()
-
-
-def _refuse_missing_file(url: sa.URL) -> None:
-    """SQLite would make an empty file, and a question would have changed something."""
-    file = url.database
-    if file and not file.startswith((":memory:", "file:")) and not Path(file).exists():
-        raise ConfigurationError(f"there is no file {file}")

@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from outbox_saga.database import Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
+from outbox_saga_relay.times import STRETCH
 
 logger = logging.getLogger("outbox_saga.programs")
 
@@ -146,6 +147,20 @@ def _given(**options: Any) -> dict[str, Any]:
     "parked. May be given several times.",
 )
 @click.option(
+    "--archive-window",
+    type=STRETCH,
+    envvar="OUTBOX_SAGA_ARCHIVE_WINDOW",
+    default=0.0,
+    show_default="0: none",
+    help="Keep what was published for so long (as in 3d), to send it again; see `archive`.",
+)
+@click.option(
+    "--inbox-window",
+    type=STRETCH,
+    envvar="OUTBOX_SAGA_INBOX_WINDOW",
+    help="Let the inbox of this database forget after so long (as in 30d). [default: never]",
+)
+@click.option(
     "--listen-url",
     envvar="OUTBOX_SAGA_LISTEN_URL",
     help="Where to LISTEN for commits, if --database-url leads through pgbouncer.",
@@ -163,6 +178,8 @@ def relay(
     *,
     once: bool,
     skip_poison: tuple[str, ...],
+    archive_window: float,
+    inbox_window: float | None,
     listen_url: str | None,
     no_listen: bool,
     log_level: str,
@@ -177,6 +194,7 @@ def relay(
     _log_to_stderr(log_level)
     options = _given(lease=lease, poll=poll, page_rows=page_rows, listen=listen_url)
     options |= {"skip_poison": skip_poison} | ({"listen": False} if no_listen else {})
+    options |= {"archive": archive_window > 0}
     if service is not None:
         typed = [n for n in ("database_url", "broker", "schema") if _is_typed(n)]
         if typed:
@@ -185,10 +203,9 @@ def relay(
                 "--broker, not both"
             )
         loaded = load_service(service)
-        if once:
-            until_signalled(lambda stop: _once(loaded.relay_program(**options), stop))
-        else:
-            until_signalled(lambda stop: loaded.relay(stop, **options))
+        _relay(
+            loaded.relay_program(**options), loaded.database, archive_window, inbox_window, once
+        )
         return
     if database_url is None or broker is None:
         raise click.UsageError(
@@ -201,7 +218,34 @@ def relay(
     publisher = open_publisher(broker)
     database = Database(database_url, schema=schema)
     program = Relay(database, publisher, **options)
-    until_signalled((lambda stop: _once(program, stop)) if once else program.run)
+    _relay(program, database, archive_window, inbox_window, once)
+
+
+def _relay(
+    program: Any,
+    database: Database,
+    archive_window: float,
+    inbox_window: float | None,
+    once: bool,  # noqa: FBT001 - as click gave it
+) -> None:
+    """The relay, and beside it who removes what may be forgotten."""
+    from outbox_saga_relay.housekeeping import Housekeeping
+
+    if once:
+        until_signalled(lambda stop: _once(program, stop))
+        return
+    if not archive_window and inbox_window is None:
+        until_signalled(program.run)
+        return
+    housekeeping = Housekeeping(database, archive_window=archive_window, inbox_window=inbox_window)
+
+    async def both(stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(housekeeping.run(stop))
+            await program.run(stop)
+            stop.set()
+
+    until_signalled(both)
 
 
 async def _once(program: Any, stop: asyncio.Event) -> None:

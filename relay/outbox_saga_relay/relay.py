@@ -60,6 +60,8 @@ class Relay:
         skip_poison: Topics whose keys go on when a message of theirs becomes a dead letter. The
             key of any other topic is parked, which keeps its order.
         service: Whose relay it is, for those who look.
+        archive: What was published is kept in the archive, from where it can be sent again; prune
+            it (`Housekeeping`), it grows for ever otherwise.
         listen: LISTEN for commits on a connection of its own (PostgreSQL). A URL: there, where
             `database`'s own leads through pgbouncer. False: only by polling.
     """
@@ -77,6 +79,7 @@ class Relay:
         outage: Retry = OUTAGE_RETRY,
         skip_poison: Collection[str] = (),
         service: str = "",
+        archive: bool = False,
         listen: bool | str = True,
     ) -> None:
         if not 1 <= page_rows <= MAX_PAGE:
@@ -84,7 +87,7 @@ class Relay:
         if isinstance(skip_poison, str):
             raise ConfigurationError("skip_poison is one string; give a collection of topics")
         self.publisher = publisher
-        self.store = Store(database, lease=lease, service=service)
+        self.store = Store(database, lease=lease, service=service, archive=archive)
         self.counters = Counters()
         self._database = database
         self._listen = listen

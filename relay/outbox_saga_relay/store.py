@@ -24,6 +24,7 @@ from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.queries import exchange, partitions, processes
 from outbox_saga.queries import relay as verbs
+from outbox_saga.queries.archive import archive_published
 from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.outbox import partition_of
 from outbox_saga.queries.processes import Process
@@ -79,9 +80,12 @@ class Store:
     Args:
         lease: Seconds after which another relay may take over.
         service: Whose relay it is, for those who look.
+        archive: What was published is kept in the archive.
     """
 
-    def __init__(self, database: Database, *, lease: float, service: str = "") -> None:
+    def __init__(
+        self, database: Database, *, lease: float, service: str = "", archive: bool = False
+    ) -> None:
         self.owner = new_id()
         self.epochs: dict[int, int] = {}
         self.leaving: frozenset[int] = frozenset()  # owned, but no more of them is read
@@ -92,6 +96,7 @@ class Store:
         self.holder_pid: int | None = None
         self._process = Process(self.owner, "relay", service)
         self._lease = lease
+        self._archive = archive
         self._database = database
         self._tables = database.tables
         self._clock = database.clock
@@ -360,7 +365,11 @@ class Store:
     ) -> list[OutboxRow]:
         def both(connection: sa.Connection) -> list[OutboxRow]:
             if acknowledged:
-                count = verbs.delete_published(connection, self._tables, acknowledged)
+                count = (
+                    archive_published(connection, self._tables, self._clock, acknowledged)
+                    if self._archive
+                    else verbs.delete_published(connection, self._tables, acknowledged)
+                )
                 self._count_removed(len(acknowledged), count)
                 for row in settled:
                     verbs.unblock(connection, self._tables, row)
@@ -378,7 +387,12 @@ class Store:
     ) -> tuple[list[OutboxRow], int | None]:
         try:
             found = exchange.exchange(
-                self._kept_or_new(), self._tables, self._clock, acknowledged, wanted
+                self._kept_or_new(),
+                self._tables,
+                self._clock,
+                acknowledged,
+                wanted,
+                archive=self._archive,
             )
         except BaseException:
             self._give_up_kept()  # nothing read or acknowledged survives a reconnect

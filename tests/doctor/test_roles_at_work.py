@@ -151,7 +151,7 @@ async def test_a_relay_publishes_parks_retries_and_buries_as_relay(
     house.advance(61)
     while await relay.run_once() or house.waiting():
         pass
-    assert await relay.store.renew_lease()
+    assert (await relay.store.renew_lease()).held
     await relay.store.release_lease()
     relay.store.close()
     await database.close()

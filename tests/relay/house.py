@@ -145,18 +145,9 @@ class House:
         """Nothing of an earlier test is left."""
         tables = self.tables
         with self.eyes.begin() as connection:
-            for table in (
-                tables.outbox,
-                tables.blocked_key,
-                tables.dead_letter,
-                tables.inbox,
-                tables.process,
-                tables.delayed,
-                tables.archive,
-                tables.operator_action,
-                till,
-            ):
-                connection.execute(sa.delete(table))
+            for table in (*tables.metadata.tables.values(), till):
+                if table not in (tables.key_lock, tables.partition_lease):
+                    connection.execute(sa.delete(table))
             connection.execute(
                 sa.update(tables.partition_lease).values(
                     owner=None, until=None, epoch=0, revisit=None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox_saga.envelopes import MAX_BODY, Envelope, seal_body
+from outbox_saga.envelopes import MAX_BODY, Envelope, replayed, seal_body
 from outbox_saga.errors import MessageRefused
 
 safe = st.characters(
@@ -138,3 +138,30 @@ def test_an_envelope_does_not_change() -> None:
     with pytest.raises(AttributeError):
         envelope.topic = "other"  # type: ignore[misc]
     assert replace(envelope, topic="other").id == envelope.id
+
+
+@given(st.data(), st.integers(1, 3))
+def test_a_replay_is_counted_and_nothing_else_of_the_row_changes(
+    data: st.DataObject, times: int
+) -> None:
+    envelope = _drawn(data)
+    metadata = envelope.metadata()
+    for _ in range(times):
+        metadata = replayed(metadata)
+    again = Envelope.from_row(envelope.id, envelope.topic, envelope.key, metadata, envelope.body)
+    assert again == replace(envelope, replay=times)
+    assert again.metadata() == metadata
+    assert again.to_headers() == envelope.to_headers()
+
+
+def test_a_message_that_was_never_replayed_says_nothing_about_it() -> None:
+    envelope = seal_body(b"{}", type_="T", topic="t", headers={"odd": "a \\u0000 in words"})
+    assert "replay" not in envelope.metadata()
+    later = '{"of":"a later version","replay":3}'
+    assert replayed(later) == '{"of":"a later version","replay":4}'
+    assert '"replay":1' in replayed(envelope.metadata())
+
+
+@pytest.mark.parametrize("metadata", ["", "{not json", "[]", "3", '{"replay":"x"}', "null"])
+def test_metadata_that_cannot_be_read_is_replayed_as_it_is(metadata: str) -> None:
+    assert replayed(metadata) == metadata

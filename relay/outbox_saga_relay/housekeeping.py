@@ -1,0 +1,269 @@
+"""Housekeeping: what may be forgotten goes, batch by batch, by one runner among all processes.
+
+It never touches a message that has not been published, whatever its age, and never what operators
+did. Between two batches it holds no lock and no transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from outbox_saga.database import READ_ONLY, Database
+from outbox_saga.errors import AlreadyRunning, ConfigurationError
+from outbox_saga.ids import new_id
+from outbox_saga.queries import archive_partitions as partitions
+from outbox_saga.queries import one_runner, pruning
+from outbox_saga.queries.dialects import brief, is_transient, limit_idle_transaction
+from outbox_saga.queries.schema import require_tables
+
+logger = logging.getLogger("outbox_saga.housekeeping")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DAY = 86_400.0
+ARCHIVE_WINDOW = 3 * DAY
+INBOX_WINDOW = 30 * DAY
+PROCESS_WINDOW = 7 * DAY  # since a process has died; nothing is lost with it but its mention
+RUNNER = "housekeeping"
+LEASE = 60.0  # seconds: one batch takes less, and each renews it
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What one round removed, or would remove.
+
+    Args:
+        inbox: Notes of handled messages.
+        archive: Published messages, one by one.
+        processes: Mentions of dead processes.
+        days_made: Partitions of the archive made ahead (PostgreSQL).
+        days_dropped: Partitions of the archive dropped, with all they held (PostgreSQL).
+    """
+
+    inbox: int = 0
+    archive: int = 0
+    processes: int = 0
+    days_made: tuple[dt.date, ...] = ()
+    days_dropped: tuple[dt.date, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Pruned()
+
+
+class Housekeeping:
+    """Removes what is past its window. Any number may run; one at a time works.
+
+    Args:
+        database: The service's.
+        archive_window: Seconds for which published messages can be replayed; 0 keeps none. On
+            PostgreSQL whole days go, so it is up to a day more.
+        inbox_window: Seconds for which an inbox remembers what it handled; None is for ever.
+            Longer than any broker or person may deliver a message again: what is forgotten is
+            handled again.
+        process_window: Seconds after which a dead process is not mentioned any more.
+        interval: Seconds between two rounds.
+        batch: Rows a transaction.
+        pause: Seconds between two batches, in which others have the database for themselves.
+
+    Raises:
+        ConfigurationError: A window or a size that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        archive_window: float = ARCHIVE_WINDOW,
+        inbox_window: float | None = INBOX_WINDOW,
+        process_window: float = PROCESS_WINDOW,
+        interval: float = 10 * 60.0,
+        batch: int = 1000,
+        pause: float = 0.1,
+    ) -> None:
+        for name, value in (
+            ("archive_window", archive_window),
+            ("inbox_window", inbox_window),
+            ("process_window", process_window),
+            ("pause", pause),
+        ):
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigurationError(f"{name} is {value}; give seconds, 0 or more")
+        if not 0 < interval < float("inf"):
+            raise ConfigurationError(f"interval is {interval}; give seconds, more than 0")
+        if batch < 1:
+            raise ConfigurationError(f"batch is {batch}; give 1 row or more")
+        self.database = database
+        self.archive_window = archive_window
+        self.inbox_window = inbox_window
+        self.process_window = process_window
+        self.interval = interval
+        self.batch = batch
+        self.pause = pause
+        self._owner = new_id()
+        self._tables = database.tables
+        self._clock = database.clock
+
+    # --- a plan ------------------------------------------------------------------------------
+
+    def plan(self) -> Pruned:
+        """What a round would remove now; nothing is removed, and nobody waits for anybody."""
+        t, c = self._tables, self._clock
+        engine = self.database.engine.execution_options(**{READ_ONLY: True})
+        with engine.begin() as connection:
+            require_tables(connection, t)
+            return Pruned(
+                0
+                if self.inbox_window is None
+                else pruning.past_inbox(connection, t, c, self.inbox_window),
+                pruning.past_archive(connection, t, c, self.archive_window),
+                pruning.past_processes(connection, t, c, self.process_window),
+                tuple(partitions.days_to_make(connection, t, c)) if self.archive_window else (),
+                tuple(partitions.days_past(connection, t, c, self.archive_window)),
+            )
+
+    # --- a round -----------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[Pruned]:
+        """One round: each step is one transaction, and says what has gone so far.
+
+        What it is left without, another round removes: it may end anywhere.
+
+        Raises:
+            AlreadyRunning: Another process keeps house.
+        """
+        t, c, gone = self._tables, self._clock, Pruned()
+        self._write(require_tables, t)
+        for day in self._held(partitions.days_past, t, c, self.archive_window):
+            if self._day(partitions.drop_day, day, "dropped"):
+                yield (gone := replace(gone, days_dropped=(*gone.days_dropped, day)))
+        for day in self._held(partitions.days_to_make, t, c) if self.archive_window else ():
+            if self._day(partitions.make_day, day, "made"):
+                yield (gone := replace(gone, days_made=(*gone.days_made, day)))
+        for count in self._until_few(pruning.prune_archive, self.archive_window):
+            yield (gone := replace(gone, archive=gone.archive + count))
+        if self.inbox_window is not None:
+            for count in self._until_few(pruning.prune_inbox, self.inbox_window):
+                yield (gone := replace(gone, inbox=gone.inbox + count))
+        for count in self._until_few(pruning.prune_processes, self.process_window):
+            yield (gone := replace(gone, processes=gone.processes + count))
+
+    def _until_few(self, prune: Callable[..., int], window: float) -> Iterator[int]:
+        count = self.batch
+        while count == self.batch:
+            count = self._held(prune, self._tables, self._clock, window, self.batch)
+            if count:
+                yield count
+
+    def _day(self, verb: Callable[..., None], day: dt.date, done: str) -> bool:
+        """True when the day was made or dropped; a day that cannot be, now, waits for a round."""
+        try:
+            self._held(verb, self._tables, day)
+        except DBAPIError as error:
+            if why := partitions.why_later(error):
+                logger.info("the archive's %s was not %s now: %s", day, done, why)
+            elif partitions.sqlstate(error) == partitions.NOT_THE_OWNER:
+                logger.warning(
+                    "the archive's %s was not %s: this user does not own the archive; its rows "
+                    "are removed one by one. Run `outbox-saga prune` as its owner to have days",
+                    day,
+                    done,
+                )
+            else:
+                raise
+            return False
+        logger.info("the archive's %s was %s", day, done)
+        return True
+
+    def _held(
+        self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The verb's answer, in a transaction of the one runner."""
+
+        def by_one(connection: sa.Connection) -> T:
+            t, c = self._tables, self._clock
+            if not one_runner.hold(connection, t, c, RUNNER, self._owner, LEASE):
+                who = one_runner.holder(connection, t, RUNNER)
+                raise AlreadyRunning(f"another process keeps house ({who}); leave it to that one")
+            return verb(connection, *args, **kwargs)
+
+        return self._write(by_one)
+
+    def _write(
+        self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        with self.database.begin() as connection:
+            limit_idle_transaction(connection, LEASE)
+            return verb(connection, *args, **kwargs)
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    async def run_once(
+        self,
+        stop: asyncio.Event | None = None,
+        *,
+        told: Callable[[Pruned], None] = lambda _: None,
+    ) -> Pruned:
+        """One round, in a thread, with a pause after each batch; ends early when `stop` is set.
+
+        Args:
+            told: Called after each batch.
+
+        Raises:
+            AlreadyRunning: Another process keeps house; nothing was removed since it began.
+        """
+        stopped = asyncio.ensure_future((stop if stop is not None else asyncio.Event()).wait())
+        pruned = Pruned()
+        round_ = self.batches()
+        try:
+            while not stopped.done():
+                step = await asyncio.to_thread(next, round_, None)
+                if step is None:
+                    break
+                pruned = step
+                told(pruned)
+                await asyncio.wait({stopped}, timeout=self.pause)
+        finally:
+            stopped.cancel()
+            await asyncio.to_thread(self._let_go)
+        return pruned
+
+    def _let_go(self) -> None:
+        try:
+            self._write(one_runner.let_go, self._tables, self._clock, RUNNER, self._owner)
+        except DBAPIError as error:
+            logger.warning("housekeeping could not say that it ended (%s)", brief(error))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """A round every `interval` seconds until `stop` is set; trouble ends a round, not more."""
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            while not stop.is_set():
+                try:
+                    if pruned := await self.run_once(stop):
+                        logger.info("housekeeping: %s", _told(pruned))
+                except AlreadyRunning as error:
+                    logger.debug("%s", error)
+                except Exception as error:
+                    if not is_transient(error):
+                        raise
+                    logger.warning("housekeeping: trouble with the database (%s)", brief(error))
+                await asyncio.wait({stopped}, timeout=self.interval)
+        finally:
+            stopped.cancel()
+
+
+def _told(pruned: Pruned) -> str:
+    return (
+        f"removed {pruned.inbox} notes of the inbox, {pruned.archive} archived messages, "
+        f"{pruned.processes} dead processes, {len(pruned.days_dropped)} days of the archive; "
+        f"made {len(pruned.days_made)} days"
+    )

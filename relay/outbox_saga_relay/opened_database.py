@@ -1,0 +1,32 @@
+"""A command's database: there, with our tables in it, and closed when the command ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from outbox_saga.database import Database
+from outbox_saga.errors import ConfigurationError
+from outbox_saga.queries.schema import require_tables
+
+
+def refuse_missing_file(database: str | None) -> None:
+    """SQLite would make an empty file, and a question would have changed something."""
+    memory = (":memory:", "file:")
+    if database and not database.startswith(memory) and not Path(database).exists():
+        raise ConfigurationError(f"there is no file {database}; check the path in the URL")
+
+
+@contextmanager
+def opened(database_url: str, schema: str | None) -> Iterator[Database]:
+    """The service's database, with our tables in it; closed at the end of the block."""
+    database = Database(database_url, schema=schema, pool_size=2)
+    if database.url.get_backend_name() == "sqlite":
+        refuse_missing_file(database.url.database)
+    try:
+        with database.begin() as connection:
+            require_tables(connection, database.tables)
+        yield database
+    finally:
+        database.engine.dispose()

@@ -1,0 +1,125 @@
+"""`outbox-saga prune`: what may be forgotten goes, once or for as long as it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+import click
+
+from outbox_saga_relay.database_options import database_url_option, schema_option
+from outbox_saga_relay.housekeeping import ARCHIVE_WINDOW, INBOX_WINDOW, Housekeeping, Pruned
+from outbox_saga_relay.opened_database import opened
+from outbox_saga_relay.operator_options import stoppable
+from outbox_saga_relay.printing import json_option, print_fields, print_json
+from outbox_saga_relay.programs import until_signalled
+from outbox_saga_relay.times import STRETCH
+
+
+@click.command()
+@database_url_option
+@schema_option
+@click.option(
+    "--archive-window",
+    type=STRETCH,
+    envvar="OUTBOX_SAGA_ARCHIVE_WINDOW",
+    default=ARCHIVE_WINDOW,
+    show_default="3d",
+    show_envvar=True,
+    help="How long published messages can be sent again; 0 keeps none.",
+)
+@click.option(
+    "--inbox-window",
+    type=STRETCH,
+    envvar="OUTBOX_SAGA_INBOX_WINDOW",
+    default=INBOX_WINDOW,
+    show_default="30d",
+    show_envvar=True,
+    help="How long the inbox remembers; a message that comes again later is handled again.",
+)
+@click.option("--keep-inbox", is_flag=True, help="The inbox remembers for ever.")
+@click.option("--batch", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option(
+    "--pause", type=STRETCH, default=0.1, show_default="0.1s", help="Between two batches."
+)
+@click.option(
+    "--interval", type=STRETCH, default=600.0, show_default="10m", help="Between two rounds."
+)
+@click.option("--once", is_flag=True, help="One round, then end.")
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would go; remove nothing.")
+@json_option
+def prune(
+    database_url: str,
+    schema: str | None,
+    archive_window: float,
+    inbox_window: float,
+    batch: int,
+    pause: float,
+    interval: float,
+    *,
+    keep_inbox: bool,
+    once: bool,
+    only_plan: bool,
+    as_json: bool,
+) -> None:
+    """Remove what may be forgotten, and nothing else.
+
+    Notes of handled messages, archived messages, and dead processes past their windows; batch by
+    batch, by one process at a time. Never a message that was not published, whatever its age.
+    Goes on until SIGTERM unless you pass --once.
+    """
+    if once and only_plan:
+        raise click.UsageError("give --plan or --once, not both")
+    with opened(database_url, schema) as database:
+        keeping = Housekeeping(
+            database,
+            archive_window=archive_window,
+            inbox_window=None if keep_inbox else inbox_window,
+            batch=batch,
+            pause=pause,
+            interval=interval,
+        )
+        if only_plan:
+            _print(keeping.plan(), as_json=as_json)
+            return
+        if not once:
+            logging.basicConfig(
+                level="INFO",
+                stream=sys.stderr,
+                format="%(asctime)s %(levelname)s %(name)s %(message)s",
+            )
+            until_signalled(keeping.run)
+            return
+        with stoppable() as asked:
+
+            async def round_() -> Pruned:
+                stop = asyncio.Event()
+
+                def told(_: Pruned) -> None:
+                    if asked.is_set():
+                        stop.set()
+
+                return await keeping.run_once(stop, told=told)
+
+            pruned = asyncio.run(round_())
+    _print(pruned, as_json=as_json)
+
+
+def _print(pruned: Pruned, *, as_json: bool) -> None:
+    told = {
+        "inbox": pruned.inbox,
+        "archive": pruned.archive,
+        "processes": pruned.processes,
+        "days_made": [day.isoformat() for day in pruned.days_made],
+        "days_dropped": [day.isoformat() for day in pruned.days_dropped],
+    }
+    if as_json:
+        print_json(told)
+        return
+    print_fields(
+        [
+            (name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+            for name, value in told.items()
+        ]
+    )

@@ -1,0 +1,69 @@
+"""`outbox-saga prune`: what would go, what went, and that it ends when it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.operating.test_archive import archived, publish
+from tests.operating.test_housekeeping import handle
+from tests.relay.house import House
+
+pytestmark = pytest.mark.databases("sqlite", "mariadb")
+
+HOUR = 3600.0
+
+
+async def test_a_plan_removes_nothing_and_a_round_what_it_said(
+    house: House, command: Command
+) -> None:
+    handle(house, 2, ago=2 * HOUR)
+    handle(house, 1, ago=0)
+    house.say("a")
+    publish(house)
+    prune = ("prune", "-d", house.url, "--inbox-window", "1h", "--json")
+
+    planned = json.loads((await command(*prune, "--plan")).stdout)
+    assert (planned["inbox"], planned["archive"], len(house.inbox())) == (2, 0, 3)
+    kept = json.loads((await command(*prune, "--keep-inbox", "--plan")).stdout)
+    assert kept["inbox"] == 0
+
+    done = json.loads((await command(*prune, "--once", "--archive-window", "0")).stdout)
+    assert (done["inbox"], done["archive"]) == (2, 1)
+    assert (len(house.inbox()), archived(house)) == (1, [])
+    plain = await command("prune", "-d", house.url, "--once", "--pause", "0")
+    assert plain.stdout.splitlines()[:2] == ["inbox\t0", "archive\t0"]
+
+
+async def test_a_window_needs_a_unit(house: House, command: Command) -> None:
+    ended = await command("prune", "-d", house.url, "--inbox-window", "30")
+    assert (ended.exit_code, "is no stretch of time" in ended.stderr) == (2, True)
+    both = await command("prune", "-d", house.url, "--once", "--plan")
+    assert (both.exit_code, "not both" in both.stderr) == (2, True)
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "outbox_saga_relay", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+async def test_it_goes_on_until_sigterm(house: House) -> None:
+    handle(house, 1, ago=2 * HOUR)
+    options = ["-d", house.url, "--inbox-window", "1h", "--interval", "0.05s"]
+    process = started("prune", *options)
+    try:
+        house.until(lambda: not house.inbox(), "its first round")
+        handle(house, 1, ago=2 * HOUR)
+        house.until(lambda: not house.inbox(), "another round")
+        os.kill(process.pid, signal.SIGTERM)
+        _, told = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, told
+    assert told.count("removed 1 notes of the inbox") == 2

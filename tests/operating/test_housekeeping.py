@@ -1,0 +1,482 @@
+"""What may be forgotten goes, in bounded batches, by one runner; nothing else ever does."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from outbox_saga.archive import Archive
+from outbox_saga.errors import AlreadyRunning, ConfigurationError
+from outbox_saga.ids import new_id
+from outbox_saga.queries import archive_partitions as partitions
+from outbox_saga.queries.dead_letters import find_letters
+from outbox_saga_migrations import check
+from outbox_saga_relay.housekeeping import DAY, Housekeeping, Pruned
+from tests.operating.test_archive import archived, publish
+from tests.operating.yard import ADA, die, letter_of
+from tests.relay.house import PATIENCE, House, word_of
+
+
+def keeper(house: House, **options: Any) -> Housekeeping:
+    return Housekeeping(house.another_database(), **{"pause": 0.0, **options})
+
+
+@pytest.fixture(autouse=True)
+def no_days_are_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    house = request.node.funcargs.get("house")
+    if house is not None and house.name.startswith("postgres"):
+        with house.eyes.begin() as connection:
+            for day in partitions.partition_days(connection, house.tables):
+                partitions.drop_day(connection, house.tables, day)
+
+
+def handle(house: House, count: int, ago: float) -> None:
+    """So many messages were handled so long ago."""
+    with house.eyes.begin() as connection:
+        for _ in range(count):
+            connection.execute(
+                sa.insert(house.tables.inbox).values(
+                    consumer="c",
+                    message_id=new_id(),
+                    body_hash=b"0" * 32,
+                    handled_at=house.clock.now(-ago),
+                )
+            )
+
+
+def process(house: House, until: float) -> UUID:
+    id_ = new_id()
+    with house.eyes.begin() as connection:
+        connection.execute(
+            sa.insert(house.tables.process).values(
+                id=id_,
+                kind="relay",
+                service="shop",
+                host="h",
+                pid=1,
+                started_at=house.clock.now(-10 * DAY),
+                seen_at=house.clock.now(until - 10),
+                until=house.clock.now(until),
+                detail="{}",
+            )
+        )
+    return id_
+
+
+def without_days(pruned: Pruned) -> tuple[int, int, int]:
+    return pruned.inbox, pruned.archive, pruned.processes
+
+
+async def test_what_is_past_its_window_goes_and_the_rest_stays(house: House) -> None:
+    handle(house, 3, ago=31 * DAY)
+    handle(house, 2, ago=20 * DAY)
+    house.say("old")
+    publish(house)
+    house.advance(3 * DAY + 1)
+    handle(house, 1, ago=0)
+    house.say("new")
+    publish(house)
+    gone, alive = process(house, -8 * DAY), process(house, 10)
+    recent = process(house, -6 * DAY)
+    keeping = keeper(house)
+    planned = keeping.plan()
+    assert without_days(planned) == (3, 1, 1)
+    assert len(house.inbox()) == 6
+
+    pruned = await keeping.run_once()
+
+    assert without_days(pruned) == (3, 1, 1)
+    assert len(house.inbox()) == 3
+    assert [word_of(row.body) for row in archived(house)] == ["new"]
+    left = {row.id for row in house.rows(house.tables.process) if row.kind == "relay"}
+    assert (left, gone in left) == ({alive, recent}, False)
+    assert without_days(await keeping.run_once()) == (0, 0, 0)
+
+
+async def test_nothing_unpublished_and_nothing_audited_goes_whatever_its_age(
+    house: House,
+) -> None:
+    house.say("dead", "behind it", key="k")
+    house.say("waits")
+    await die(house, "dead")
+    with house.eyes.begin() as connection:
+        tables = house.tables
+        old = house.clock.now(-400 * DAY)
+        for row in list(connection.execute(sa.select(tables.outbox))):
+            values = {k: v for k, v in row._mapping.items() if k != "position"}
+            connection.execute(
+                sa.insert(tables.delayed).values(**values, due_at=house.clock.now(-400 * DAY))
+            )
+        connection.execute(sa.update(tables.outbox).values(created_at=old))
+        connection.execute(sa.update(tables.dead_letter).values(created_at=old, died_at=old))
+        connection.execute(
+            sa.insert(tables.operator_action).values(
+                id=new_id(),
+                at=old,
+                operator="ada",
+                action="a",
+                subject="s",
+                reason="r",
+                detail="{}",
+            )
+        )
+        connection.execute(
+            sa.insert(tables.inbox_waiting).values(
+                consumer="c",
+                message_id=new_id(),
+                topic="t",
+                headers="{}",
+                body=b"",
+                arrived_at=old,
+                until=old,
+                attempts=1,
+                error_code="e",
+                error="e",
+            )
+        )
+    kept = (
+        tables.outbox,
+        tables.delayed,
+        tables.dead_letter,
+        tables.blocked_key,
+        tables.operator_action,
+        tables.inbox_waiting,
+        tables.saga,
+    )
+    before = [house.rows(table) for table in kept]
+    assert all(before[:4])
+
+    await keeper(house, archive_window=0.0, inbox_window=0.0, process_window=0.0).run_once()
+
+    assert [house.rows(table) for table in kept] == before
+
+
+async def test_a_message_of_a_transaction_older_than_every_window_is_published_after_pruning(
+    house: House,
+) -> None:
+    """Failure mode: retention by `created_at` deletes what nobody has read yet."""
+    with house.eyes.begin() as connection:
+        from outbox_saga.unit_of_work import UnitOfWork
+        from tests.relay.house import Said
+
+        UnitOfWork(connection).publish(Said(word="late"), key="k")
+        # the transaction began long ago, as far as any clock can tell
+        house.advance(40 * DAY)
+    with house.eyes.begin() as connection:
+        connection.execute(
+            sa.update(house.tables.outbox).values(created_at=house.clock.now(-40 * DAY))
+        )
+
+    await keeper(house).run_once()
+
+    assert house.waiting() == ["late"]
+
+
+async def test_an_inbox_without_a_window_is_kept_for_ever(house: House) -> None:
+    handle(house, 2, ago=4000 * DAY)
+    keeping = keeper(house, inbox_window=None)
+    assert keeping.plan().inbox == 0
+    await keeping.run_once()
+    assert len(house.inbox()) == 2
+
+
+async def test_no_transaction_removes_more_than_a_batch(house: House) -> None:
+    handle(house, 7, ago=31 * DAY)
+    for number in range(5):
+        house.say(number)
+    publish(house)
+    house.advance(4 * DAY)
+    keeping = keeper(house, batch=3)
+    engine = keeping.database.engine
+    counts: list[int] = []
+
+    def note(*arguments: Any) -> None:
+        statement = arguments[2].lstrip()
+        if statement.startswith("DELETE"):
+            counts.append(arguments[1].rowcount)
+
+    event.listen(engine, "after_cursor_execute", note)
+    pruned = await keeping.run_once()
+
+    assert (pruned.inbox, pruned.archive) == (7, 5)
+    assert max(counts) == 3
+    assert sum(counts) == 12
+
+
+async def test_one_runner_keeps_house_and_another_takes_over_when_it_dies(
+    house: House,
+) -> None:
+    handle(house, 4, ago=31 * DAY)
+    first, second = keeper(house, batch=1), keeper(house)
+    round_ = first.batches()
+    while not next(round_).inbox:
+        pass
+
+    with pytest.raises(AlreadyRunning, match=r"process \d+ on"):
+        await second.run_once()
+    assert len(house.inbox()) == 3
+
+    house.advance(61)  # it has died, or stands still
+    assert (await second.run_once()).inbox == 3
+    third = keeper(house).batches()
+    handle(house, 2, ago=31 * DAY)
+    assert next(third).inbox == 2
+    with pytest.raises(AlreadyRunning):
+        next(round_)
+
+
+async def test_many_runners_at_once_remove_everything_once(house: House) -> None:
+    handle(house, 20, ago=31 * DAY)
+
+    async def keep() -> int:
+        total = 0
+        for _ in range(3):
+            try:
+                total += (await keeper(house, batch=2).run_once()).inbox
+            except AlreadyRunning:
+                continue
+        return total
+
+    counts = await asyncio.wait_for(asyncio.gather(*(keep() for _ in range(4))), PATIENCE * 2)
+    while house.inbox():
+        counts.append((await keeper(house).run_once()).inbox)
+    assert sum(counts) == 20
+
+
+async def test_it_keeps_house_again_and_again_until_it_is_stopped(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "outbox_saga.housekeeping")
+    stop = asyncio.Event()
+    keeping = keeper(house, interval=0.01)
+    handle(house, 1, ago=31 * DAY)
+    running = asyncio.create_task(keeping.run(stop))
+    await asyncio.to_thread(house.until, lambda: not house.inbox(), "the first round")
+    handle(house, 1, ago=31 * DAY)
+    await asyncio.to_thread(house.until, lambda: not house.inbox(), "another round")
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("1 notes of the inbox" in line for line in told) == 2
+    with house.eyes.connect() as connection:
+        (row,) = house.rows(house.tables.process)
+        assert row.until <= house.clock.read(connection)
+
+
+async def test_a_stop_ends_a_round_after_its_batch(house: House) -> None:
+    handle(house, 5, ago=31 * DAY)
+    stop = asyncio.Event()
+
+    def told(pruned: Pruned) -> None:
+        if pruned.inbox:
+            stop.set()
+
+    pruned = await keeper(house, batch=1).run_once(stop, told=told)
+
+    assert (pruned.inbox, len(house.inbox())) == (1, 4)
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_database_that_goes_away_ends_a_round_and_not_the_housekeeping(
+    house: House,
+) -> None:
+    handle(house, 1, ago=31 * DAY)
+    stop = asyncio.Event()
+    keeping = keeper(house, interval=0.01)
+    round_ = keeping.batches()
+    while not next(round_).inbox:
+        pass
+    house.cut_connections()
+    handle(house, 1, ago=31 * DAY)
+    running = asyncio.create_task(keeping.run(stop))
+    await asyncio.to_thread(house.until, lambda: not house.inbox(), "the next round")
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"archive_window": -1.0},
+        {"inbox_window": float("nan")},
+        {"process_window": float("inf")},
+        {"interval": 0.0},
+        {"batch": 0},
+        {"pause": -0.1},
+    ],
+)
+def test_a_window_that_cannot_be_meant_is_refused(options: dict[str, Any]) -> None:
+    from outbox_saga.database import Database
+
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        Housekeeping(Database("sqlite:///nowhere.db"), **options)
+
+
+# --- the days of the archive (PostgreSQL) --------------------------------------------------------
+
+
+def days(house: House) -> list[dt.date]:
+    with house.eyes.begin() as connection:
+        return partitions.partition_days(connection, house.tables)
+
+
+def at_noon(house: House) -> None:
+    """Days begin and end at midnight, and tests run at any time."""
+    with house.eyes.begin() as connection:
+        now = house.clock.read(connection)
+    noon = dt.datetime.combine(now.date() + dt.timedelta(days=1), dt.time(12), dt.UTC)
+    house.advance((noon - now).total_seconds())
+
+
+def today(house: House) -> dt.date:
+    with house.eyes.begin() as connection:
+        return house.clock.read(connection).date()
+
+
+def stored_in(house: House) -> dict[str, list[str]]:
+    """The words in each partition."""
+    archive = house.tables.archive
+    with house.eyes.begin() as connection:
+        statement = sa.select(sa.literal_column("CAST(tableoid AS regclass)"), archive.c.body)
+        found: dict[str, list[str]] = {}
+        for name, body in connection.execute(statement.order_by(archive.c.position)):
+            found.setdefault(str(name).removeprefix(archive.name), []).append(word_of(body))
+        return found
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_days_are_made_ahead_and_dropped_whole_when_they_are_past(house: House) -> None:
+    at_noon(house)
+    first = today(house)
+    assert (await keeper(house).run_once()).days_made == tuple(
+        first + dt.timedelta(days=n) for n in range(partitions.AHEAD + 1)
+    )
+    house.say("first day")
+    publish(house)
+    house.advance(DAY)
+    house.say("second day")
+    publish(house)
+    assert stored_in(house) == {
+        f"_{first:%Y%m%d}": ["first day"],
+        f"_{first + dt.timedelta(days=1):%Y%m%d}": ["second day"],
+    }
+    assert Archive(house.database).replay(ADA).run().messages == 2
+
+    house.advance(2 * DAY)  # the first day ended less than the window ago
+    pruned = await keeper(house).run_once()
+    assert (pruned.days_dropped, pruned.archive) == ((), 0)
+    assert pruned.days_made[-1] == first + dt.timedelta(days=3 + partitions.AHEAD)
+    house.advance(DAY)
+    plan = keeper(house).plan()
+    assert (plan.days_dropped, plan.archive) == ((first,), 2)
+    pruned = await keeper(house).run_once()
+    assert (pruned.days_dropped, pruned.archive) == ((first,), 0)
+    assert list(stored_in(house)) == [f"_{first + dt.timedelta(days=1):%Y%m%d}"]
+    with house.eyes.begin() as connection:
+        assert check(connection) == []
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_day_that_has_rows_already_stays_where_it_is_until_it_is_past(
+    house: House,
+) -> None:
+    at_noon(house)
+    house.say("early")
+    publish(house)
+    first = today(house)
+
+    pruned = await keeper(house).run_once()
+
+    assert first not in pruned.days_made
+    assert len(pruned.days_made) == partitions.AHEAD
+    assert stored_in(house) == {"_rest": ["early"]}
+    house.advance(3 * DAY + 60)
+    assert (await keeper(house).run_once()).archive == 1
+    assert archived(house) == []
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_days_wait_for_whoever_uses_the_archive_and_nobody_waits_long_for_them(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_noon(house)
+    caplog.set_level(logging.INFO, "outbox_saga.housekeeping")
+    await keeper(house).run_once()
+    house.say("a")
+    publish(house)
+    handle(house, 1, ago=41 * DAY)
+    house.advance(10 * DAY)
+    with house.eyes.begin() as reader:
+        reader.execute(sa.select(house.tables.archive)).all()  # holds its lock until it ends
+        pruned = await keeper(house).run_once()
+        assert pruned.days_dropped == ()
+        assert pruned.inbox == 1
+    told = [record.getMessage() for record in caplog.records]
+    assert any("not dropped now: in use" in line for line in told)
+    assert len((await keeper(house).run_once()).days_dropped) == partitions.AHEAD + 1
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_user_who_does_not_own_the_archive_prunes_it_row_by_row(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.say("a")
+    publish(house)
+    house.advance(4 * DAY)
+    with house.eyes.begin() as connection:
+        connection.exec_driver_sql("DROP ROLE IF EXISTS keeper")
+        connection.exec_driver_sql("CREATE ROLE keeper LOGIN")
+        connection.exec_driver_sql("GRANT USAGE ON SCHEMA public TO keeper")
+        connection.exec_driver_sql(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO keeper"
+        )
+    keeping = keeper(house)
+
+    @event.listens_for(keeping.database.engine, "begin")
+    def as_keeper(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET LOCAL ROLE keeper")
+
+    try:
+        pruned = await keeping.run_once()
+    finally:
+        await keeping.database.close()
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql("DROP OWNED BY keeper")
+            connection.exec_driver_sql("DROP ROLE keeper")
+
+    assert (pruned.archive, pruned.days_made) == (1, ())
+    assert "does not own the archive" in caplog.text
+    assert archived(house) == []
+
+
+@pytest.mark.databases("postgres18")
+async def test_without_a_window_no_days_are_made_and_all_there_are_go(house: House) -> None:
+    at_noon(house)
+    await keeper(house).run_once()
+    house.say("a")
+    publish(house)
+    house.advance(DAY)
+
+    pruned = await keeper(house, archive_window=0.0).run_once()
+
+    assert (len(pruned.days_dropped), pruned.days_made) == (1, ())
+    assert archived(house) == []
+
+
+async def test_what_was_pruned_from_the_archive_leaves_dead_letters_alone(house: House) -> None:
+    house.say("a", key="k")
+    await die(house, "a")
+    house.advance(100 * DAY)
+    await keeper(house).run_once()
+    with house.database.begin() as connection:
+        assert len(find_letters(connection, house.tables)) == 1
+    assert letter_of(house, "a").parked
