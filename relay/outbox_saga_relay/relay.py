@@ -86,7 +86,6 @@ class Relay:
             raise ConfigurationError(f"page_rows is {page_rows}; give 1 to {MAX_PAGE}")
         if isinstance(skip_poison, str):
             raise ConfigurationError("skip_poison is one string; give a collection of topics")
-        self.publisher = publisher
         self.store = Store(database, lease=lease, service=service, archive=archive)
         self.counters = Counters()
         self._database = database
@@ -115,6 +114,15 @@ class Relay:
             counters=self.counters,
             wake=self._wake.set,
         )
+
+    @property
+    def publisher(self) -> Publisher:
+        """To which broker; another one may be put in its place between two pages."""
+        return self._sending.publisher
+
+    @publisher.setter
+    def publisher(self, publisher: Publisher) -> None:
+        self._sending.publisher = publisher
 
     def hint(self) -> None:
         """Something was committed: look at once. To be called from the relay's own event loop."""
@@ -197,6 +205,8 @@ class Relay:
         before = self.counters.published
         if self.store.epochs and self.store.lease_may_be_over:
             await self._renew_or_lose(raising=False)
+        elif self.store.mark.position:
+            self._look_again(await self.store.put_back())
         try:
             await self._publish_page()
         finally:

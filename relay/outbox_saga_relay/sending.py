@@ -47,7 +47,7 @@ class Sending:
         self.acknowledged: list[OutboxRow] = []
         self.failures: list[Failed] = []
         self.down: BrokerError | None = None  # what the broker said when it last took nothing
-        self._publisher = publisher
+        self.publisher = publisher
         self._lanes = lanes
         self._outage = outage
         self._retry = retry
@@ -86,7 +86,7 @@ class Sending:
                 self._wake()
 
         try:
-            outcomes = await self._publisher.publish(envelopes, settled) if sent else ()
+            outcomes = await self.publisher.publish(envelopes, settled) if sent else ()
             if len(outcomes) != len(sent):
                 raise TypeError(f"{len(outcomes)} outcomes of {len(sent)} messages")  # noqa: TRY301 - one place for an adapter's mistakes
         except asyncio.CancelledError:

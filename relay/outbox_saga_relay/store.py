@@ -272,6 +272,13 @@ class Store:
         await self._in_thread(self._give_up_kept)
         await self._in_thread(self._write, release)
 
+    async def put_back(self) -> int | None:
+        """The position to look behind, if somebody has put rows back since the last renewal."""
+        again = await self._in_thread(
+            self._write, partitions.take_revisits, self._tables, self.owner
+        )
+        return None if again is None else again - 1
+
     # --- pages -----------------------------------------------------------------------------------
 
     @property

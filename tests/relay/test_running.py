@@ -314,3 +314,19 @@ async def test_an_old_snapshot_holds_nothing_up_and_an_open_writer_only_the_mark
             await relay.run_once()
         assert relay.store.mark.position >= passed + 20
     assert house.waiting() == []
+
+
+async def test_what_was_published_is_kept_in_the_archive_where_that_is_wanted(
+    house: House,
+) -> None:
+    ids = house.say("a1", "a2", key="a") + house.say("b")
+    plain, keeping = house.relay(Recorder()), house.relay(Recorder(), archive=True)
+    assert await keeping.run_once() == 3
+    archive = house.tables.archive
+    kept = house.rows(archive, archive.c.position)
+    assert [row.id for row in kept] == ids
+    assert [word_of(row.body) for row in kept] == ["a1", "a2", "b"]
+    await keeping.store.release_lease()
+    house.say("c")
+    assert await plain.run_once() == 1
+    assert len(house.rows(archive)) == 3
