@@ -134,6 +134,11 @@ class House:
     def inbox(self) -> list[Any]:
         return self.rows(self.tables.inbox, self.tables.inbox.c.message_id)
 
+    def set_aside(self) -> list[Any]:
+        """The messages that wait for their handlers."""
+        waiting = self.tables.inbox_waiting
+        return self.rows(waiting, waiting.c.position)
+
     def notes(self) -> list[str]:
         return [row.note for row in self.rows(till, till.c.id)]
 
@@ -150,6 +155,8 @@ class House:
                 tables.blocked_key,
                 tables.dead_letter,
                 tables.inbox,
+                tables.inbox_waiting,
+                tables.inbox_claim,
                 till,
             ):
                 connection.execute(sa.delete(table))
