@@ -143,7 +143,7 @@ def store(
         digest = None if there is None else body_hash(there)
     if digest is not None:
         return "repeat" if digest == body_hash(delivered.body) else "altered"
-    ahead = key is not None and _wake(connection, tables, clock, delivered.consumer, key)
+    ahead = key is not None and wake(connection, tables, clock, delivered.consumer, key)
     if failed is None and not ahead:
         return "free"
     until: Any = None
@@ -176,9 +176,7 @@ def _told(failed: Failed) -> dict[str, str | None]:
     }
 
 
-def _wake(
-    connection: sa.Connection, tables: Tables, clock: Clock, consumer: str, key: str
-) -> bool:
+def wake(connection: sa.Connection, tables: Tables, clock: Clock, consumer: str, key: str) -> bool:
     """Whether anything of this key waits; the first of it does not sleep any more.
 
     Under its lock.
@@ -329,7 +327,7 @@ def done(
         sa.delete(tables.inbox_waiting).where(*_mine(tables, leased, owner))
     ).rowcount
     if gone and leased.key is not None:
-        _wake(connection, tables, clock, leased.consumer, leased.key)
+        wake(connection, tables, clock, leased.consumer, leased.key)
     return bool(gone)
 
 
@@ -368,7 +366,7 @@ def fail(
     ).rowcount
     if changed and lets_go:
         assert leased.key is not None
-        _wake(connection, tables, clock, leased.consumer, leased.key)
+        wake(connection, tables, clock, leased.consumer, leased.key)
     return bool(changed)
 
 

@@ -50,6 +50,10 @@ COMMANDS = {
     "consume": Lazy(
         "outbox_saga_relay.programs:consume", "Hand messages to a service's handlers, once."
     ),
+    "waiting": Lazy(
+        "outbox_saga_relay.waiting_command:waiting",
+        "Look at messages that handlers failed on, try them again, or discard them.",
+    ),
     "db": Lazy("outbox_saga_relay.db_command:db", "Make, check or remove our tables."),
     "demo": Lazy(
         "outbox_saga_relay.demo.command:demo", "Watch a shop whose processes are being killed."
