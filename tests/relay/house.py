@@ -209,7 +209,7 @@ class House:
             elif self.name == "mariadb":
                 connection.exec_driver_sql("set innodb_lock_wait_timeout = 0")
                 connection.exec_driver_sql(
-                    "lock tables till write wait 0, outbox_saga_inbox write"
+                    "lock tables till write, outbox_saga_inbox write wait 0"
                 )
             else:
                 connection.exec_driver_sql(
