@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outbox_saga.database import Database
     from outbox_saga.envelopes import Envelope
     from outbox_saga.errors import NotDone, OutboxSagaError
-    from outbox_saga.inbox import HandlerContext, SyncHandlerContext
+    from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
     from outbox_saga.messages import Command, Event, Reply
     from outbox_saga.results import Failure, Result, Success, is_failure, is_success
     from outbox_saga.retries import Retry
@@ -36,7 +36,7 @@ _HOMES = {
     "Envelope": "envelopes",
     "Event": "messages",
     "Failure": "results",
-    "HandlerContext": "inbox",
+    "HandlerContext": "handler_context",
     "NotDone": "errors",
     "OutboxSagaError": "errors",
     "Reply": "messages",
@@ -46,7 +46,7 @@ _HOMES = {
     "Service": "service",
     "StepContext": "saga.context",
     "Success": "results",
-    "SyncHandlerContext": "inbox",
+    "SyncHandlerContext": "handler_context",
     "SyncStepContext": "saga.context",
     "hours": "saga.definition",
     "is_failure": "results",

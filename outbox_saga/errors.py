@@ -5,11 +5,16 @@ OutboxSagaError
 │   └── SchemaMissing                 our tables are not in this database, or are older than the
 library
 ├── MessageRefused (ValueError)       a message that cannot leave as it is; `path` names the value
+│   └── AlteredMessage (ValueError)   an id that came before, now with another body
 ├── PublishRefused                    a message that would not share the fate of the transaction
 │   ├── NoTransaction                 published outside a transaction, or after its end
 │   ├── AutocommitRefused             the connection commits every statement by itself
 │   └── MessagesLeftOut               a COMMIT that would have left messages behind
 ├── CommitRefused                     a handler or step tried to end the transaction it was lent
+├── HandlerFailed                     a handler did not handle its message; nothing of it stayed
+├── HandlerBusy                       a message is being handled already, or there is no room now
+├── WaitingChanged                    a waiting message is not any more what an operator saw
+├── PartEnded                         the relay, the orchestrator or a consumer ended unasked
 ├── DefinitionError (ValueError)      a saga that breaks a rule; the rule is named
 ├── SagaStartConflict                 the same business key with other data
 ├── SagaUnknown                       no such saga, version or shape is registered here
@@ -55,6 +60,13 @@ class MessageRefused(OutboxSagaError, ValueError):
         self.reason = reason
 
 
+class AlteredMessage(MessageRefused):
+    """A message id that came before came again with another body: a bug, or an attack.
+
+    Look for a publisher that re-uses ids; the newcomer is among the dead letters of `waiting`.
+    """
+
+
 class PublishRefused(OutboxSagaError):
     """A message was refused because it would not share the fate of the business transaction."""
 
@@ -73,6 +85,31 @@ class MessagesLeftOut(PublishRefused):
 
 class CommitRefused(OutboxSagaError):
     """The session was lent to this code; whoever lent it commits. Return, or raise to undo."""
+
+
+class HandlerFailed(OutboxSagaError):
+    """A handler did not handle its message: its effects were rolled back, and it is tried again.
+
+    Args:
+        reason: For people; it may show values, so it goes to the tables and not into logs.
+        code: For programs and metrics, short and stable.
+    """
+
+    def __init__(self, reason: str, *, code: str = "handler_failed") -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class HandlerBusy(OutboxSagaError):
+    """The message is being handled already, or its handler has no room: deliver it again later."""
+
+
+class WaitingChanged(OutboxSagaError):
+    """The waiting message is gone, or not as it was when you looked. Look again, then decide."""
+
+
+class PartEnded(OutboxSagaError):
+    """The relay, the orchestrator or a consumer ended although nobody had stopped it."""
 
 
 class DefinitionError(OutboxSagaError, ValueError):

@@ -1,51 +1,100 @@
-"""Which handler gets which message: the registry of one service."""
+"""Which handler gets which message, and how: the registry of one service."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
-from uuid import UUID
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from outbox_saga.brokers.local import HandlerBusy
-from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import ConfigurationError, MessageRefused
-from outbox_saga.inbox import HandlerFailed, handle_once
+from outbox_saga.errors import ConfigurationError
 from outbox_saga.messages import Message, check_type
+from outbox_saga.retries import Retry
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Poison = Literal["park", "skip"]
 
-Work = tuple[str, UUID]  # consumer and message id
+# About two hours in all: longer than most outages of what handlers depend on
+HANDLING = Retry(max_attempts=20, initial=0.5, max_delay=600.0)
+TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One function that handles one type of message for one consumer."""
+    """One function that handles one type of message for one consumer.
+
+    Args:
+        consumer: Its name; the inbox remembers by it.
+        topic: Where its messages come from.
+        message_class: What it gets.
+        function: `async def`, or plain `def`, which runs in a thread.
+        retry: When a message it failed on is tried again, and how often in all.
+        timeout: Seconds it may take for one; None: as long as it likes.
+        poison: Whether a message that used up its attempts holds up its key ("park").
+        pessimistic: Whether a claim is committed before it runs, because it acts outside.
+        room: How many messages it may have in hand in this process; None: as many as come.
+    """
 
     consumer: str
     topic: str
     message_class: type[Message]
     function: Callable[[Any], Any]
+    retry: Retry = HANDLING
+    timeout: float | None = TIMEOUT
+    poison: Poison = "park"
+    pessimistic: bool = False
+    room: Room | None = None
+
+    @property
+    def parks(self) -> bool:
+        """Whether its dead letters hold up their keys."""
+        return self.poison == "park"
+
+
+@dataclass(slots=True)
+class Room:
+    """How many messages one handler may have in hand in this process.
+
+    A place is given back when the work has really ended, a timed-out thread's when it ends.
+    """
+
+    places: int
+    late: int = 0  # taken by threads that nobody waits for any more
+    free: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free = asyncio.Semaphore(self.places)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no place can come free but by a thread that is overdue."""
+        return self.late >= self.places
 
 
 class Handlers:
-    """A service's handlers, and the way a message takes through them."""
+    """A service's handlers by message and consumer."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self._handlers: list[Handler] = []
-        self._in_threads: set[Work] = set()
 
     def add(
-        self, message_class: type[Message], function: Callable[[Any], Any], consumer: str | None
+        self,
+        message_class: type[Message],
+        function: Callable[[Any], Any],
+        consumer: str | None = None,
+        *,
+        concurrency: int | None = None,
+        retry: Retry = HANDLING,
+        timeout: float | None = TIMEOUT,
+        poison: Poison = "park",
+        pessimistic: bool = False,
     ) -> None:
         """Registers.
 
-        Raises ConfigurationError for a second handler of one message under one consumer name.
+        Raises ConfigurationError for what cannot work: a second handler of one message under one
+        consumer name, an option out of its bounds.
         """
         if message_class.topic is None:
             raise ConfigurationError(
@@ -61,7 +110,20 @@ class Handlers:
                     "them another "
                     "name with consumer=…, and never change the names: the inbox belongs to them"
                 )
-        self._handlers.append(Handler(name, message_class.topic, message_class, function))
+        _check(name, function, concurrency, timeout, poison)
+        self._handlers.append(
+            Handler(
+                name,
+                message_class.topic,
+                message_class,
+                function,
+                retry,
+                timeout,
+                poison,
+                pessimistic,
+                None if concurrency is None else Room(concurrency),
+            )
+        )
 
     def consumers(self) -> dict[str, tuple[str, ...]]:
         """The consumers with their topics."""
@@ -74,82 +136,54 @@ class Handlers:
 
     def wanting(self, envelope: Envelope, consumer: str | None = None) -> Iterable[Handler]:
         """The handlers for this message, of one consumer or of all."""
+        return self.of_type(envelope.topic, envelope.type, consumer)
+
+    def of_type(self, topic: str, type_name: str, consumer: str | None) -> Iterable[Handler]:
+        """The handlers for messages of this topic and type, of one consumer or of all."""
         for handler in self._handlers:
             if (
-                handler.topic == envelope.topic
-                and handler.message_class.type_name == envelope.type
+                handler.topic == topic
+                and handler.message_class.type_name == type_name
                 and (consumer is None or handler.consumer == consumer)
             ):
                 yield handler
 
-    async def handle(
-        self,
-        database: Database,
-        threads: Executor,
-        envelope: Envelope,
-        consumer: str | None = None,
-    ) -> int:
-        """How many handlers took the message (each once).
+    def parks(self, consumer: str) -> bool:
+        """Whether a message of this consumer that nobody can read holds up its key."""
+        return any(h.parks for h in self._handlers if h.consumer == consumer)
 
-        One that fails keeps it from no other. One whose thread still has this message from an
-        earlier delivery, which nobody waits for any more, is not asked again: that would take
-        another thread, and wait for the first one's inbox row.
-
-        Raises what the first failing one raised; a message
-        that cannot be read only if no other trouble is worth another attempt.
-        """
-        count = 0
-        errors: list[Exception] = []
-        for handler in self.wanting(envelope, consumer):
-            work = (handler.consumer, envelope.id)
-            count += 1
-            if work in self._in_threads:
-                errors.append(HandlerBusy("an earlier delivery is still being handled"))
-                continue
-            try:
-                await handle_once(
-                    database,
-                    _Watched(threads, self._in_threads, work),
-                    handler.consumer,
-                    envelope,
-                    handler.message_class,
-                    handler.function,
-                    source=self.source,
-                )
-            except Exception as error:  # noqa: BLE001  # users' code; raised below
-                errors.append(error)
-            except (KeyboardInterrupt, GeneratorExit):
-                raise
-            except BaseException as error:
-                if isinstance(error, asyncio.CancelledError) and _asked_to_end():
-                    raise
-                # SystemExit, or the cancellation of something the handler awaited: its own
-                # failure, and the end of nobody else
-                errors.append(HandlerFailed(f"the handler raised {type(error).__name__}"))
-        if errors:
-            raise next((e for e in errors if not isinstance(e, MessageRefused)), errors[0])
-        return count
+    def longest(self) -> float | None:
+        """Seconds that all handlers of one message may take together; None: there is no limit."""
+        totals: dict[tuple[str, str], float] = {}
+        for handler in self._handlers:
+            if handler.timeout is None:
+                return None
+            kind = (handler.topic, handler.message_class.type_name)
+            totals[kind] = totals.get(kind, 0.0) + handler.timeout
+        return max(totals.values(), default=0.0)
 
 
-class _Watched(Executor):
-    """Threads that tell who is in them until the thread is done, whether anybody waits or not."""
-
-    def __init__(self, threads: Executor, running: set[Work], work: Work) -> None:
-        self._threads = threads
-        self._running = running
-        self._work = work
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        self._running.add(self._work)
-        try:
-            future = self._threads.submit(fn, *args, **kwargs)
-        except BaseException:
-            self._running.discard(self._work)
-            raise
-        future.add_done_callback(lambda _: self._running.discard(self._work))
-        return future
-
-
-def _asked_to_end() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _check(
+    name: str,
+    function: Callable[[Any], Any],
+    concurrency: int | None,
+    timeout: float | None,
+    poison: str,
+) -> None:
+    if inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"the handler of consumer {name!r} is an async generator, which nobody reads: return "
+            "a list of messages instead"
+        )
+    if concurrency is not None and concurrency < 1:
+        raise ConfigurationError(
+            f"concurrency of consumer {name!r} is {concurrency}; give at least 1, or None"
+        )
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise ConfigurationError(
+            f"timeout of consumer {name!r} is {timeout}; give seconds, or None for no limit"
+        )
+    if poison not in ("park", "skip"):
+        raise ConfigurationError(
+            f'poison of consumer {name!r} is {poison!r}; give "park" or "skip"'
+        )

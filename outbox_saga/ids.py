@@ -57,3 +57,13 @@ def idempotency_key(instance: UUID, step: str, direction: str, generation: int) 
     Only an operator's decision makes a new generation.
     """
     return uuid5(_NAMESPACE, f"effect\x1f{instance}\x1f{step}\x1f{direction}\x1f{generation}")
+
+
+def handler_key(consumer: str, message_id: UUID) -> UUID:
+    """The same key for every attempt of one consumer at one message, for its calls outside."""
+    return uuid5(_NAMESPACE, f"handler\x1f{consumer}\x1f{message_id}")
+
+
+def altered_id(message_id: UUID, digest: bytes) -> UUID:
+    """The id of a body that came under an id which another body had before; always the same."""
+    return uuid5(_NAMESPACE, f"altered\x1f{message_id}\x1f{digest.hex()}")

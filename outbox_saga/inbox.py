@@ -1,9 +1,9 @@
 """Handle once.
 
-The inbox row is the first statement of the handler's transaction, so its effect happens once.
+The inbox row and the handler's effect are one transaction, so its effect happens once.
 
 Duplicates are acknowledged and nothing runs. The same id with another body is neither handled nor
-dropped: it is an error that says so.
+dropped. A message whose key waits is not handled either: it has to stand behind the others.
 """
 
 from __future__ import annotations
@@ -11,84 +11,63 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
+from outbox_saga.answers import outgoing
+from outbox_saga.calling import (
+    Deadline,
+    Misbehaved,
+    OutOfTime,
+    call_in_time,
+    time_in_thread,
+    to_the_end,
+)
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import MessageRefused
+from outbox_saga.errors import AlteredMessage, HandlerFailed, LeaseLost, MessageRefused
+from outbox_saga.handler_context import (
+    HandlerContext,
+    SyncHandlerContext,
+    _Context,
+    continuing,
+    read,
+)
 from outbox_saga.lent_session import LentSession
 from outbox_saga.messages import Message
+from outbox_saga.queries import claims, waiting
 from outbox_saga.queries.inbox import Arrival, body_hash, note_arrival
-from outbox_saga.results import Failure
+from outbox_saga.queries.waiting import Leased
 from outbox_saga.unit_of_work import UnitOfWork
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
 
 logger = logging.getLogger("outbox_saga.inbox")
 
-M = TypeVar("M", bound=Message)
+IDLE_MARGIN = 0.5  # seconds: our own timeout comes first while this process is well
 
 
-class HandlerFailed(Exception):
-    """The handler returned a Failure.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an attempt stands on, besides a delivery; gone at its commit, or nothing is committed.
 
-    Its effects were rolled back and the message stays unhandled.
+    Args:
+        leased: The waiting message it is, and
+        owner: whose that is.
+        claim: The owner of the claim that was committed before. The inbox row is then written
+            last, and no transaction is open until the handler first uses its session.
     """
 
-
-class AlteredMessage(MessageRefused):
-    """A message id that was handled before came again with another body: a bug, or an attack."""
-
-
-class _Context(Generic[M]):
-    """What a handler gets.
-
-    Attributes:
-        message: Of the class the handler was registered for.
-        envelope: The message with its id, key, correlation and headers.
-    """
-
-    def __init__(self, message: M, envelope: Envelope, uow: UnitOfWork[Any]) -> None:
-        self.message = message
-        self.envelope = envelope
-        self.uow = uow
-
-    def publish(
-        self, message: Message, *, key: str | None = None, headers: Mapping[str, str] | None = None
-    ) -> UUID:
-        """The message leaves if, and only if, this one is handled.
-
-        It continues the same conversation.
-        """
-        return self.uow.publish(message, key=key, headers=headers)
+    leased: Leased | None = None
+    owner: UUID | None = None
+    claim: UUID | None = None
 
 
-class HandlerContext(_Context[M]):
-    """For `async def` handlers."""
-
-    @property
-    def session(self) -> AsyncSession:
-        """The session of the transaction that also holds the inbox row."""
-        session: AsyncSession = self.uow.session
-        return session
-
-
-class SyncHandlerContext(_Context[M]):
-    """For plain `def` handlers, which run in a thread."""
-
-    @property
-    def session(self) -> Session:
-        """The session of the transaction that also holds the inbox row."""
-        session: Session = self.uow.session
-        return session
+NOTHING = Turn()
 
 
 async def handle_once(
@@ -100,6 +79,8 @@ async def handle_once(
     handler: Callable[[Any], Any],
     *,
     source: str,
+    timeout: float | None = None,  # noqa: ASYNC109  # only of the handler
+    turn: Turn = NOTHING,
 ) -> Arrival:
     """The handler's effect happens once per (consumer, message id), together with what it
     publishes, or not at all.
@@ -108,77 +89,170 @@ async def handle_once(
         threads: Where plain `def` handlers run.
         consumer: Stable name; two consumers each handle the message once.
         source: Of what the handler publishes.
+        timeout: Seconds the handler may take. An async one is then cancelled; a plain one keeps
+            its thread, and can commit nothing any more.
+        turn: What this attempt stands on.
 
     Returns:
-        "new" when the handler ran and committed, "repeat" when it had done so before.
+        "new" when the handler ran and committed; otherwise nothing ran: "repeat" when it had done
+        so before, "behind" when the message waits, or others of its key do.
 
     Raises:
         MessageRefused: The body does not fit the class.
         AlteredMessage: The id was handled before, with another body.
+        LeaseLost: What the turn stood on is somebody else's now; nothing was committed.
         Exception: Whatever the handler raised; nothing was committed.
     """
-    message = message_class.from_body(envelope.body)
-    digest = body_hash(envelope.body)
-
-    def arrive(session: LentSession) -> Arrival:
-        connection = session.lend()
-        return note_arrival(
-            connection, database.tables, database.clock, consumer, envelope.id, digest
-        )
-
-    def work_in(session: Any) -> UnitOfWork[Any]:
-        return UnitOfWork(
-            session,
-            schema=database.tables.schema,
-            source=source,
-            correlation_id=envelope.correlation_id,
-            causation_id=str(envelope.id),
-        )
-
-    def settle(session: LentSession, answer: object) -> None:
-        if isinstance(answer, Failure):
-            raise HandlerFailed(str(answer.error))
-        if inspect.iscoroutine(answer):
-            answer.close()
-            raise HandlerFailed(
-                "a plain function answered with a coroutine, which nobody awaits: make it "
-                "`async def`"
-            )
-        session.flush()
-        session.taken_back()
-        session.settle()
-
-    def in_thread() -> Arrival:
-        with _carried_out_of_the_thread(), database.lend() as session:
-            arrival = arrive(session)
-            if arrival == "new":
-                with _blaming_the_handler():
-                    answer = handler(SyncHandlerContext(message, envelope, work_in(session)))
-                settle(session, answer)
-            return arrival
-
-    arrival: Arrival
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-        getattr(handler, "__call__", None)  # noqa: B004  # an object with `async def __call__`
-    ):
-        async with database.lend_async() as session:
-            lent = session.sync_session
-            assert isinstance(lent, LentSession)
-            arrival = await session.run_sync(lambda _: arrive(lent))
-            if arrival == "new":
-                with _blaming_the_handler():
-                    answer = await handler(HandlerContext(message, envelope, work_in(session)))
-                await session.run_sync(lambda _: settle(lent, answer))
-    else:
-        arrival = await asyncio.get_running_loop().run_in_executor(threads, in_thread)
+    message = read(message_class, envelope)
+    attempt = _Attempt(database, consumer, envelope, source, timeout, turn)
+    run = attempt.in_task if _is_async(handler) else attempt.in_thread
+    arrival = await run(threads, message, handler)
     if arrival == "repeat":
         logger.info("duplicate dropped: message %s, consumer %s", envelope.id, consumer)
     elif arrival == "altered":
-        logger.error("message %s came again with another body, consumer %s", envelope.id, consumer)
         raise AlteredMessage("$", f"message {envelope.id} was handled before, with another body")
-    else:
+    elif arrival == "new":
         logger.info("handled: message %s, consumer %s", envelope.id, consumer)
     return arrival
+
+
+def _is_async(handler: Any) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004  # an object with `async def __call__`
+    )
+
+
+class _Attempt:
+    """One run of a handler in one transaction."""
+
+    def __init__(
+        self,
+        database: Database,
+        consumer: str,
+        envelope: Envelope,
+        source: str,
+        timeout: float | None,
+        turn: Turn,
+    ) -> None:
+        self._database = database
+        self._consumer = consumer
+        self._envelope = envelope
+        self._source = source
+        self._timeout = timeout
+        self._turn = turn
+
+    async def in_task(
+        self, _: Executor, message: Message, handler: Callable[[Any], Any]
+    ) -> Arrival:
+        async with self._database.lend_async() as session:
+            lent = session.sync_session
+            assert isinstance(lent, LentSession)
+            arrival: Arrival = await session.run_sync(lambda _: self._begin(lent))
+            if arrival != "new":
+                return arrival
+            context = HandlerContext(message, self._envelope, self._uow(session), self._consumer)
+            try:
+                with _blaming_the_handler():
+                    answer = await call_in_time(_in_its_own_task(handler), context, self._timeout)
+                    self._publish(context, answer)
+            except OutOfTime:
+                await session.run_sync(lambda _: lent.abandon())
+                raise self._out_of_time() from None
+            # nothing of the user's runs from here on; a cancelled commit would leave its outcome
+            # unknown
+            await to_the_end(session.run_sync(lambda _: self._settle(lent)))
+            return arrival
+
+    async def in_thread(
+        self, threads: Executor, message: Message, handler: Callable[[Any], Any]
+    ) -> Arrival:
+        deadline = Deadline()
+
+        def work(begin: Callable[[], None]) -> Arrival:
+            with _carried_out_of_the_thread(), self._database.lend() as session:
+                arrival = self._begin(session)
+                if arrival == "new":
+                    begin()
+                    context = SyncHandlerContext(
+                        message, self._envelope, self._uow(session), self._consumer
+                    )
+                    with _blaming_the_handler():
+                        self._publish(context, handler(context))
+                    if not deadline.claim_commit():
+                        session.undo()
+                        raise self._out_of_time()
+                    self._settle(session)
+                return arrival
+
+        future, in_time = await time_in_thread(threads, work, self._timeout)
+        if not in_time and deadline.expire():
+            future.add_done_callback(_ended_late)
+            raise self._out_of_time()
+        arrival: Arrival = await to_the_end(future)
+        return arrival
+
+    def _begin(self, session: LentSession) -> Arrival:
+        if self._turn.claim is not None:
+            session.lend_at_first_use()
+            return "new"
+        # a process that stands still must not hold its locks for longer than its handler may take
+        idle = None if self._timeout is None else self._timeout + IDLE_MARGIN
+        return self._note(session.lend(), idle)
+
+    def _note(self, connection: sa.Connection, idle: float | None = None) -> Arrival:
+        return note_arrival(
+            connection,
+            self._database.tables,
+            self._database.clock,
+            self._consumer,
+            self._envelope.id,
+            body_hash(self._envelope.body),
+            key=self._envelope.key,
+            look_for_waiting=self._turn == NOTHING,
+            idle_seconds=idle,
+        )
+
+    def _uow(self, session: Any) -> UnitOfWork[Any]:
+        schema = self._database.tables.schema
+        return continuing(self._envelope, session, schema=schema, source=self._source)
+
+    @staticmethod
+    def _publish(context: _Context[Any], answer: object) -> None:
+        for message, key in outgoing(answer):
+            context.publish(message, key=key)
+
+    def _settle(self, session: LentSession) -> None:
+        session.flush()
+        connection = session.taken_back()
+        self._redeem(connection, self._turn)
+        session.settle()
+
+    def _redeem(self, connection: sa.Connection, turn: Turn) -> None:
+        tables, clock, id_ = self._database.tables, self._database.clock, self._envelope.id
+        held = True
+        if turn.claim is not None:
+            held = self._note(connection) == "new" and claims.release(
+                connection, tables, turn.claim, self._consumer, id_
+            )
+        if held and turn.leased is not None and turn.owner is not None:
+            held = waiting.done(connection, tables, clock, turn.owner, turn.leased)
+        if not held:
+            raise LeaseLost(f"message {id_} was taken over; this attempt was rolled back")
+
+    def _out_of_time(self) -> HandlerFailed:
+        return HandlerFailed(f"timed out after {self._timeout} s", code="handler_timeout")
+
+
+def _in_its_own_task(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The handler, so that one that cancels its own task cancels nothing of ours."""
+
+    async def run(context: Any) -> Any:
+        try:
+            return await handler(context)
+        except SystemExit:  # a task would end the loop with it
+            raise Misbehaved("it called sys.exit(); raise an error instead") from None
+
+    return lambda context: asyncio.create_task(run(context))
 
 
 @contextmanager
@@ -204,6 +278,11 @@ def _carried_out_of_the_thread() -> Iterator[None]:
         if isinstance(error, Exception) and not odd:
             raise
         raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}") from error
+
+
+def _ended_late(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.info("a handler that had timed out ended with %s", type(error).__name__)
 
 
 def handled(connection: sa.Connection, database: Database, consumer: str) -> int:

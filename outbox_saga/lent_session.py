@@ -82,6 +82,7 @@ class LentSession(Session):
     _transaction_lent: sa.RootTransaction | None = None
     _connection_lent: sa.Connection | None = None
     _returned = False
+    _lends_at_first_use = False
 
     def commit(self) -> NoReturn:
         """Raise CommitRefused."""
@@ -116,11 +117,19 @@ class LentSession(Session):
     def lend(self) -> sa.Connection:
         """Begins the transaction that is lent."""
         connection = self.connection()
+        self._lent_now(connection)
+        return connection
+
+    def lend_at_first_use(self) -> None:
+        """The transaction is lent when somebody first uses the session; none is open till then."""
+        self._lends_at_first_use = True
+        self.begin()  # for those who publish before; it connects nothing yet
+
+    def _lent_now(self, connection: sa.Connection) -> None:
         transaction: Any = connection.get_transaction()
         self._transaction_lent = transaction
         self._connection_lent = connection
         _lent.add(connection)
-        return connection
 
     def _unguard(self) -> None:
         if self._connection_lent is not None:
@@ -220,3 +229,9 @@ def _note(context: Any) -> None:
 
 # On the class: whoever made the engine
 event.listen(sa.Engine, "handle_error", _note)
+
+
+@event.listens_for(LentSession, "after_begin")
+def _begun(session: LentSession, _: Any, connection: sa.Connection) -> None:
+    if session._lends_at_first_use and session._transaction_lent is None:  # noqa: SLF001  # ours
+        session._lent_now(connection)  # noqa: SLF001

@@ -20,30 +20,28 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
-from outbox_saga.brokers import Publisher, Subscription, open_publisher, open_subscriber
-from outbox_saga.brokers.contract import Delivery
+from outbox_saga.brokers import Publisher, Subscription, open_publisher
 from outbox_saga.brokers.local import LocalPublisher
+from outbox_saga.consuming import consume
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import BrokerUnavailable, MessageRefused, OutboxSagaError
-from outbox_saga.handlers import Handlers
+from outbox_saga.errors import PartEnded
+from outbox_saga.handlers import HANDLING, TIMEOUT, Handlers, Poison
+from outbox_saga.handling import Handling
 from outbox_saga.messages import Message, check_type
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
-from outbox_saga.queries.dialects import brief, is_transient
-from outbox_saga.queries.schema import require_tables
 from outbox_saga.retries import Retry
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
 from outbox_saga.unit_of_work import UnitOfWork
+from outbox_saga.waiting import WaitingRoom
 
 logger = logging.getLogger("outbox_saga.service")
 
 F = TypeVar("F", bound=Callable[[Any], Any])
 
-REDELIVERY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
-OUTAGE = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0)
+DATABASE_PATIENCE = 60.0  # seconds that one message may wait for the database
 
 
 class Service:
@@ -85,6 +83,7 @@ class Service:
         self.lease = lease
         self.poll = poll
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-handler")
+        self.handling = Handling(self.database, self._threads, self.handlers)
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -103,33 +102,77 @@ class Service:
 
     # --- handling --------------------------------------------------------------------------------
 
-    def on(self, message_class: type[Message], *, consumer: str | None = None) -> Callable[[F], F]:
-        """Registers a handler.
+    def on(
+        self,
+        message_class: type[Message],
+        *,
+        consumer: str | None = None,
+        concurrency: int | None = None,
+        retry: Retry = HANDLING,
+        timeout: float | None = TIMEOUT,
+        poison: Poison = "park",
+        pessimistic: bool = False,
+    ) -> Callable[[F], F]:
+        """Registers a handler: its effect happens once for each message.
 
-        Inbox row, its database work and what it publishes are one transaction.
+        Inbox row, its database work and what it publishes or returns are one transaction. A
+        message it fails on waits, and later ones of its key behind it.
 
         Args:
             message_class: What it handles.
             consumer: Its stable name, `service.MessageType` when left out; the inbox remembers by
                 it.
+            concurrency: Messages it may have in hand at the same time in this process; None: as
+                many as are delivered.
+            retry: When a message it failed on is tried again, and how often in all; then it is a
+                dead letter (`outbox-saga waiting`).
+            timeout: Seconds for one message; None: no limit. An async handler is then cancelled; a
+                plain one keeps its thread, and can commit nothing any more. Either has failed.
+            poison: "park": a dead letter holds up the later ones of its key until somebody
+                decides. "skip": they go on without it.
+            pessimistic: For handlers that act outside the database: a claim is committed before it
+                runs, so that duplicates wait and never run beside it. After a crash it runs again:
+                send `handle.key` with each call.
+
+        Raises:
+            ConfigurationError: An option out of its bounds, or a second handler of this message
+                under one consumer name.
         """
 
         def register(function: F) -> F:
-            self.handlers.add(message_class, function, consumer)
+            self.handlers.add(
+                message_class,
+                function,
+                consumer,
+                concurrency=concurrency,
+                retry=retry,
+                timeout=timeout,
+                poison=poison,
+                pessimistic=pessimistic,
+            )
             return function
 
         return register
 
     async def deliver(self, envelope: Envelope) -> int:
-        """Hands one message to this service's handlers, once each; returns how many wanted it."""
-        return await self.handlers.handle(self.database, self._threads, envelope)
+        """Hands one message to this service's handlers, once each; returns how many wanted it.
+
+        Each has handled it, or it waits for its next attempt; otherwise this raises.
+        """
+        return await self.handling.deliver(envelope)
 
     # --- running ---------------------------------------------------------------------------------
 
     def publisher(self) -> Publisher:
         """The publisher for this service's broker, not yet connected."""
         if self.broker == "local":
-            return LocalPublisher(self.deliver, concurrency=self.concurrency)
+            longest = self.handlers.longest()
+            return LocalPublisher(
+                self.deliver,
+                concurrency=self.concurrency,
+                # the handlers have limits of their own, so this one is for the database
+                timeout=None if longest is None else longest + DATABASE_PATIENCE,
+            )
         return open_publisher(self.broker)
 
     async def relay(self, stop: asyncio.Event, **options: Any) -> None:
@@ -162,81 +205,32 @@ class Service:
         return Orchestrator(self.database, self.sagas, **settings)
 
     async def consume(self, stop: asyncio.Event) -> None:
-        """Handles what the broker delivers to this service's consumers, until `stop` is set.
+        """Handles what the broker delivers to this service's consumers, and tries again what
+        waits, until `stop` is set.
 
-        With the local broker the relay delivers, and there is nothing to consume.
+        With the local broker the relay delivers, and only what waits is left to do here.
         """
         consumers = self.handlers.consumers()
-        if self.broker == "local" or not consumers:
+        if not consumers:
             await stop.wait()
             return
-        await _all(
-            [
-                self._consume(Subscription(name, topics, self.concurrency), stop)
+        parts = [self.waiting_room().run(stop)]
+        if self.broker != "local":
+            parts += [
+                consume(
+                    self.broker,
+                    Subscription(name, topics, self.concurrency),
+                    self.handling,
+                    stop,
+                )
                 for name, topics in consumers.items()
-            ],
-            stop,
-        )
+            ]
+        await _all(parts, stop)
 
-    async def _consume(self, subscription: Subscription, stop: asyncio.Event) -> None:
-        subscriber = open_subscriber(self.broker, subscription)
-
-        async def handle(delivery: Delivery) -> None:
-            await self._handle(subscription.consumer, delivery)
-
-        stopped = asyncio.create_task(stop.wait())
-        outages = 0
-        try:
-            while not stop.is_set():
-                try:
-                    await self.database.look(require_tables, self.database.tables)
-                    await subscriber.open()
-                except (BrokerUnavailable, DBAPIError) as error:
-                    if isinstance(error, DBAPIError) and not is_transient(error):
-                        raise
-                    outages += 1
-                    told = brief(error) if isinstance(error, DBAPIError) else error
-                    logger.warning("consumer %s: %s", subscription.consumer, told)
-                    delay = OUTAGE.delay(outages, seed=subscription.consumer)
-                    await asyncio.wait({stopped}, timeout=delay)
-                else:
-                    await subscriber.run(handle, stop.wait)
-                    return
-        finally:
-            stopped.cancel()
-            await subscriber.close()
-
-    async def _handle(self, consumer: str, delivery: Delivery) -> None:
-        message: object = "that cannot be read"
-        try:
-            envelope = delivery.envelope
-            message = envelope.id
-            await self.handlers.handle(self.database, self._threads, envelope, consumer)
-        except MessageRefused as error:
-            logger.error(  # noqa: TRY400  # a traceback shows values of the body
-                "consumer %s cannot read a message: %s", consumer, error
-            )
-            await delivery.reject(str(error))
-        except (Exception, SystemExit, asyncio.CancelledError) as error:  # users' code
-            task = asyncio.current_task()
-            if (
-                isinstance(error, asyncio.CancelledError)
-                and task is not None
-                and task.cancelling()
-            ):
-                raise  # somebody cancelled us, not the handler itself
-            delay = REDELIVERY.delay(delivery.attempt, seed=consumer)
-            logger.warning(
-                "consumer %s failed on message %s, attempt %s (%s); again in %.1f s",
-                consumer,
-                message,
-                delivery.attempt,
-                type(error).__name__,
-                delay,
-            )
-            await delivery.retry(delay)
-        else:
-            await delivery.acknowledge()
+    def waiting_room(self, **options: Any) -> WaitingRoom:
+        """Who tries this service's waiting messages again; options as `WaitingRoom`."""
+        settings = {"concurrency": self.concurrency, "poll": self.poll, **options}
+        return WaitingRoom(self.handling, **settings)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay, orchestrator and consumers in this process, until `stop` is set or one of them
@@ -334,7 +328,3 @@ async def _loudly(part: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
         told = f"{getattr(part, '__qualname__', 'a part')} {how} before it was stopped"
         logger.error("%s", told)
         raise PartEnded(told)
-
-
-class PartEnded(OutboxSagaError):
-    """The relay, the orchestrator or a consumer ended although nobody had stopped it."""

@@ -10,7 +10,7 @@ after its transaction committed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
@@ -99,8 +99,23 @@ class Delivery(Protocol):
         """Which delivery of this message it is, from 1, as far as the broker counts."""
         ...
 
+    @property
+    def topic(self) -> str:
+        """Where it came from, also when the message cannot be read."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """As they came, also when the message cannot be read."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """As it came, also when the message cannot be read."""
+        ...
+
     async def acknowledge(self) -> None:
-        """It was handled: never deliver it again."""
+        """It was handled, or is kept: never deliver it again."""
         ...
 
     async def retry(self, delay: float) -> None:

@@ -2,10 +2,11 @@
 
 No server.
 
-A message is `Accepted` when every handler of the service has handled it and committed; a message
-that no handler of this process wants is accepted and gone, as by any broker without subscribers.
-So during a rolling deployment the relay of an old release loses new types: see "What does not" in
-docs/guarantees.md.
+A message is `Accepted` when every handler of the service has handled it and committed, or has it
+waiting among its own (`inbox_waiting`), where `outbox-saga consume` or `run` tries it again. A
+message that no handler of this process wants is accepted and gone, as by any broker without
+subscribers. So during a rolling deployment the relay of an old release loses new types: see "What
+does not" in docs/guarantees.md.
 """
 
 from __future__ import annotations
@@ -16,13 +17,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import BrokerUnavailable, MessageRefused, Unpublishable
+from outbox_saga.errors import BrokerUnavailable, HandlerBusy, MessageRefused, Unpublishable
 
 logger = logging.getLogger("outbox_saga.brokers.local")
-
-
-class HandlerBusy(Exception):
-    """A handler has the message from an earlier delivery and is not done with it."""
 
 
 class LocalPublisher:
@@ -31,8 +28,8 @@ class LocalPublisher:
     Args:
         deliver: Hands one envelope to the service's handlers; 0 says that none wanted it.
         concurrency: Envelopes at the same time.
-        timeout: Seconds for one envelope; then it is tried again later, and the inbox drops what
-            was done.
+        timeout: Seconds for one envelope, None: as many as the handlers need, who have their own;
+            then it is tried again later, and the inbox drops what was done.
     """
 
     def __init__(
@@ -40,7 +37,7 @@ class LocalPublisher:
         deliver: Callable[[Envelope], Awaitable[object]],
         *,
         concurrency: int = 16,
-        timeout: float = 60.0,
+        timeout: float | None = 60.0,
     ) -> None:
         self._deliver = deliver
         self._slots = asyncio.Semaphore(concurrency)

@@ -30,10 +30,13 @@ class NatsDelivery:
         self.reply = message.reply
         self.again_in: float | None = None
         self.settled = False
+        self.topic = topic
+        self.headers = message.headers or {}
+        self.body = message.data
         self._answer = answer
         self._envelope: Envelope | MessageRefused
         try:
-            self._envelope = Envelope.from_headers(topic, message.headers or {}, message.data)
+            self._envelope = Envelope.from_headers(topic, self.headers, self.body)
         except MessageRefused as refused:
             self._envelope = refused
 

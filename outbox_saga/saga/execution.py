@@ -13,7 +13,6 @@ import datetime as dt
 import inspect
 import logging
 import math
-import threading
 import time
 from collections import Counter
 from concurrent.futures import Executor
@@ -23,6 +22,16 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from outbox_saga.calling import (
+    Deadline,
+    NothingRan,
+    begin_in_thread,
+    call_in_time,
+    place,
+    refuse_coroutine,
+    to_the_end,
+    told,
+)
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
@@ -33,14 +42,6 @@ from outbox_saga.queries import sagas, transition
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
 from outbox_saga.queries.outbox import write_messages
 from outbox_saga.results import Failure, Success
-from outbox_saga.saga.calling import (
-    NothingRan,
-    begin_in_thread,
-    call_in_time,
-    place,
-    refuse_coroutine,
-    told,
-)
 from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
 from outbox_saga.saga.definition import Action, Saga, Step
 from outbox_saga.saga.progress import (
@@ -104,32 +105,6 @@ class Hand:
             frozenset(self.in_flight - {reporting}) if reporting else frozenset(self.in_flight)
         )
         return Surroundings(now, in_flight, self.lease, str(self.instance.id))
-
-
-class Deadline:
-    """Who comes first: the step's commit, or the end of its time.
-
-    A thread cannot be cancelled, but it can be told.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._state = "open"
-
-    def claim_commit(self) -> bool:
-        """True when the step may commit; then its time can no longer end."""
-        return self._move("committing")
-
-    def expire(self) -> bool:
-        """True when its time has ended; then it can no longer commit."""
-        return self._move("expired")
-
-    def _move(self, state: str) -> bool:
-        with self._lock:
-            if self._state != "open":
-                return False
-            self._state = state
-            return True
 
 
 class Execution:
@@ -218,7 +193,7 @@ class Execution:
                 return happened
             # from here on nothing of the user's runs; a cancelled commit would leave its outcome
             # unknown
-            outcome: Decision | Happened = await _to_the_end(
+            outcome: Decision | Happened = await to_the_end(
                 session.run_sync(lambda _: self._settle(lent, hand, happened))
             )
             return outcome
@@ -246,7 +221,7 @@ class Execution:
         if not in_time and deadline.expire():
             future.add_done_callback(_ended_late)
             return _errored(todo, f"timed out after {step.timeout} s", started)
-        outcome: Decision | Happened | None = await _to_the_end(future)
+        outcome: Decision | Happened | None = await to_the_end(future)
         assert outcome is not None
         return outcome
 
@@ -496,25 +471,3 @@ def _ended_late(future: asyncio.Future[Any]) -> None:
 
 async def _no_answer() -> NoReturn:
     raise TimeoutError
-
-
-async def _to_the_end(awaitable: Any) -> Any:
-    """The result, even if the caller is cancelled meanwhile.
-
-    The cancellation is raised afterwards.
-    """
-    task = asyncio.ensure_future(awaitable)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:  # noqa: BLE001  # raised below, by result()
-            break
-    if cancelled is not None:
-        task.exception()
-        raise cancelled
-    return task.result()

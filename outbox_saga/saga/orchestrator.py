@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from outbox_saga.calling import place
 from outbox_saga.database import Database
 from outbox_saga.errors import ConfigurationError, LeaseLost
 from outbox_saga.ids import new_id
@@ -19,7 +20,6 @@ from outbox_saga.instances import Instance
 from outbox_saga.queries import leases
 from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.schema import require_tables
-from outbox_saga.saga.calling import place
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.progress import Call, Decision, Flight, Query, Resumed

@@ -58,6 +58,10 @@ COMMANDS = {
     "prune": Lazy(
         "outbox_saga_relay.prune_command:prune", "Remove what may be forgotten, and nothing else."
     ),
+    "waiting": Lazy(
+        "outbox_saga_relay.waiting_command:waiting",
+        "Look at messages that handlers failed on, try them again, or discard them.",
+    ),
     "db": Lazy("outbox_saga_relay.db_command:db", "Make, check or remove our tables."),
     "doctor": Lazy(
         "outbox_saga_relay.doctor_command:doctor",

@@ -15,7 +15,8 @@ from uuid import UUID
 
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.inbox import HandlerContext, handle_once
+from outbox_saga.handler_context import HandlerContext
+from outbox_saga.inbox import handle_once
 from outbox_saga.messages import Event
 from outbox_saga.queries.dialects import is_transient
 

@@ -15,15 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from outbox_saga.envelopes import Envelope, seal
-from outbox_saga.errors import CommitRefused, MessageRefused
+from outbox_saga.errors import AlteredMessage, CommitRefused, HandlerFailed, MessageRefused
+from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
 from outbox_saga.ids import new_id
-from outbox_saga.inbox import (
-    AlteredMessage,
-    HandlerContext,
-    HandlerFailed,
-    SyncHandlerContext,
-    handle_once,
-)
+from outbox_saga.inbox import handle_once
 from outbox_saga.queries.inbox import Arrival
 from outbox_saga.results import Failure, Success
 from tests.relay.house import PATIENCE, House, Said, till

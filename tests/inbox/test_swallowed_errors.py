@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.envelopes import Envelope, seal
-from outbox_saga.errors import CommitRefused
-from outbox_saga.inbox import HandlerContext, HandlerFailed, SyncHandlerContext, handle_once
+from outbox_saga.errors import CommitRefused, HandlerFailed
+from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
+from outbox_saga.inbox import handle_once
 from outbox_saga.queries.inbox import Arrival
 from tests.relay.house import PATIENCE, House, Said, till
 

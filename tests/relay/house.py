@@ -134,6 +134,11 @@ class House:
     def inbox(self) -> list[Any]:
         return self.rows(self.tables.inbox, self.tables.inbox.c.message_id)
 
+    def set_aside(self) -> list[Any]:
+        """The messages that wait for their handlers."""
+        waiting = self.tables.inbox_waiting
+        return self.rows(waiting, waiting.c.position)
+
     def notes(self) -> list[str]:
         return [row.note for row in self.rows(till, till.c.id)]
 
@@ -199,7 +204,7 @@ class House:
             elif self.name == "mariadb":
                 connection.exec_driver_sql("set innodb_lock_wait_timeout = 0")
                 connection.exec_driver_sql(
-                    "lock tables till write wait 0, outbox_saga_inbox write"
+                    "lock tables till write, outbox_saga_inbox write wait 0"
                 )
             else:
                 connection.exec_driver_sql(

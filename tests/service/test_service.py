@@ -22,9 +22,9 @@ from sqlalchemy.exc import OperationalError
 from outbox_saga import Event, HandlerContext, Service, SyncHandlerContext
 from outbox_saga.brokers.contract import Accepted, Outcome, Refused
 from outbox_saga.brokers.local import LocalPublisher
+from outbox_saga.consuming import answer
 from outbox_saga.envelopes import Envelope, seal
-from outbox_saga.errors import ConfigurationError, Unpublishable
-from outbox_saga.service import PartEnded
+from outbox_saga.errors import ConfigurationError, PartEnded
 from outbox_saga.testing.servers import Nats
 from outbox_saga_relay import programs
 from outbox_saga_relay.programs import load_service
@@ -208,17 +208,20 @@ async def test_a_handler_that_ends_oddly_ends_nothing_but_its_own_delivery(
         await asyncio.to_thread(house.say, "good", key="b")
         await asyncio.wait_for(handled.wait(), PATIENCE)
     assert house.notes() == ["good"]
-    assert house.waiting() == ["poison"]
-    assert [row.error_code for row in house.blocked()] == ["handler_failed"]
+    assert (house.waiting(), house.blocked()) == ([], [])
+    assert [(row.key, row.error_code) for row in house.set_aside()] == [("a", "handler_failed")]
 
 
 class Delivered:
     """A delivery that remembers what became of it."""
 
     attempt = 1
+    topic = "talk"
 
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
+        self.headers = envelope.to_headers()
+        self.body = envelope.body
         self.became: list[str] = []
 
     async def acknowledge(self) -> None:
@@ -232,17 +235,18 @@ class Delivered:
 
 
 @pytest.mark.databases("sqlite")
-@pytest.mark.parametrize("end", [awaits_what_was_cancelled, exits])
-async def test_a_consumer_gets_the_message_of_a_handler_that_ended_oddly_again(
-    end: Callable[[], Awaitable[None]], service: Service
+@pytest.mark.parametrize("end", ODD_ENDS)
+async def test_the_message_of_a_handler_that_ended_oddly_is_kept_and_acknowledged(
+    end: Callable[[], Awaitable[None]], house: House, service: Service
 ) -> None:
     @service.on(Said)
     async def said(handle: HandlerContext[Said]) -> None:
         await end()
 
     delivery = Delivered(seal(Said(word="hello")))
-    await service._handle("shop.Said", delivery)
-    assert delivery.became == ["retried"]
+    await answer(service.handling, "shop.Said", delivery)
+    assert delivery.became == ["acknowledged"]
+    assert [row.message_id for row in house.set_aside()] == [delivery.envelope.id]
 
 
 async def test_on_the_local_broker_a_failing_handler_keeps_the_message_from_no_other(
@@ -261,12 +265,15 @@ async def test_on_the_local_broker_a_failing_handler_keeps_the_message_from_no_o
         calls.append("second")
         await note(handle)
 
-    publisher = LocalPublisher(service.deliver)
+    publisher, room = LocalPublisher(service.deliver), service.waiting_room()
     envelope = seal(Said(word="hello"))
-    outcomes = [(await publisher.publish([envelope]))[0] for _ in range(4)]
-    assert [type(outcome) for outcome in outcomes] == [Refused, Refused, Accepted, Accepted]
-    assert calls == ["first", "second", "first", "first"]
+    assert await publisher.publish([envelope]) == [Accepted()]
     assert house.notes() == ["hello"]
+    for _ in range(3):
+        house.advance(600)
+        await room.run_once()
+    assert calls == ["first", "second", "first", "first"]
+    assert house.set_aside() == []
 
 
 @pytest.mark.databases("postgres18", "mariadb")
@@ -326,22 +333,37 @@ async def test_a_message_nobody_wants_is_accepted_and_its_type_is_told_once(
 
 
 @pytest.mark.databases("sqlite")
-async def test_on_the_local_broker_only_an_unreadable_message_is_impossible(
+async def test_on_the_local_broker_an_unreadable_message_is_a_dead_letter_of_its_consumer(
+    house: House, service: Service
+) -> None:
+    service.on(Said)(note)
+    bad = seal(Said(word="hello"))
+    object.__setattr__(bad, "body", b'{"word": 7}')
+
+    assert await LocalPublisher(service.deliver).publish([bad]) == [Accepted()]
+
+    (row,) = house.set_aside()
+    assert (row.until, row.error_code, row.body) == (None, "unreadable", b'{"word": 7}')
+
+
+@pytest.mark.databases("sqlite")
+async def test_what_can_be_neither_handled_nor_kept_stays_with_the_relay(
     house: House, service: Service
 ) -> None:
     @service.on(Said)
     async def said(handle: HandlerContext[Said]) -> None:
-        handle.publish(Said(word="\0"))
+        raise LookupError
 
-    publisher = LocalPublisher(service.deliver)
-    (own_fault,) = await publisher.publish([seal(Said(word="hello"))])
-    assert isinstance(own_fault, Refused)
-    assert own_fault.error.code == "handler_failed"
-    bad = seal(Said(word="hello"))
-    object.__setattr__(bad, "body", b'{"word": 7}')
-    (unreadable,) = await publisher.publish([bad])
-    assert isinstance(unreadable, Refused)
-    assert isinstance(unreadable.error, Unpublishable)
+    publisher, envelope = LocalPublisher(service.deliver), seal(Said(word="hello"))
+    with house.eyes.begin() as connection:
+        connection.exec_driver_sql("alter table outbox_saga_inbox_waiting rename to away")
+    try:
+        (outcome,) = await publisher.publish([envelope])
+    finally:
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql("alter table away rename to outbox_saga_inbox_waiting")
+    assert isinstance(outcome, Refused)
+    assert outcome.error.code == "handler_failed"
 
 
 @pytest.mark.databases("sqlite")

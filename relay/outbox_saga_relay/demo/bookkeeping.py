@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import update
 
-from outbox_saga.inbox import HandlerContext
+from outbox_saga.handler_context import HandlerContext
 from outbox_saga.service import Service
 from outbox_saga_relay.demo.events import (
     OrderCancelled,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -23,16 +24,51 @@ class NothingRan(Misbehaved):
     """A step answered with something that has yet to run: certainly nothing was done."""
 
 
-async def call_in_time(action: Callable[[Any], Any], context: Any, seconds: float) -> Any:
-    """The answer of an `async def` action within so many seconds.
+class Deadline:
+    """Who comes first: the commit of users' work, or the end of its time.
+
+    A thread cannot be cancelled, but it can be told.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._state = "open"
+
+    def claim_commit(self) -> bool:
+        """True when the work may commit; then its time can no longer end."""
+        return self._move("committing")
+
+    def expire(self) -> bool:
+        """True when its time has ended; then it can no longer commit."""
+        return self._move("expired")
+
+    def _move(self, state: str) -> bool:
+        with self._lock:
+            if self._state != "open":
+                return False
+            self._state = state
+            return True
+
+
+class OutOfTime(TimeoutError):
+    """Its time is over, and we ended it; any other TimeoutError is its own."""
+
+
+async def call_in_time(action: Callable[[Any], Any], context: Any, seconds: float | None) -> Any:
+    """The answer of an `async def` action within so many seconds (None: whenever it comes).
 
     Raises:
-        TimeoutError: Its time is over; it was cancelled.
+        OutOfTime: Its time is over; it was cancelled.
         Misbehaved: It let out a cancellation that nobody asked for, or SystemExit.
     """
+    timer = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds):
+        async with timer:
             return await action(context)
+    except TimeoutError:
+        if timer.expired():
+            raise OutOfTime from None
+        raise
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -49,14 +85,31 @@ async def begin_in_thread(
 
     Waiting for a thread is not the work's time: it would be counted as a failed attempt.
     """
+
+    def begun_at_once(begin: Callable[[], None]) -> T:
+        begin()
+        return work()
+
+    return await time_in_thread(threads, begun_at_once, seconds)
+
+
+async def time_in_thread(
+    threads: Executor, work: Callable[[Callable[[], None]], T], seconds: float | None
+) -> tuple[asyncio.Future[T], bool]:
+    """The work, and whether it ended within so many seconds of the moment it called what it gets.
+
+    What comes before that call (waiting for a lock, say) is not its time. None: no limit.
+    """
     loop = asyncio.get_running_loop()
     begun = asyncio.Event()
     inside = contextvars.copy_context()
 
-    def run() -> T:
+    def begin() -> None:
         loop.call_soon_threadsafe(begun.set)
+
+    def run() -> T:
         try:
-            return inside.run(work)
+            return inside.run(work, begin)
         except (SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit) as error:
             # a future cannot carry them, or would end the process with them
             raise Misbehaved(f"it raised {type(error).__name__}") from error
@@ -70,6 +123,28 @@ async def begin_in_thread(
         beginning.cancel()
     done, _ = await asyncio.wait({future}, timeout=seconds)
     return future, bool(done)
+
+
+async def to_the_end(awaitable: Any) -> Any:
+    """The result, even if the caller is cancelled meanwhile.
+
+    The cancellation is raised afterwards.
+    """
+    task = asyncio.ensure_future(awaitable)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except Exception:  # noqa: BLE001  # raised below, by result()
+            break
+    if cancelled is not None:
+        task.exception()
+        raise cancelled
+    return task.result()
 
 
 def refuse_coroutine(answer: object) -> None:

@@ -1,0 +1,175 @@
+"""One attempt of one handler at one message: in its place, under its claim, within its time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from uuid import UUID
+
+from outbox_saga.calling import to_the_end
+from outbox_saga.database import Database
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import AlteredMessage, HandlerBusy, LeaseLost, MessageRefused
+from outbox_saga.failures import Trouble, failed_by
+from outbox_saga.handlers import Handler
+from outbox_saga.ids import new_id
+from outbox_saga.inbox import NOTHING, Turn, handle_once
+from outbox_saga.patience import patiently
+from outbox_saga.queries import claims
+from outbox_saga.queries.dialects import brief
+from outbox_saga.queries.inbox import Arrival
+from outbox_saga.queries.waiting import Failed
+from outbox_saga.thread_watch import ThreadWatch, Work
+
+logger = logging.getLogger("outbox_saga.inbox")
+
+CLAIM_LEASE = 30.0  # seconds; renewed while the handler runs
+
+
+class Attempts:
+    """Makes attempts at messages, in one process.
+
+    Args:
+        database: Where the inbox is.
+        threads: Where plain `def` handlers run.
+        source: Of what handlers publish.
+    """
+
+    def __init__(self, database: Database, threads: Executor, source: str) -> None:
+        self.watch = ThreadWatch()
+        self._database = database
+        self._threads = threads
+        self._source = source
+        self._renewals: set[asyncio.Task[None]] = set()
+
+    async def make(self, handler: Handler, envelope: Envelope, turn: Turn) -> Arrival | Trouble:
+        """What came of it; nothing is committed but what a handler did to its end.
+
+        Raises:
+            HandlerBusy: Somebody is handling the message, or the handler has no place.
+            LeaseLost: What it stood on is somebody else's now.
+        """
+        work = (handler.consumer, envelope.id)
+        async with self._place(handler, work):
+            if not handler.pessimistic:
+                return await self._run(handler, envelope, turn)
+            async with self._claimed(handler, envelope, turn) as claim:
+                if not isinstance(claim, UUID):
+                    return claim
+                outcome = await self._run(handler, envelope, replace(turn, claim=claim))
+                if isinstance(outcome, Trouble) and work not in self.watch:
+                    return replace(outcome, claim=claim)
+                return outcome
+
+    async def _run(self, handler: Handler, envelope: Envelope, turn: Turn) -> Arrival | Trouble:
+        threads = self.watch.executor(self._threads, (handler.consumer, envelope.id))
+        try:
+            return await patiently(
+                lambda: handle_once(
+                    self._database,
+                    threads,
+                    handler.consumer,
+                    envelope,
+                    handler.message_class,
+                    handler.function,
+                    source=self._source,
+                    timeout=handler.timeout,
+                    turn=turn,
+                )
+            )
+        except LeaseLost:
+            raise
+        except AlteredMessage:
+            return "altered"
+        except MessageRefused as refused:
+            return Trouble(Failed("unreadable", str(refused)), dead=True)
+        except Exception as error:  # noqa: BLE001  # users' code
+            return Trouble(failed_by(error))
+
+    @asynccontextmanager
+    async def _place(self, handler: Handler, work: Work) -> AsyncIterator[None]:
+        room = handler.room
+        if room is None:
+            yield
+            return
+        if room.stuck:
+            raise HandlerBusy("all its places are held by threads that are overdue")
+        await room.free.acquire()
+        try:
+            yield
+        finally:
+
+            def free() -> None:
+                room.late -= 1
+                room.free.release()
+
+            room.late += 1
+            if not self.watch.when_out(work, free):
+                free()
+
+    @asynccontextmanager
+    async def _claimed(
+        self, handler: Handler, envelope: Envelope, turn: Turn
+    ) -> AsyncIterator[UUID | Arrival | Trouble]:
+        """The owner of a claim, which is renewed as long as the handler runs; or why there is
+        none.
+        """
+        claim, work = new_id(), (handler.consumer, envelope.id)
+        database = self._database
+        arrival, attempts = await patiently(
+            lambda: database.run(
+                claims.take,
+                database.tables,
+                database.clock,
+                claim,
+                CLAIM_LEASE,
+                *work,
+                envelope.body,
+                key=envelope.key,
+                look_for_waiting=turn == NOTHING,
+            )
+        )
+        if arrival == "busy":
+            raise HandlerBusy("somebody is handling it, or died of it a moment ago")
+        if arrival != "new":
+            yield arrival
+            return
+        if attempts > handler.retry.max_attempts:
+            died = Failed(
+                "process_died", f"{attempts - 1} processes that handled it gave no answer"
+            )
+            yield Trouble(died, dead=True, claim=claim)
+            return
+        renewing = asyncio.create_task(self._renew(claim, work))
+        self._renewals.add(renewing)
+        renewing.add_done_callback(self._renewals.discard)
+        try:
+            yield claim
+        except BaseException:
+            if work not in self.watch:  # nobody need wait for its end
+                await to_the_end(self._give_up(claim, work))
+            raise
+        finally:
+            if not self.watch.when_out(work, renewing.cancel):
+                renewing.cancel()
+
+    async def _renew(self, claim: UUID, work: Work) -> None:
+        while True:
+            await asyncio.sleep(CLAIM_LEASE / 3)
+            try:
+                database = self._database
+                await database.run(
+                    claims.renew, database.tables, database.clock, claim, CLAIM_LEASE, *work
+                )
+            except Exception as error:  # noqa: BLE001  # logged, and tried again
+                logger.warning("a claim was not renewed (%s)", brief(error))
+
+    async def _give_up(self, claim: UUID, work: Work) -> None:
+        try:
+            await self._database.run(claims.release, self._database.tables, claim, *work)
+        except Exception as error:  # noqa: BLE001  # logged; the claim ends by itself
+            logger.warning("a claim was not given up (%s)", brief(error))

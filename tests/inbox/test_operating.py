@@ -1,0 +1,219 @@
+"""What people do with waiting messages: look, try again, discard; by Python and by command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from outbox_saga import HandlerContext
+from outbox_saga.errors import WaitingChanged
+from outbox_saga.waiting_messages import WaitingMessages
+from outbox_saga_relay.cli import main
+from tests.inbox.processes import LATER, MakeProcess, Moods, said
+from tests.relay.house import PATIENCE, House, Said
+
+ADA = {"operator": "ada", "reason": "mended"}
+
+
+@pytest.fixture
+def messages(house: House) -> WaitingMessages:
+    return WaitingMessages(house.database)
+
+
+async def test_a_listing_says_what_waits_why_and_for_what(
+    house: House, process: MakeProcess, messages: WaitingMessages
+) -> None:
+    listener = process(Moods("one", "dead").asynchronous)
+    await listener.deliver(said("dead", key="d"))
+    await listener.later(times=3)
+    await listener.deliver(said("one", key="k"), said("two", key="k"))
+
+    found = await messages.list()
+    assert [(m.state, m.key, m.attempts, m.error_code, m.failed_at is None) for m in found] == [
+        ("dead", "d", 3, "handler_failed", False),
+        ("due", "k", 1, "handler_failed", False),
+        ("behind", "k", 0, "behind", True),
+    ]
+    assert [m.until is None for m in found] == [True, False, True]
+    assert all(m.body is None for m in found)
+    for state in ("dead", "due", "behind"):
+        assert [m.state for m in await messages.list(state=state)] == [state]
+    assert len(await messages.list(key="k")) == 2
+    assert len(await messages.list(consumer="nobody")) == 0
+    first = (await messages.list(limit=1))[0]
+    assert await messages.list(after=first.position, limit=1) == found[1:2]
+    one = await messages.show(found[1].position)
+    assert json.loads(one.body or b"") == {"word": "one"}
+
+
+async def test_a_dead_letter_that_is_tried_again_gets_one_attempt_and_its_key_goes_on(
+    house: House, process: MakeProcess, messages: WaitingMessages
+) -> None:
+    moods = Moods("one")
+    listener = process(moods.asynchronous)
+    await listener.deliver(said("one", key="k"), said("two", key="k"))
+    await listener.later(times=4)
+    (dead,) = await messages.list(state="dead")
+    await messages.retry(dead, **ADA)
+    await listener.to_rest()
+    (dead,) = await messages.list(state="dead")
+    assert (dead.attempts, len(moods.asked)) == (4, 4)
+    moods.poison.clear()
+    await messages.retry(dead, **ADA)
+    await listener.to_rest()
+    assert house.notes() == ["one", "two"]
+
+
+async def test_what_stands_behind_another_keeps_its_turn_when_it_is_tried_again(
+    house: House, process: MakeProcess, messages: WaitingMessages
+) -> None:
+    moods = Moods("one")
+    listener = process(moods.asynchronous)
+    await listener.deliver(said("one", key="k"), said("two", key="k"))
+    (behind,) = await messages.list(state="behind")
+    await messages.retry(behind, **ADA)
+    await listener.to_rest()
+    assert moods.asked == ["one"]
+    moods.poison.clear()
+    await listener.later()
+    assert house.notes() == ["one", "two"]
+
+
+async def test_a_discarded_message_counts_as_handled_and_its_key_goes_on(
+    house: House, process: MakeProcess, messages: WaitingMessages
+) -> None:
+    listener, envelope = process(Moods("one").asynchronous), said("one", key="k")
+    await listener.deliver(envelope, said("two", key="k"))
+    (due,) = await messages.list(state="due")
+    await messages.discard(due, **ADA)
+    await listener.to_rest()
+    await listener.deliver(envelope)
+    assert house.notes() == ["two"]
+    assert house.set_aside() == []
+
+
+@pytest.mark.parametrize("action", ["retry", "discard"])
+async def test_nothing_is_done_with_a_message_that_is_not_as_it_was_seen(
+    house: House, process: MakeProcess, messages: WaitingMessages, action: str
+) -> None:
+    listener = process(Moods("one").asynchronous)
+    await listener.deliver(said("one", key="k"))
+    (seen,) = await messages.list()
+    await listener.later()  # another attempt
+    with pytest.raises(WaitingChanged, match="look again"):
+        await getattr(messages, action)(seen, **ADA)
+    (seen,) = await messages.list()
+    await messages.discard(seen, **ADA)
+    with pytest.raises(WaitingChanged):
+        await getattr(messages, action)(seen, **ADA)
+    with pytest.raises(WaitingChanged, match="list them again"):
+        await messages.show(seen.position)
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_message_that_is_being_handled_is_left_alone(
+    house: House, process: MakeProcess, messages: WaitingMessages
+) -> None:
+    inside, go, fails = asyncio.Event(), asyncio.Event(), [True]
+
+    async def slow(handle: HandlerContext[Said]) -> None:
+        if fails and fails.pop():
+            raise LookupError
+        inside.set()
+        await go.wait()
+
+    listener = process(slow)
+    await listener.deliver(said("one", key="k"))
+    house.advance(LATER)
+    running = asyncio.create_task(listener.room.run_once())
+    await asyncio.wait_for(inside.wait(), PATIENCE)
+    (seen,) = await messages.list()
+    assert seen.being_handled
+    with pytest.raises(WaitingChanged):
+        await messages.discard(seen, **ADA)
+    go.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert await messages.list() == []
+
+
+async def test_an_action_is_noted_in_its_own_transaction_or_not_done(
+    house: House, process: MakeProcess
+) -> None:
+    noted: list[dict[str, Any]] = []
+
+    def note(connection: Any, tables: Any, clock: Any, **what: Any) -> None:
+        noted.append(what)
+        if what["reason"] == "no right":
+            raise PermissionError
+
+    messages = WaitingMessages(house.database, note=note)
+    await process(Moods("one").asynchronous).deliver(said("one", key="k"))
+    (seen,) = await messages.list()
+    with pytest.raises(PermissionError):
+        await messages.discard(seen, operator="eve", reason="no right")
+    assert len(await messages.list()) == 1
+    await messages.discard(seen, **ADA)
+    assert await messages.list() == []
+    assert noted[1] == {
+        "operator": "ada",
+        "action": "waiting.discard",
+        "subject": str(seen.message_id),
+        "reason": "mended",
+        "detail": {
+            "consumer": "listener",
+            "position": seen.position,
+            "attempts": 1,
+            "error_code": "handler_failed",
+        },
+    }
+
+
+# --- by command ----------------------------------------------------------------------------------
+
+
+def _run(house: House, *arguments: str) -> Result:
+    command = [*arguments[:2], "--database-url", house.url, *arguments[2:]]
+    return CliRunner().invoke(main, command, prog_name="outbox-saga")
+
+
+async def test_the_commands_list_show_retry_and_discard(
+    house: House, process: MakeProcess
+) -> None:
+    moods = Moods("hush\x1b[2J", "two")
+    listener = process(moods.asynchronous)
+    await listener.deliver(said("hush\x1b[2J", key="k"), said("two", key="l"))
+
+    def run(*arguments: str) -> Any:
+        return asyncio.to_thread(_run, house, *arguments)
+
+    listed = await run("waiting", "list", "--json")
+    first, second = json.loads(listed.stdout)["messages"]
+    assert (first["key"], first["state"], first["attempts"]) == ("k", "due", 1)
+    plain = (await run("waiting", "list", "--key", "k")).stdout
+    assert plain.split("\t")[:2] == [str(first["position"]), "listener"]
+    assert "hush" not in listed.stdout + plain
+
+    place, other = str(first["position"]), str(second["position"])
+    shown = (await run("waiting", "show", place)).stdout
+    assert "LookupError" in shown
+    assert '"word"' not in shown
+    with_body = (await run("waiting", "show", place, "--body")).stdout
+    assert '{"word":"hush' in with_body
+    assert "\x1b" not in shown + with_body
+
+    assert (await run("waiting", "retry", place)).exit_code == 2  # no reason
+    moods.poison.clear()
+    assert (await run("waiting", "retry", place, "--reason", "mended")).exit_code == 0
+    await listener.to_rest()
+    refused = await run("waiting", "discard", other, "--reason", "obsolete")
+    assert refused.exit_code == 1  # not confirmed
+    done = await run("waiting", "discard", other, "--reason", "obsolete", "--yes")
+    assert done.exit_code == 0, done.output
+    gone = await run("waiting", "show", other)
+    assert gone.exit_code == 1
+    assert "list them again" in gone.output
+    assert house.notes() == ["hush\x1b[2J"]
