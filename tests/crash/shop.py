@@ -131,8 +131,10 @@ class Shop:
             self.sagas[name] = steps(Saga(name, data=OrderData))
         undone = f"{name}-undone"
         if undone in self._wanted:
+            # a lease is as long as the longest step may take
+            limit = {"timeout": STILL_TIMEOUT} if name.startswith("still") else {}
             self.sagas[undone] = steps(Saga(undone, data=OrderData)).step(
-                "refuse", self.refuse, compensation=nothing_to_undo
+                "refuse", self.refuse, compensation=nothing_to_undo, **limit
             )
 
     def _five(self, saga: Saga[OrderData]) -> Saga[OrderData]:
