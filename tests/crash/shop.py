@@ -132,7 +132,7 @@ class Shop:
         undone = f"{name}-undone"
         if undone in self._wanted:
             # a lease is as long as the longest step may take
-            limit = {"timeout": STILL_TIMEOUT} if name.startswith("still") else {}
+            limit: dict[str, Any] = {"timeout": STILL_TIMEOUT} if name.startswith("still") else {}
             self.sagas[undone] = steps(Saga(undone, data=OrderData)).step(
                 "refuse", self.refuse, compensation=nothing_to_undo, **limit
             )
