@@ -189,6 +189,11 @@ def _encode(text: str) -> str:
     return quote(text, safe=_SAFE + " ") if text.isascii() is False or "%" in text else text
 
 
+def _is_plain(text: str) -> bool:
+    """True for what nearly every key and name is: fine in every way that `check_*` asks for."""
+    return type(text) is str and text.isascii() and text.isprintable() and 0 < len(text) <= MAX_KEY
+
+
 def check_key(key: str | None) -> str | None:
     """The key itself.
 
@@ -196,6 +201,8 @@ def check_key(key: str | None) -> str | None:
     """
     if key is None:
         return None
+    if _is_plain(key):
+        return key
     if not isinstance(key, str):
         raise MessageRefused("key", f"is a {type(key).__name__}; use a string")
     try:
@@ -211,6 +218,8 @@ def check_key(key: str | None) -> str | None:
 
 def check_line(path: str, text: str) -> None:
     """Raises MessageRefused for what could not stand in a header, or would forge another one."""
+    if _is_plain(text):
+        return
     if not isinstance(text, str):
         raise MessageRefused(path, f"is a {type(text).__name__}; use a string")
     if _CONTROL.search(text):
@@ -291,19 +300,20 @@ def seal(
         raise MessageRefused(
             "topic", f'{type(message).__name__} has none; declare `class X(Event, topic="orders")`'
         )
-    return seal_body(
+    check_line("source", source)
+    return _sealed(
         message.to_body(),
-        type_=message.type_name,
-        topic=where,
-        kind=message.kind,
-        version=message.version,
-        key=key,
-        headers=headers,
-        source=source,
-        correlation_id=correlation_id,
-        causation_id=causation_id,
-        max_body=max_body,
-        checked=True,
+        where if topic is None else check_topic(where),  # the class checked its own
+        key,
+        message.type_name,
+        message.kind,
+        message.version,
+        "application/json",
+        source,
+        correlation_id,
+        causation_id,
+        headers,
+        max_body,
     )
 
 
@@ -326,7 +336,6 @@ def seal_body(
     correlation_id: str | None = None,
     causation_id: str | None = None,
     max_body: int = MAX_BODY,
-    checked: bool = False,
 ) -> Envelope:
     """The envelope of a ready body: carried as it is.
 
@@ -334,34 +343,68 @@ def seal_body(
     """
     check_line("content_type", content_type)
     check_line("source", source)
-    if correlation_id is not None:
-        check_line("correlation_id", correlation_id)
-    if causation_id is not None:
-        check_line("causation_id", causation_id)
     if kind not in _KINDS:
         raise MessageRefused("kind", f"{kind!r} is none; use event, command or reply")
     if type(version) is not int or version < 1:
         raise MessageRefused("version", f"{version!r} is not a version: count from 1")
     if not isinstance(body, bytes):
         raise MessageRefused("body", f"is a {type(body).__name__}; give bytes")
+    envelope = _sealed(
+        body,
+        check_topic(topic),
+        key,
+        check_type(type_),
+        kind,
+        version,
+        content_type,
+        source,
+        correlation_id,
+        causation_id,
+        headers,
+        max_body,
+    )
+    if _is_json(content_type):
+        load_json(body)
+    return envelope
+
+
+def _sealed(
+    body: bytes,
+    topic: str,
+    key: str | None,
+    type_: str,
+    kind: Kind,
+    version: int,
+    content_type: str,
+    source: str,
+    correlation_id: str | None,
+    causation_id: str | None,
+    headers: Mapping[str, str] | None,
+    max_body: int,
+) -> Envelope:
+    """The envelope; checks what has not been checked by now: key, headers, size, whose message."""
     if len(body) > max_body:
         raise MessageRefused(
             "$", f"the body is {len(body)} bytes, more than {max_body}; send a reference instead"
         )
-    if not checked and _is_json(content_type):
-        load_json(body)
     id_ = new_id()
+    if correlation_id is None:
+        correlation_id = str(id_)
+    else:
+        check_line("correlation_id", correlation_id)
+    if causation_id is not None:
+        check_line("causation_id", causation_id)
     return Envelope(
-        id=id_,
-        topic=check_topic(topic),
-        key=check_key(key),
-        type=check_type(type_),
-        body=body,
-        kind=kind,
-        version=version,
-        content_type=content_type,
-        source=source,
-        correlation_id=correlation_id if correlation_id is not None else str(id_),
-        causation_id=causation_id,
-        headers=check_headers(headers) if headers else {},
+        id_,
+        topic,
+        check_key(key),
+        type_,
+        body,
+        kind,
+        version,
+        content_type,
+        source,
+        correlation_id,
+        causation_id,
+        check_headers(headers) if headers else {},
     )

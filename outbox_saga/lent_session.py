@@ -63,14 +63,25 @@ def guard(engine: sa.Engine) -> None:
             connection.dialect.do_rollback(connection.connection)
             raise CommitRefused(_REFUSAL)
 
-    @event.listens_for(engine, "before_cursor_execute")
-    def executing(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:  # noqa: ARG001
-        if connection not in _lent:
-            return
+    # with retval SQLAlchemy keeps the function itself, so that `queries.driver` knows it again
+    event.listen(engine, "before_cursor_execute", refuse_ending, retval=True)
+
+
+def refuse_ending(
+    conn: sa.Connection,
+    cursor: Any,  # noqa: ARG001 - SQLAlchemy's signature
+    statement: str,
+    parameters: Any,
+    context: Any,  # noqa: ARG001
+    executemany: bool,  # noqa: ARG001, FBT001
+) -> tuple[str, Any]:
+    """Refuses a statement that would end a lent transaction; changes none."""
+    if conn in _lent:
         if _ENDING.match(statement):
             raise CommitRefused(_REFUSAL)
-        if connection.dialect.name in ("mysql", "mariadb") and _COMMITTING.match(statement):
+        if conn.dialect.name in ("mysql", "mariadb") and _COMMITTING.match(statement):
             raise CommitRefused(_COMMITS)
+    return statement, parameters
 
 
 class LentSession(Session):

@@ -23,7 +23,6 @@ from outbox_saga.payloads import check_json, load_json
 Kind = Literal["event", "command", "reply"]
 
 _TOPIC = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_SUSPICIOUS = (b"\\u0000", b"NaN", b"Infinity")
 _TYPE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MAX_NAME = 255
 
@@ -141,7 +140,11 @@ class Message(BaseModel):
             check_json(values)  # a loop, or too deep: now with its path
             raise MessageRefused(_not_json(values, "$") or "$", f"not JSON: {error}") from error
         # what only a serializer can bring in: bytes and enumerations, say, are texts only now
-        if any(mark in body for mark in _SUSPICIOUS):
+        if (  # one letter is found, or not, ten times as fast as a word
+            (b"\\" in body and b"\\u0000" in body)
+            or (b"N" in body and b"NaN" in body)
+            or (b"I" in body and b"Infinity" in body)
+        ):
             load_json(body)
         return body
 

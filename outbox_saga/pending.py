@@ -38,8 +38,10 @@ from outbox_saga.queries.dialects import commits_by_itself
 
 _numbers = itertools.count()
 _KEY = "outbox_saga.pending"
+_NO_SAVEPOINT: frozenset[str] = frozenset()
 
 Write = Callable[[sa.Connection, list[Any]], None]
+Chain = tuple[weakref.ref[SessionTransaction], ...]
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class Entry:
     thing: Any
     writer: Write
     #: The session's transaction it was published in, and all around that one.
-    within: tuple[weakref.ref[SessionTransaction], ...] = ()
+    within: Chain = ()
     #: The names of the connection's savepoint it was published in, and of all around that one.
     savepoints: frozenset[str] = frozenset()
 
@@ -72,12 +74,14 @@ class SessionKeeper:
     def __init__(self) -> None:
         self.box = Box([])
         self.bind: sa.Engine | sa.Connection | None = None
+        self.chain: Chain = ()
         self.released: weakref.WeakSet[SessionTransaction] = weakref.WeakSet()
 
     def forget(self) -> None:
         """What was published so far is no longer this session's affair."""
         self.box = Box([])
         self.bind = None
+        self.chain = ()
 
 
 class ConnectionKeeper:
@@ -158,7 +162,9 @@ def keep_with_session(
     keeper: SessionKeeper | None = session.info.get(_KEY)
     if keeper is None:
         keeper = session.info[_KEY] = SessionKeeper()
-    through = _choose_bind(session, keeper, bind, clause)
+    through = keeper.bind
+    if through is None or (bind is not None and bind is not through):
+        through = _choose_bind(session, keeper, bind, clause)
     innermost = session.get_nested_transaction() or root
     connection = _connection_in_hand(root, through)
     if connection is not None and _is_written(connection):
@@ -176,9 +182,10 @@ def keep_with_session(
         _attach(keeper.box, connection)
     elif isinstance(through, sa.Engine) and _engine_commits_by_itself(through):
         raise AutocommitRefused(_AUTOCOMMIT)
-    keeper.box.entries.append(
-        Entry(next(_numbers), thing, writer, _chain(innermost), _savepoints(connection))
-    )
+    chain = keeper.chain
+    if not chain or chain[0]() is not innermost:
+        chain = keeper.chain = _chain(innermost)
+    keeper.box.entries.append(Entry(next(_numbers), thing, writer, chain, _savepoints(connection)))
 
 
 def keep_with_connection(connection: sa.Connection, thing: Any, writer: Write) -> None:
@@ -203,23 +210,22 @@ def _choose_bind(
     bind: sa.Engine | sa.Connection | None,
     clause: sa.Table,
 ) -> sa.Engine | sa.Connection:
-    if keeper.bind is None or (bind is not None and bind is not keeper.bind):
-        if keeper.box.entries:
+    if keeper.box.entries:
+        raise ConfigurationError(
+            "one transaction publishes through one database: this session already publishes "
+            "through another engine; give every UnitOfWork of the session the same `bind`"
+        )
+    if bind is None:
+        try:
+            bind = session.get_bind(clause=clause)
+        except UnboundExecutionError as error:
             raise ConfigurationError(
-                "one transaction publishes through one database: this session already publishes "
-                "through another engine; give every UnitOfWork of the session the same `bind`"
-            )
-        if bind is None:
-            try:
-                bind = session.get_bind(clause=clause)
-            except UnboundExecutionError as error:
-                raise ConfigurationError(
-                    "the session does not know which engine holds the outbox: give "
-                    "UnitOfWork(session, bind=engine)"
-                ) from error
-        keeper.forget()
-        keeper.bind = bind
-    return keeper.bind
+                "the session does not know which engine holds the outbox: give "
+                "UnitOfWork(session, bind=engine)"
+            ) from error
+    keeper.forget()
+    keeper.bind = bind
+    return bind
 
 
 def _connection_in_hand(
@@ -271,7 +277,7 @@ def _attach(box: Box, connection: sa.Connection) -> None:
         boxes.append(box)
 
 
-def _chain(transaction: SessionTransaction | None) -> tuple[weakref.ref[SessionTransaction], ...]:
+def _chain(transaction: SessionTransaction | None) -> Chain:
     chain = []
     while transaction is not None:
         chain.append(weakref.ref(transaction))
@@ -285,6 +291,8 @@ def _savepoints(connection: sa.Connection | None) -> frozenset[str]:
     A connection never uses one twice.
     """
     innermost: Any = connection.get_nested_transaction() if connection is not None else None
+    if innermost is None:
+        return _NO_SAVEPOINT
     names = []
     while innermost is not None:
         names.append(innermost._savepoint)  # noqa: SLF001  # SQLAlchemy has no public name for either; a test pins both

@@ -5,18 +5,21 @@ One multi-row statement, after the locks of their keys, as the last locks of the
 
 from __future__ import annotations
 
-import threading
+import functools
+import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from outbox_saga.envelopes import Envelope
-from outbox_saga.queries.dialects import family
+from outbox_saga.queries.dialects import Family, family
+from outbox_saga.queries.driver import Answer, ask, execute
 from outbox_saga.tables import KEY_LOCKS, PARTITIONS, Tables
 
+FEW = 8  # rows of PostgreSQL that are values of one statement, not elements of its arrays
 CHUNK = 1000  # rows a statement; SQLite allows 32,766 parameters and we use 6 a row
 CHUNK_BYTES = (
     4 * 1024 * 1024
@@ -45,8 +48,11 @@ def lock_class(connection: sa.Connection, tables: Tables) -> str:
     One outbox has one class by whatever name it is reached, and two outboxes of one database do
     not wait for each other.
     """
-    outbox = connection.dialect.identifier_preparer.format_table(tables.outbox)
-    name = outbox.replace("'", "''").replace(":", r"\:")
+    return _lock_class(connection.dialect, tables)
+
+
+def _lock_class(dialect: sa.Dialect, tables: Tables) -> str:
+    name = dialect.identifier_preparer.format_table(tables.outbox).replace("'", "''")
     return f"CAST(CAST(CAST('{name}' AS regclass) AS oid) AS int)"
 
 
@@ -56,7 +62,7 @@ def write_messages(
     envelopes: Sequence[Envelope],
     *,
     key_locks: bool = True,
-) -> None:
+) -> Answer | None:
     """All of these messages, or an error.
 
     Inserted in this order, once the locks of all their keys are held.
@@ -69,17 +75,46 @@ def write_messages(
         tables: Where.
         envelopes: At least one.
         key_locks: False only in tests that show what the lock is for.
+
+    Returns:
+        What gives a row with the transaction's id, on PostgreSQL: whoever loses the answer to
+        COMMIT can ask the server by it.
     """
-    keys = {e.key for e in envelopes if e.key is not None} if key_locks else set()
-    # distinct and sorted: every transaction takes them in one order, so none waits in a circle
-    numbers = sorted({lock_number(key) for key in keys})
-    write = {"postgresql": _write_postgresql, "mysql": _write_mysql, "sqlite": _write_sqlite}[
-        family(connection)
-    ]
+    numbers = lock_numbers(e.key for e in envelopes) if key_locks else []
+    write = _WRITE[family(connection)]
+    answer: Answer | None = None
     for chunk in _chunks(envelopes):
-        write(connection, tables, chunk, numbers)
+        told = write(connection, tables, chunk, numbers)
+        answer = answer or told
         numbers = []
     connection.info[WROTE] = (connection.engine, tables.schema)
+    return answer
+
+
+def lock_numbers(keys: Iterable[str | None]) -> list[int]:
+    """Their key locks, distinct and sorted: every transaction takes them in one order, so none
+    waits in a circle.
+    """
+    return sorted({lock_number(key) for key in keys if key is not None})
+
+
+def take_key_locks(connection: sa.Connection, tables: Tables, numbers: Sequence[int]) -> None:
+    """These locks are held until the transaction ends. They are its last ones: see `lock_numbers`.
+
+    For what enters the outbox by another statement than that of `write_messages`.
+    """
+    if not numbers:
+        return
+    kind = family(connection)
+    if kind == "postgresql":
+        lock = _LOCK.format(lock_class(connection, tables), "number")
+        array = ",".join(map(str, numbers))
+        connection.exec_driver_sql(
+            f"SELECT pg_current_xact_id(), {lock} "
+            f"FROM unnest(CAST('{{{array}}}' AS int[])) AS number"
+        ).fetchall()
+    elif kind == "mysql":
+        _lock_rows(connection, tables, numbers)
 
 
 def _chunks(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
@@ -92,66 +127,105 @@ def _chunks(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
     yield envelopes[start:]
 
 
-# The CTE must be consumed by an aggregate: unreferenced it takes no lock at all, and under EXISTS
-# one of many. Without ORDER BY the rows may be inserted before their order is known. The
-# transaction id is taken before any position is, so that a reader of pg_snapshot_xmin can tell
-# whether a lower position may still appear.
-_POSTGRESQL = """
-WITH locks AS MATERIALIZED (
-  SELECT pg_current_xact_id(){lock} FROM unnest(CAST(:numbers AS int[])) AS number
-)
+# Positions are handed out above the subquery, so after its locks. It is never left out, because
+# what it calls is volatile; its condition is looked at first: the transaction id is taken before
+# any position is, so that a reader of pg_snapshot_xmin can tell whether a lower position may still
+# appear.
+_ONE = """
 INSERT INTO {outbox} (id, partition, topic, key, headers, body, created_at)
-SELECT m.id, m.partition, m.topic, m.key, m.headers, m.body, clock_timestamp()
-FROM unnest(
-  CAST(:ids AS uuid[]), CAST(:partitions AS smallint[]), CAST(:topics AS text[]),
-  CAST(:keys AS text[]), CAST(:headers AS text[]), CAST(:bodies AS bytea[])
-) WITH ORDINALITY AS m(id, partition, topic, key, headers, body, ordinal)
-WHERE (SELECT count(*) FROM locks) >= 0
-ORDER BY m.ordinal
+SELECT {rows}, clock_timestamp()
+FROM (SELECT {locks} WHERE pg_current_xact_id() IS NOT NULL OFFSET 0) AS locks
+RETURNING CAST(pg_current_xact_id() AS text)
 """
 
-_compiled: dict[tuple[Any, ...], tuple[str, tuple[str, ...] | None]] = {}
-_compiling = threading.Lock()
+_FEW = """
+INSERT INTO {outbox} (id, partition, topic, key, headers, body, created_at)
+SELECT m.id, m.partition, m.topic, m.key, m.headers, m.body, clock_timestamp()
+FROM (VALUES {rows}) AS m(ordinal, id, partition, topic, key, headers, body),
+(SELECT {locks} WHERE pg_current_xact_id() IS NOT NULL OFFSET 0) AS locks
+ORDER BY m.ordinal
+RETURNING CAST(pg_current_xact_id() AS text)
+"""
 
+# The CTE must be consumed by an aggregate: unreferenced it takes no lock at all, and under EXISTS
+# one of many. Without ORDER BY the rows may be inserted before their order is known.
+_MANY = """
+WITH locks AS MATERIALIZED (
+  SELECT pg_current_xact_id(){locks} FROM unnest(CAST({numbers} AS int[])) AS number
+), written AS (
+  INSERT INTO {outbox} (id, partition, topic, key, headers, body, created_at)
+  SELECT m.id, m.partition, m.topic, m.key, m.headers, m.body, clock_timestamp()
+  FROM unnest({rows}) WITH ORDINALITY AS m(id, partition, topic, key, headers, body, ordinal)
+  WHERE (SELECT count(*) FROM locks) >= 0
+  ORDER BY m.ordinal
+)
+SELECT CAST(pg_current_xact_id() AS text)
+"""
 
-def _driver_sql(
-    connection: sa.Connection, tables: Tables, *, locked: bool
-) -> tuple[str, tuple[str, ...] | None]:
-    """The statement in the driver's own parameter style.
-
-    Compiled once, because SQLAlchemy's path costs a tenth.
-    """
-    dialect = connection.dialect
-    cache_key = (dialect.driver, dialect.paramstyle, tables.schema, locked)
-    found = _compiled.get(cache_key)
-    if found is None:
-        outbox = dialect.identifier_preparer.format_table(tables.outbox)
-        lock = (
-            f", pg_advisory_xact_lock({lock_class(connection, tables)}, number)" if locked else ""
-        )
-        compiled = sa.text(_POSTGRESQL.format(outbox=outbox, lock=lock)).compile(dialect=dialect)
-        order: Any = getattr(compiled, "positiontup", None)
-        with _compiling:
-            found = _compiled[cache_key] = (str(compiled), tuple(order) if order else None)
-    return found
+_TYPES = ("uuid", "smallint", "text", "text", "text", "bytea")
+_LOCK = "pg_advisory_xact_lock({}, {})"
 
 
 def _write_postgresql(
     connection: sa.Connection, tables: Tables, rows: Sequence[Envelope], numbers: list[int]
-) -> None:
-    statement, order = _driver_sql(connection, tables, locked=bool(numbers))
-    values: dict[str, Any] = {
-        "numbers": numbers or [0],
-        "ids": [str(e.id) for e in rows],
-        "partitions": [partition_of(e.key, e.id) for e in rows],
-        "topics": [e.topic for e in rows],
-        "keys": [e.key for e in rows],
-        "headers": [e.metadata() for e in rows],
-        "bodies": [e.body for e in rows],
-    }
-    connection.exec_driver_sql(
-        statement, values if order is None else tuple(values[name] for name in order)
+) -> Answer:
+    values: list[Any]
+    if len(rows) > FEW:
+        statement = _sql_for_many(connection.dialect, tables, bool(numbers))
+        columns = zip(*(_values(e) for e in rows), strict=True)
+        values = [numbers or [0], *(list(column) for column in columns)]
+    else:
+        # one statement for so many rows, whatever their locks: the driver prepares each once
+        locks = len(rows) if numbers else 0
+        statement = _sql_for_few(connection.dialect, tables, len(rows), locks)
+        values = []
+        for e in rows:
+            values += _values(e)
+        if numbers:
+            values += numbers
+            values += numbers[-1:] * (locks - len(numbers))
+    return ask(connection, statement, tuple(values))
+
+
+def _values(e: Envelope) -> tuple[Any, ...]:
+    return (e.id.hex, partition_of(e.key, e.id), e.topic, e.key, e.metadata(), e.body)
+
+
+@functools.lru_cache(maxsize=256)
+def _sql_for_few(dialect: sa.Dialect, tables: Tables, rows: int, locks: int) -> str:
+    mark = _marks(dialect)
+    row = ", ".join(f"CAST({{}} AS {type_})" for type_ in _TYPES)
+    marked = [row.format(*map(mark, _TYPES)) for _ in range(rows)]
+    if rows > 1:
+        marked = [f"({ordinal}, {row})" for ordinal, row in enumerate(marked)]
+    class_ = _lock_class(dialect, tables)
+    return (_FEW if rows > 1 else _ONE).format(
+        outbox=dialect.identifier_preparer.format_table(tables.outbox),
+        rows=", ".join(marked),
+        locks=", ".join(_LOCK.format(class_, f"CAST({mark('int')} AS int)") for _ in range(locks)),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _sql_for_many(dialect: sa.Dialect, tables: Tables, locked: bool) -> str:  # noqa: FBT001 - lru_cache keys by position
+    mark = _marks(dialect)
+    return _MANY.format(
+        outbox=dialect.identifier_preparer.format_table(tables.outbox),
+        locks=", " + _LOCK.format(_lock_class(dialect, tables), "number") if locked else "",
+        numbers=mark("int"),
+        rows=", ".join(f"CAST({mark(type_)} AS {type_}[])" for type_ in _TYPES),
+    )
+
+
+def _marks(dialect: sa.Dialect) -> Callable[[str], str]:
+    """Gives one mark after the other, each for a value of that type, in this driver's words."""
+    if dialect.paramstyle == "numeric_dollar":
+        numbers = itertools.count(1)
+        return lambda _: f"${next(numbers)}"
+    if dialect.driver in ("psycopg", "psycopg_async"):
+        # as they are: as text a body would be twice as long
+        return lambda type_: "%b" if type_ == "bytea" else "%s"
+    return lambda _: "%s"
 
 
 def _write_mysql(
@@ -159,13 +233,7 @@ def _write_mysql(
 ) -> None:
     preparer = connection.dialect.identifier_preparer
     if numbers:
-        # bucket rows, because GET_LOCK belongs to the session and would outlive the transaction
-        marks = ", ".join(["%s"] * len(numbers))
-        connection.exec_driver_sql(
-            f"SELECT number FROM {preparer.format_table(tables.key_lock)} FORCE INDEX (PRIMARY) "
-            f"WHERE number IN ({marks}) ORDER BY number FOR UPDATE",
-            tuple(numbers),
-        ).fetchall()
+        _lock_rows(connection, tables, numbers)
     values: list[Any] = []
     for e in rows:
         values += (
@@ -177,11 +245,23 @@ def _write_mysql(
             e.body,
         )
     marks = ", ".join(["(%s, %s, %s, %s, %s, %s, UTC_TIMESTAMP(6))"] * len(rows))
-    connection.exec_driver_sql(
+    execute(
+        connection,
         f"INSERT INTO {preparer.format_table(tables.outbox)} "
         f"(id, `partition`, topic, `key`, headers, body, created_at) VALUES {marks}",
         tuple(values),
     )
+
+
+def _lock_rows(connection: sa.Connection, tables: Tables, numbers: Sequence[int]) -> None:
+    # bucket rows, because GET_LOCK belongs to the session and would outlive the transaction
+    preparer = connection.dialect.identifier_preparer
+    marks = ", ".join(["%s"] * len(numbers))
+    connection.exec_driver_sql(
+        f"SELECT number FROM {preparer.format_table(tables.key_lock)} FORCE INDEX (PRIMARY) "
+        f"WHERE number IN ({marks}) ORDER BY number FOR UPDATE",
+        tuple(numbers),
+    ).fetchall()
 
 
 def _write_sqlite(
@@ -194,8 +274,16 @@ def _write_sqlite(
         values += (e.id.hex, partition_of(e.key, e.id), e.topic, e.key, e.metadata(), e.body)
     moment = "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
     marks = ", ".join([f"(?, ?, ?, ?, ?, ?, {moment})"] * len(rows))
-    connection.exec_driver_sql(
+    execute(
+        connection,
         f"INSERT INTO {preparer.format_table(tables.outbox)} "
         f'(id, "partition", topic, "key", headers, body, created_at) VALUES {marks}',
         tuple(values),
     )
+
+
+_WRITE: Mapping[Family, Callable[..., Answer | None]] = {
+    "postgresql": _write_postgresql,
+    "mysql": _write_mysql,
+    "sqlite": _write_sqlite,
+}
