@@ -32,6 +32,7 @@ from outbox_saga_relay.operator_options import (
     rate_option,
     reason_option,
     stoppable,
+    warn,
     yes_option,
 )
 from outbox_saga_relay.printing import json_option, print_fields, print_json, shown
