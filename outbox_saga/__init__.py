@@ -2,7 +2,7 @@
 
 Reading order: `messages` and `results` (values), `unit_of_work` (publish inside a transaction),
 `inbox` (handle once), `saga` (complete or undo), `service` (all of a service in one object),
-`brokers` (how messages travel).
+`brokers` (how messages travel), `dead_letters` and `archive` (what operators decide).
 
 What is promised, and nothing more: at-least-once publication with a stable id; first deliveries of
 one key in the order in which their transactions committed; exactly-once effect in the inbox's own
@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 
 if TYPE_CHECKING:
+    from outbox_saga.archive import Archive
     from outbox_saga.database import Database
+    from outbox_saga.dead_letters import DeadLetters
+    from outbox_saga.decisions import Decision
     from outbox_saga.envelopes import Envelope
     from outbox_saga.errors import NotDone, OutboxSagaError
     from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
@@ -31,8 +34,11 @@ if TYPE_CHECKING:
     from outbox_saga.service import Service
 
 _HOMES = {
+    "Archive": "archive",
     "Command": "messages",
     "Database": "database",
+    "DeadLetters": "dead_letters",
+    "Decision": "decisions",
     "Envelope": "envelopes",
     "Event": "messages",
     "Failure": "results",
@@ -56,8 +62,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "Archive",
     "Command",
     "Database",
+    "DeadLetters",
+    "Decision",
     "Envelope",
     "Event",
     "Failure",

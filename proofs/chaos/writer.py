@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.database import Database
 from outbox_saga.messages import Event
@@ -80,7 +81,7 @@ def main() -> None:
                         done.append(key)
                     else:
                         uow.publish(Counted(key=key, number=number), key=key)
-        except sa.exc.DBAPIError as error:
+        except DBAPIError as error:
             if not is_transient(error):
                 raise
         else:
