@@ -20,17 +20,19 @@ from outbox_saga_relay.roles.rights import VERBS, every_column
 from tests.doctor.logins import Logins, run_script
 from tests.fixtures.databases import Database as EmptyDatabase
 
-# S(elect), I(nsert), U(pdate), D(elete); small letters: of some columns only, which stand below
+# S(elect), I(nsert), U(pdate), D(elete); small letters: of some columns only, which stand below.
+# L: where rows are the locks of keys. P: where the archive has partitions.
 MATRIX = """
                   service  consumer  orchestrator  relay  operator  observer
 outbox            si       si        si            SiD    SI        s
 delayed           sI       sI        sI            SuD    S         s
 archive           s        s         s             SID    S         s
+archive_rest      -        -         -             P      -         -
 key_lock          L        L         L             L      L         S
 blocked_key       -        -         -             SIUD   SuD       S
 dead_letter       s        s         s             sI     SuD       s
 partition_lease   -        -         -             Su     Su        S
-inbox             -        SI        -             SD     S         s
+inbox             -        SI        -             SD     SI        s
 inbox_waiting     -        SIUD      -             -      SUD       s
 inbox_claim       -        SIUD      -             -      S         S
 saga              sIu      sIu       SIu           -      Su        s
@@ -101,6 +103,8 @@ def expected(role: str, dialect: str) -> Cells:
         table, letters = line.split()[0], line.split()[column]
         if letters == "L":  # whoever publishes locks these rows, where rows are the locks
             letters = "" if dialect == "postgresql" else "S"
+        if letters == "P":
+            letters = "SD" if dialect == "postgresql" else ""
         for verb in VERBS:
             columns: frozenset[str] | list[str]
             if verb[0] in letters:
@@ -147,6 +151,8 @@ def is_allowed(error: DBAPIError) -> bool:
 def allowed(engine: sa.Engine, dialect: str) -> Cells:
     """Everything that the server lets this user do with our tables."""
     tables = [line.split()[0] for line in MATRIX.strip().splitlines()[1:]]
+    if dialect != "postgresql":
+        tables.remove("archive_rest")
     cells: Cells = set()
     with engine.connect() as connection:
         for table in tables:
@@ -184,14 +190,6 @@ def test_a_user_without_a_role_may_do_nothing(logins: Logins) -> None:
             pass
         assert refused.value.orig is not None
         assert refused.value.orig.args[0] == 1044
-
-
-@pytest.mark.databases("postgres18", "postgres15")
-def test_no_role_reaches_the_partitions_of_the_archive_past_the_archive(logins: Logins) -> None:
-    for role in ROLES:
-        with logins.engine(role).connect() as connection, pytest.raises(DBAPIError) as refused:
-            connection.exec_driver_sql("select id from outbox_saga_archive_rest")
-        assert is_denied(refused.value), role
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -8,6 +8,7 @@ from typing import Final
 
 from sqlalchemy.exc import DBAPIError
 
+from outbox_saga.tables import DEFAULT_PARTITION, PREFIX
 from outbox_saga_relay.doctor.cases import DatabaseCase
 from outbox_saga_relay.doctor.findings import CannotLook, Check, Found
 from outbox_saga_relay.roles import Rights, rights_of
@@ -97,7 +98,10 @@ def _beyond(these: Rights, those: Rights, table: str) -> str:
 
 
 def _our_tables(case: DatabaseCase) -> list[str]:
-    return [*(table.name for table in case.tables.metadata.sorted_tables), "outbox_saga_version"]
+    names = [table.name for table in case.tables.metadata.sorted_tables]
+    if case.kind == "postgresql":
+        names.append(f"{case.tables.archive.name}_{DEFAULT_PARTITION}")
+    return [*names, f"{PREFIX}version"]
 
 
 def _rights_postgresql(case: DatabaseCase) -> Rights:

@@ -122,7 +122,8 @@ GRANT SELECT, UPDATE (until), DELETE ON outbox_saga_blocked_key TO {prefix}_oper
 -- So that the relay looks again where something was put back.
 GRANT SELECT, UPDATE (revisit) ON outbox_saga_partition_lease TO {prefix}_operator;
 GRANT SELECT{locking} ON outbox_saga_key_lock TO {prefix}_operator;
-GRANT SELECT ON outbox_saga_inbox TO {prefix}_operator;
+-- A waiting message that is discarded counts as handled.
+GRANT SELECT, INSERT ON outbox_saga_inbox TO {prefix}_operator;
 GRANT SELECT, UPDATE, DELETE ON outbox_saga_inbox_waiting TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_operator;
 GRANT SELECT, UPDATE (state, revision, data, progress, reason, due_at, owner, lease_until, epoch,

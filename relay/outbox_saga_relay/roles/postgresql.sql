@@ -100,6 +100,8 @@ GRANT SELECT, UPDATE (owner, epoch, until, revisit)
   ON outbox_saga_partition_lease TO {prefix}_relay;
 -- Retention.
 GRANT SELECT, DELETE ON outbox_saga_inbox TO {prefix}_relay;
+-- What stands in no day's partition is removed where it stands.
+GRANT SELECT, DELETE ON outbox_saga_archive_rest TO {prefix}_relay;
 -- That it is alive.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_process TO {prefix}_relay;
 GRANT SELECT ON outbox_saga_version TO {prefix}_relay;
@@ -113,7 +115,8 @@ GRANT SELECT ON outbox_saga_archive TO {prefix}_operator;
 GRANT SELECT, UPDATE (until), DELETE ON outbox_saga_blocked_key TO {prefix}_operator;
 -- So that the relay looks again where something was put back.
 GRANT SELECT, UPDATE (revisit) ON outbox_saga_partition_lease TO {prefix}_operator;
-GRANT SELECT ON outbox_saga_inbox TO {prefix}_operator;
+-- A waiting message that is discarded counts as handled.
+GRANT SELECT, INSERT ON outbox_saga_inbox TO {prefix}_operator;
 GRANT SELECT, UPDATE, DELETE ON outbox_saga_inbox_waiting TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_operator;
 GRANT SELECT, UPDATE (state, revision, data, progress, reason, due_at, owner, lease_until, epoch,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import Final, TypeAlias
 
-from outbox_saga.tables import PREFIX, tables_in
+from outbox_saga.tables import DEFAULT_PARTITION, PREFIX, tables_in
 from outbox_saga_relay.roles.script import ROLES, roles_sql
 
 VERBS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -45,6 +45,7 @@ def every_column(table: str) -> frozenset[str]:
     """All columns of one of our tables."""
     if table == PREFIX + "version":
         return frozenset({"version_num"})  # Alembic's own
+    table = table.removesuffix(f"_{DEFAULT_PARTITION}")  # of the archive, on PostgreSQL
     return frozenset(tables_in(None).metadata.tables[table].columns.keys())
 
 
