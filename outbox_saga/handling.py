@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
 from uuid import UUID
 
 from outbox_saga.attempts import Attempts
@@ -108,22 +107,25 @@ class Handling:
         try:
             check_key(envelope.key)
         except MessageRefused as refused:
-            unread = replace(keep(handler.consumer, envelope), key=None)
             trouble = Trouble(Failed("unreadable", str(refused)), dead=True)
+            unread = keep(handler.consumer, envelope)
             await self._failures.store(unread, trouble, None, parks=False)
             return
         if work in self._attempts.watch:
             # another thread for it would only wait for the first one's inbox row
             raise HandlerBusy("an earlier delivery is still being handled")
-        delivered = keep(handler.consumer, envelope)
         if attempt > SUSPICIOUS:
             # its process may die of it: from the table, deaths are counted, and come to an end
             told_so = f"delivered {attempt} times without an answer"
             suspect = Trouble(Failed("no_answer", told_so))
+            delivered = keep(handler.consumer, envelope)
             await self._failures.store(delivered, suspect, handler, parks=handler.parks)
             return
         for _ in range(ROUNDS):
             outcome = await self._attempts.make(handler, envelope, NOTHING)
+            if outcome in ("new", "repeat"):
+                return
+            delivered = keep(handler.consumer, envelope)
             if isinstance(outcome, Trouble):
                 await self._failures.store(delivered, outcome, handler, parks=handler.parks)
             elif outcome == "altered":

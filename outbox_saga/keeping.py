@@ -24,11 +24,14 @@ MAX_TOPIC = 255
 
 def keep(consumer: str, envelope: Envelope) -> Delivered:
     """The message as its row keeps it."""
+    key = envelope.key
     try:
         headers = envelope.metadata()
-    except MessageRefused:  # a header of others that no text column takes
+        check_key(key)
+    except MessageRefused as refused:  # a header of others, or a key, that no column takes
         headers = json.dumps({RAW: envelope.to_headers()})
-    return Delivered(consumer, envelope.id, envelope.topic, envelope.key, headers, envelope.body)
+        key = None if refused.path == "key" else key
+    return Delivered(consumer, envelope.id, envelope.topic, key, headers, envelope.body)
 
 
 def keep_unread(

@@ -163,7 +163,7 @@ class Explorer:
             )
 
     def _judge(self, at: tuple[int, ...], places: tuple[str, ...], recovery: int) -> Run:
-        arrivals = [line["id"] for line in self.world.arrivals.read()]
+        arrivals = [(line["id"], line["type"]) for line in self.world.arrivals.read()]
         found = violations(self.operation, self.world.facts(), self._earlier, arrivals)
         return Run(
             self.operation.name, self.world.name, self.code.name, at, places, found, recovery

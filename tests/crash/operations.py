@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox_saga.envelopes import seal
+from outbox_saga.messages import Message
 from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 from tests.crash.process import Process, arriving
-from tests.crash.shop import OrderData, Said, noted
+from tests.crash.shop import Asked, OrderData, Said, Told, noted
 from tests.crash.tables import order
 
 
@@ -95,11 +96,31 @@ async def relay(process: Process) -> None:
 # --- handle --------------------------------------------------------------------------------------
 
 
-async def messages_arrive(process: Process) -> None:
-    """A broker has two messages for our handlers, which have not come from our outbox."""
-    for number in (1, 2):
-        envelope = seal(Said(word=f"from afar {number}"), key="far", source="elsewhere")
-        process.world.arrivals.append(**arriving(envelope))
+def arrivals(*messages: Message) -> Callable[[Process], Awaitable[None]]:
+    """A broker has these for our handlers, all of one key; they have not come from our outbox."""
+
+    async def arrive(process: Process) -> None:
+        for message in messages:
+            envelope = seal(message, key="far", source="elsewhere")
+            process.world.arrivals.append(**arriving(envelope))
+
+    return arrive
+
+
+messages_arrive = arrivals(Said(word="from afar 1"), Said(word="from afar 2"))
+hard_to_understand = arrivals(Told(word="1 hard"), Told(word="2"))
+questions_arrive = arrivals(Asked(word="1"), Asked(word="2"))
+
+
+async def messages_wait_for_their_handlers(process: Process) -> None:
+    """Two messages of a key were delivered, and the handlers failed on the first one."""
+    await hard_to_understand(process)
+    await process.handle()
+
+
+async def try_again(process: Process) -> None:
+    """Time passes, and what waits is tried until it is handled."""
+    await process.wait_out()
 
 
 async def handle(process: Process) -> None:
@@ -152,6 +173,9 @@ OPERATIONS = {
         Operation("relay to a broker", messages_wait, relay),
         Operation("relay to own handlers", messages_wait, relay, broker="local"),
         Operation("handle", messages_arrive, handle),
+        Operation("fail and store", hard_to_understand, handle),
+        Operation("retry of waiting", messages_wait_for_their_handlers, try_again),
+        Operation("pessimistic", questions_arrive, handle),
         *(saga(f"{kind}{suffix}") for kind in KINDS for suffix in ("", "-undone")),
     )
 }

@@ -19,7 +19,7 @@ def violations(
     operation: Operation,
     facts: Facts,
     earlier: Sequence[HistoryRow] = (),
-    arrivals: Sequence[str] = (),
+    arrivals: Sequence[tuple[str, str]] = (),
 ) -> list[Violation]:
     """All that must never be, and is.
 
@@ -27,12 +27,12 @@ def violations(
         operation: What was disturbed.
         facts: The world at rest.
         earlier: The history rows that were there when a process died.
-        arrivals: Ids of the messages that came from elsewhere.
+        arrivals: Ids and types of the messages that came from elsewhere, in their order.
     """
     found: list[Violation] = []
     delivered = facts.delivered
     if operation.broker == "local":  # what our handlers took is what the broker delivered
-        taken = {id_ for consumer, id_ in facts.inbox if consumer in CONSUMERS}
+        taken = {id_ for consumer, id_ in facts.inbox if consumer in CONSUMERS["Said"]}
         bodies = {id_: facts.committed[id_] for id_ in taken if id_ in facts.committed}
         delivered = [invariants.Delivered(id_, None, body) for id_, body in bodies.items()]
         # nobody listens to what handlers answer: it is published once it has left the outbox
@@ -41,13 +41,17 @@ def violations(
             for id_, body in facts.committed.items()
             if id_ not in facts.said and id_ not in facts.pending
         ]
-        found += _heard(facts, facts.said)
+        found += _heard(facts, [(id_, "Said") for id_ in facts.said])
     found += invariants.messages(facts.committed, facts.pending, facts.dead, delivered)
     found += invariants.order(facts.commits, delivered)
     found += [Violation("I3", f"message {id_}", "still pending at rest") for id_ in facts.pending]
     found += [Violation("I3", f"message {id_}", "a dead letter") for id_ in facts.dead]
     found += invariants.handled_once(facts.handled, facts.inbox)
     found += _heard(facts, arrivals)
+    found += _in_order(facts, arrivals)
+    found += [Violation("I7", f"message {w[1]}, consumer {w[0]}", "waits") for w in facts.waiting]
+    found += [Violation("I7", f"message {c[1]}, consumer {c[0]}", "claimed") for c in facts.claims]
+    found += _same_key(facts)
     if arrivals or operation.broker == "local":
         found += invariants.conserved(
             "I1",
@@ -59,12 +63,40 @@ def violations(
     return found
 
 
-def _heard(facts: Facts, ids: Sequence[str] | set[str]) -> list[Violation]:
+def _heard(facts: Facts, messages: Sequence[tuple[str, str]]) -> list[Violation]:
     return [
         Violation("I7", f"message {id_}, consumer {consumer}", "delivered, never handled")
-        for id_ in ids
-        for consumer in CONSUMERS
+        for id_, kind in messages
+        for consumer in CONSUMERS[kind]
         if (consumer, id_) not in facts.inbox
+    ]
+
+
+def _in_order(facts: Facts, arrivals: Sequence[tuple[str, str]]) -> list[Violation]:
+    """I16: what comes of one key is handled in the order in which it came, whatever failed."""
+    found = []
+    for kind, consumers in CONSUMERS.items():
+        came = [id_ for id_, its_kind in arrivals if its_kind == kind]  # all of one key
+        for consumer in consumers:
+            took = [id_ for name, id_ in facts.handled if name == consumer and id_ in came]
+            if took != came and sorted(took) == sorted(came):
+                found.append(Violation("I16", f"consumer {consumer}", f"handled {took}"))
+    return found
+
+
+def _same_key(facts: Facts) -> list[Violation]:
+    """I13: one key for a consumer's calls because of one message; and it called."""
+    keys: dict[tuple[str, str], set[str]] = {}
+    for consumer, id_, key in facts.questions:
+        keys.setdefault((consumer, id_), set()).add(key)
+    return [
+        Violation("I13", f"message {id_}, consumer {consumer}", f"keys {sorted(several)}")
+        for (consumer, id_), several in keys.items()
+        if len(several) > 1
+    ] + [
+        Violation("I7", f"message {id_}, consumer {consumer}", "handled, but never called outside")
+        for consumer, id_ in facts.handled
+        if consumer in CONSUMERS["Asked"] and (consumer, id_) not in keys
     ]
 
 

@@ -85,7 +85,7 @@ class Process:
         self.broker = broker
         self.database = world.database(later)
         points.watch(self.database)
-        self.shop = Shop(Provider(world.ledger, points), sagas)
+        self.shop = Shop(Provider(world.ledger, points, world.questions), sagas)
         self.service = Service("crash", database=self.database, sagas=self.shop.sagas.values())
         self.shop.register(self.service)
         self._orchestrators: list[Orchestrator] = []
@@ -128,6 +128,16 @@ class Process:
                 with self.points.effect("broker: acknowledge"):
                     self.world.acknowledged.append(id=line["id"])
 
+    async def wait_out(self) -> None:
+        """What handlers failed on is tried again until nothing waits."""
+        room = self.service.waiting_room(concurrency=1)
+        for _ in range(ROUNDS):
+            if not self.world.waiting():
+                return
+            if not await room.run_once():
+                self.let_time_pass()
+        raise TimeoutError("messages wait for ever")
+
     async def handle_again(self) -> None:
         """Brokers deliver twice: nothing may come of it."""
         for line in self.world.arrivals.read():
@@ -138,9 +148,10 @@ class Process:
         """All that is left is done."""
         for _ in range(ROUNDS):
             await self.handle()
+            await self.wait_out()
             await self.carry_on()
             await self.relay()
-            if not self.world.unfinished() and not self.world.pending():
+            if not (self.world.unfinished() or self.world.pending() or self.world.waiting()):
                 return
         raise TimeoutError("the service did not come to rest")
 

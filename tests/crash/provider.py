@@ -9,6 +9,7 @@ import json
 import threading
 from typing import Any
 
+from outbox_saga import HandlerContext, SyncHandlerContext
 from outbox_saga.saga.context import _Context
 from outbox_saga.testing.crash_points import CrashPoints
 from tests.crash.append_log import AppendLog
@@ -20,11 +21,12 @@ class Provider:
     Args:
         ledger: Every request and what it changed.
         points: Of the process that calls it: a request is an outside effect.
-        forgetful: Acts on every request, whatever its key: for steps that ask before they repeat.
+        questions: What handlers asked it.
     """
 
-    def __init__(self, ledger: AppendLog, points: CrashPoints) -> None:
+    def __init__(self, ledger: AppendLog, points: CrashPoints, questions: AppendLog) -> None:
         self._ledger = ledger
+        self._questions = questions
         self._points = points
         self._lock = threading.Lock()
 
@@ -48,6 +50,14 @@ class Provider:
         """Whether it acted under this key."""
         with self._points.effect(f"provider: {context.step} query"), self._lock:
             return self._knows(context.key)
+
+    def asked(self, consumer: str, handle: HandlerContext[Any] | SyncHandlerContext[Any]) -> int:
+        """How often this consumer has asked it because of this message, now included."""
+        id_ = str(handle.envelope.id)
+        with self._points.effect(f"provider: asked by {consumer}"), self._lock:
+            self._questions.append(consumer=consumer, id=id_, key=handle.key)
+            lines = self._questions.read()
+        return sum((line["consumer"], line["id"]) == (consumer, id_) for line in lines)
 
     def _knows(self, key: str) -> bool:
         return any(line["key"] == key and line["effective"] for line in self._ledger.read())

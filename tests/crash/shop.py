@@ -41,6 +41,18 @@ class Said(Event, topic="crash"):
     word: str
 
 
+class Told(Event, topic="crash.told"):
+    """The shop is told something, by whom its handlers do not understand at first."""
+
+    word: str
+
+
+class Asked(Event, topic="crash.asked"):
+    """The shop is asked for something that is done outside."""
+
+    word: str
+
+
 class Answered(Event, topic="crash.answers"):
     """A handler answers."""
 
@@ -150,26 +162,52 @@ class Shop:
         """The handlers."""
         service.on(Said, consumer="crash.async")(self.hear)
         service.on(Said, consumer="crash.def")(self.hear_in_thread)
+        service.on(Told, consumer="crash.told-async")(self.hear_at_last)
+        service.on(Told, consumer="crash.told-def")(self.hear_at_last_in_thread)
+        service.on(Asked, consumer="crash.asked-async", pessimistic=True)(self.act)
+        service.on(Asked, consumer="crash.asked-def", pessimistic=True)(self.act_in_thread)
 
     # --- handlers --------------------------------------------------------------------------------
 
-    async def hear(self, handle: HandlerContext[Said]) -> None:
-        await handle.session.execute(
-            sa.insert(handled).values(consumer="crash.async", message_id=str(handle.envelope.id))
-        )
-        note, _ = noted(
-            handle.publish, Answered(word=f"async {handle.message.word}"), handle.envelope.key
-        )
-        await handle.session.execute(note)
+    async def hear(self, handle: HandlerContext[Any], consumer: str = "crash.async") -> None:
+        for statement in self._heard(handle, consumer):
+            await handle.session.execute(statement)
 
-    def hear_in_thread(self, handle: SyncHandlerContext[Said]) -> None:
-        handle.session.execute(
-            sa.insert(handled).values(consumer="crash.def", message_id=str(handle.envelope.id))
-        )
-        note, _ = noted(
-            handle.publish, Answered(word=f"def {handle.message.word}"), handle.envelope.key
-        )
-        handle.session.execute(note)
+    def hear_in_thread(self, handle: SyncHandlerContext[Any], consumer: str = "crash.def") -> None:
+        for statement in self._heard(handle, consumer):
+            handle.session.execute(statement)
+
+    def _heard(
+        self, handle: HandlerContext[Any] | SyncHandlerContext[Any], consumer: str
+    ) -> tuple[sa.Insert, sa.Insert]:
+        """The effect, and the note of the answer."""
+        word = f"{consumer.partition('.')[2]} {handle.message.word}"
+        answer, _ = noted(handle.publish, Answered(word=word), handle.envelope.key)
+        id_ = str(handle.envelope.id)
+        return sa.insert(handled).values(consumer=consumer, message_id=id_), answer
+
+    async def hear_at_last(self, handle: HandlerContext[Told]) -> None:
+        await self.hear(handle, "crash.told-async")
+        self._understand("crash.told-async", handle)
+
+    def hear_at_last_in_thread(self, handle: SyncHandlerContext[Told]) -> None:
+        self.hear_in_thread(handle, "crash.told-def")
+        self._understand("crash.told-def", handle)
+
+    def _understand(
+        self, consumer: str, handle: HandlerContext[Told] | SyncHandlerContext[Told]
+    ) -> None:
+        """Fails the first two times, after half of the work is done."""
+        if self._provider.asked(consumer, handle) < 3 and handle.message.word.endswith("hard"):
+            raise LookupError("what?")
+
+    async def act(self, handle: HandlerContext[Asked]) -> None:
+        self._provider.asked("crash.asked-async", handle)
+        await self.hear(handle, "crash.asked-async")
+
+    def act_in_thread(self, handle: SyncHandlerContext[Asked]) -> None:
+        self._provider.asked("crash.asked-def", handle)
+        self.hear_in_thread(handle, "crash.asked-def")
 
     # --- local steps -----------------------------------------------------------------------------
 
@@ -263,4 +301,9 @@ class Shop:
 
 
 UNDOABLE = {"a", "reserve", "charge", "pay", "send"}
-CONSUMERS = ("crash.async", "crash.def")
+CONSUMERS = {  # of each type
+    "Said": ("crash.async", "crash.def"),
+    "Told": ("crash.told-async", "crash.told-def"),
+    "Asked": ("crash.asked-async", "crash.asked-def"),
+}
+ANSWERING = {name.partition(".")[2] for names in CONSUMERS.values() for name in names}

@@ -24,6 +24,8 @@ ALL_POINTS = {  # on SQLite and PostgreSQL
     "publish async",
     "relay to a broker",
     "handle",
+    "fail and store",
+    "pessimistic",
     "saga local-async",
     "saga external-idempotent-undone",
 }

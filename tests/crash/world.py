@@ -22,6 +22,7 @@ from outbox_saga.testing.invariants import Change, Delivered, Effect, HistoryRow
 from outbox_saga_migrations import upgrade
 from tests.crash import tables
 from tests.crash.append_log import AppendLog
+from tests.crash.shop import ANSWERING
 from tests.crash.tables import OURS
 
 
@@ -46,6 +47,9 @@ class Facts:
     provider_cents: dict[str, int]
     balances: dict[str, int]
     said: set[str]  # ids of committed messages that have handlers
+    waiting: list[tuple[str, str, int]]  # consumer, message id and attempts
+    claims: list[tuple[str, str]]
+    questions: list[tuple[str, str, str]]  # consumer, message id and key
 
 
 class World:
@@ -61,6 +65,7 @@ class World:
         self.ledger = AppendLog(folder / "ledger.jsonl")
         self.arrivals = AppendLog(folder / "arrivals.jsonl")  # what a broker has for our handlers
         self.acknowledged = AppendLog(folder / "acknowledged.jsonl")
+        self.questions = AppendLog(folder / "questions.jsonl")  # what handlers asked outside
 
     def database(self, later: float) -> Database:
         """A new process's database, `later` seconds from now, without any connection.
@@ -85,7 +90,13 @@ class World:
         """Nothing of an earlier run is left."""
         with self.observer.begin() as connection:
             tables.empty(connection)
-        for log in (self.broker, self.ledger, self.arrivals, self.acknowledged):
+        for log in (
+            self.broker,
+            self.ledger,
+            self.arrivals,
+            self.acknowledged,
+            self.questions,
+        ):
             log.empty()
 
     def close(self) -> None:
@@ -96,6 +107,12 @@ class World:
         """Messages in the outbox."""
         with self.observer.connect() as connection:
             return relay_verbs.pending(connection, OURS)
+
+    def waiting(self) -> int:
+        """Messages that wait for their handlers."""
+        with self.observer.connect() as connection:
+            count = sa.select(sa.func.count()).select_from(OURS.inbox_waiting)
+            return connection.execute(count).scalar_one()
 
     def unfinished(self) -> int:
         """Sagas that have not ended."""
@@ -178,9 +195,16 @@ class World:
             ],
             provider_cents=cents,
             balances={r.name: r.cents for r in rows(tables.account)},
+            waiting=[
+                (r.consumer, str(r.message_id), r.attempts) for r in rows(OURS.inbox_waiting)
+            ],
+            claims=[(r.consumer, str(r.message_id)) for r in rows(OURS.inbox_claim)],
+            questions=[
+                (line["consumer"], line["id"], line["key"]) for line in self.questions.read()
+            ],
         )
 
 
 def _is_said(body: bytes) -> bool:
     word: str = json.loads(body)["word"]
-    return not word.startswith(("async ", "def "))  # those are the handlers' answers
+    return word.partition(" ")[0] not in ANSWERING  # those are the handlers' answers

@@ -150,7 +150,13 @@ async def test_a_key_no_table_can_hold_is_unreadable_and_holds_up_nothing(
     await listener.deliver(replace(said("one"), key=key), said("two"))
     (row,) = house.set_aside()
     assert (row.key, row.until, row.error_code) == (None, None, "unreadable")
+    assert json.loads(row.headers)["raw"]["ce-partitionkey"] == key
     assert house.notes() == ["two"]
+    messages = WaitingMessages(house.database)
+    (seen,) = await messages.list()
+    await messages.retry(seen, operator="ada", reason="try")
+    await listener.to_rest()
+    assert [(r.error_code, r.attempts) for r in house.set_aside()] == [("unreadable", 2)]
 
 
 async def test_headers_of_others_that_no_text_column_takes_keep_no_message_from_waiting(

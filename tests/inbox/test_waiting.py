@@ -365,6 +365,39 @@ async def test_a_handler_that_comes_to_its_end_after_its_lease_commits_nothing(
     assert house.notes() == ["one"]
 
 
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_lease_is_renewed_while_its_handler_runs(
+    house: House, process: MakeProcess
+) -> None:
+    inside, go, fails = asyncio.Event(), asyncio.Event(), [True]
+    renewed = asyncio.Semaphore(0)
+
+    async def slow(handle: HandlerContext[Said]) -> None:
+        if fails and fails.pop():
+            raise LookupError
+        await note(handle)
+        inside.set()
+        await go.wait()
+
+    listener = process(slow)
+    await listener.deliver(said("one", key="k"))
+    house.advance(LATER)
+    engine = listener.service.database.async_engine.sync_engine
+
+    @event.listens_for(engine, "commit")
+    def committed(connection: sa.Connection) -> None:
+        renewed.release()
+
+    room = listener.service.waiting_room(lease=0.6)
+    running = asyncio.create_task(room.run_once())
+    await asyncio.wait_for(inside.wait(), PATIENCE)
+    for _ in range(6):  # taking it up, and renewals that take longer together than it lasts
+        await asyncio.wait_for(renewed.acquire(), PATIENCE)
+    go.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert (house.notes(), house.set_aside()) == (["one"], [])
+
+
 async def test_a_message_whose_handler_is_only_in_another_release_is_left_alone(
     house: House, process: MakeProcess
 ) -> None:
