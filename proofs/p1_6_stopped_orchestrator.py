@@ -55,6 +55,9 @@ def stopped_orchestrator() -> Outcome:
                 name: sum(s.locks > 0 for s in all_) for name, all_ in stood.items()
             },
             "takeover_seconds": {name: spread(all_) for name, all_ in stood.items()},
+            "requests_repeated_under_the_same_key": {
+                name: sum(s.asked_again for s in all_) for name, all_ in stood.items()
+            },
             "late": [f"{s.saga}, point {s.at}: {s.takeover}" for s in late],
             "changed_afterwards": [f"{s.saga}, point {s.at}: {s.wrong}" for s in wrong],
         },

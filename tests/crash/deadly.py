@@ -50,7 +50,7 @@ class Deadly:
 
     def __init__(self, world: World, what: str) -> None:
         self._what = what
-        self._provider = Provider(world.ledger, CrashPoints())
+        self._provider = Provider(world.ledger, CrashPoints(), world.questions)
         self._attempts = attempts(world.folder)
 
     def saga(self) -> Saga[OrderData]:

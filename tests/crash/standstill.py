@@ -42,6 +42,7 @@ class Standstill:
         locks: Row locks and advisory locks that the stopped process held.
         takeover: Seconds from the stop until another process had ended the saga; None: never.
         wrong: What must not be.
+        asked_again: Requests that the provider got afterwards and knew by their key.
     """
 
     saga: str
@@ -49,6 +50,7 @@ class Standstill:
     locks: int
     takeover: float | None
     wrong: list[str]
+    asked_again: int = 0
 
 
 def points_of(world: World, name: str) -> list[str]:
@@ -83,7 +85,7 @@ def stand_still(world: World, name: str, at: int) -> Standstill:
         _go(second)
         _until(lambda: world.unfinished() == 0, stopped_at + PATIENCE / 2)
         takeover = None if world.unfinished() else time.monotonic() - stopped_at
-        before = _everything(world)
+        before, requests = _everything(world), len(world.ledger.read())
         first.send_signal(signal.SIGCONT)
         first.communicate(timeout=PATIENCE)
         after = _everything(world)
@@ -98,7 +100,8 @@ def stand_still(world: World, name: str, at: int) -> Standstill:
         for table in before
         if before[table] != after[table]
     ]
-    return Standstill(name, at, locks, takeover, wrong)
+    asked_again = len(world.ledger.read()) - requests
+    return Standstill(name, at, locks, takeover, wrong, asked_again)
 
 
 def bar(step_timeout: float) -> float:
@@ -186,7 +189,12 @@ def _locks(world: World) -> int:
 
 
 def _everything(world: World) -> dict[str, list[str]]:
-    """Every row of every table that an orchestrator could change, and the provider's ledger."""
+    """Every row of every table that an orchestrator could change, and what the provider did.
+
+    A process that stands still between the last line of ours and the first byte of its request
+    sends it when it goes on: nothing on our side can take that back. The provider knows the key,
+    and does nothing; that it was asked again is no change.
+    """
     kept = {OURS.partition_lease, OURS.key_lock}
     all_tables = (*OURS.metadata.tables.values(), *tables.metadata.tables.values())
     with world.observer.connect() as connection:
@@ -195,5 +203,5 @@ def _everything(world: World) -> dict[str, list[str]]:
             for table in all_tables
             if table not in kept
         }
-    found["ledger"] = [repr(line) for line in world.ledger.read()]
+    found["ledger"] = [repr(line) for line in world.ledger.read() if line["effective"]]
     return found

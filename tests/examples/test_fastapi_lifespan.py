@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,21 +32,28 @@ PATIENCE = 30.0
 def running(database_url: str, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The application as `uvicorn shop:app` starts it, and its address once it answers."""
     shutil.copy(EXAMPLE / "shop.py", folder)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        os.set_inheritable(listening.fileno(), True)
-        program = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "shop:app", "--fd", str(listening.fileno())],
-            cwd=folder,
-            env={**os.environ, "SHOP_DATABASE": database_url},
-            pass_fds=[listening.fileno()],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}", program
-        finally:
-            program.kill()
-            program.communicate()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "shop:app", "--port", "0"],
+        cwd=folder,
+        env={**os.environ, "SHOP_DATABASE": database_url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield _address(program), program
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def _address(program: subprocess.Popen[str]) -> str:
+    said = ""
+    assert program.stderr is not None
+    for line in program.stderr:
+        said += line
+        if found := re.search(r"running on (http://[0-9.:]+)", line):
+            return found[1]
+    raise AssertionError(said)
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
