@@ -10,6 +10,7 @@ from uuid import uuid4
 import nats
 import pytest
 from nats.js import api
+from nats.js.errors import NoStreamResponseError
 
 from outbox_saga import HandlerContext, Retry, Service
 from outbox_saga.envelopes import seal
@@ -152,6 +153,6 @@ async def _publish(stream: Stream, headers: dict[str, str], body: bytes) -> None
     while True:
         try:
             await stream.js.publish(f"{stream.name}.talk", body, headers=headers)
-        except nats.js.errors.NoStreamResponseError:
+        except NoStreamResponseError:
             continue
         return
