@@ -60,6 +60,14 @@ SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
 # before the page's own snapshot, so it says no more than that one would
 _OLDEST = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
+# after the page: only the owner itself takes such a note away, so what is not noted now was not
+# when the page was read
+_PUT_BACK = """
+SELECT EXISTS (
+  SELECT 1 FROM {lease} WHERE owner = CAST(%(owner)s AS uuid) AND revisit IS NOT NULL
+)
+"""
+
 
 @dataclass(slots=True)
 class Exchanged:
@@ -70,12 +78,15 @@ class Exchanged:
         transaction: The id of the transaction that removed; None when nothing was to remove.
         removed: Rows that were still there to be removed.
         oldest: The oldest transaction that was open, as of a moment before the page was read.
+        put_back: Somebody has put a row back of which the owner has not been told: the page may
+            be empty for that alone, and says nothing about what there is.
     """
 
     rows: list[OutboxRow]
     transaction: int | None = None
     removed: int = 0
     oldest: int | None = None
+    put_back: bool = False
 
 
 def can_exchange(engine: sa.Engine) -> bool:
@@ -122,6 +133,8 @@ def exchange(
         bool(wanted.known),
         bool(wanted.held),
         wanted.look_for_blocked,
+        wanted.due is not None,
+        wanted.none_if_put_back,
         wanted.owner,
     )
     statement, values = _page_sql(connection.dialect, tables, clock, *shape)
@@ -130,6 +143,9 @@ def exchange(
         values["known"] = "{" + ",".join(map(str, wanted.known)) + "}"
     if wanted.held:
         values["held"] = list(wanted.held)
+    if wanted.look_for_blocked and wanted.due is not None:
+        values["due"] = "{" + ",".join(map(str, wanted.due)) + "}"
+    asks = bool(wanted.limit and wanted.none_if_put_back and wanted.owner is not None)
     found = Exchanged([])
     with (
         _told_as_sqlalchemy_does(connection, raw),
@@ -137,6 +153,7 @@ def exchange(
         raw.cursor() as beginning,
         raw.cursor() as writing,
         raw.cursor() as oldest,
+        raw.cursor() as put_back,
     ):
         page.row_factory = _row_factory
         with raw.pipeline():
@@ -150,11 +167,19 @@ def exchange(
             if wanted.limit:
                 send(oldest, _OLDEST, None)
                 send(page, statement, values)
+            if asks:
+                send(
+                    put_back,
+                    _put_back_sql(connection.dialect, tables),
+                    {"owner": str(wanted.owner)},
+                )
         if published:
             found.transaction, found.removed = writing.fetchone()
         if wanted.limit:
             (found.oldest,) = oldest.fetchone()
             found.rows = page.fetchall()
+        if asks:
+            (found.put_back,) = put_back.fetchone()
         return found
 
 
@@ -179,6 +204,8 @@ def _page_sql(
     knows: bool,  # noqa: FBT001 - lru_cache keys by position
     holds: bool,  # noqa: FBT001
     look_for_blocked: bool,  # noqa: FBT001
+    knows_due: bool,  # noqa: FBT001
+    none_if_put_back: bool,  # noqa: FBT001
     owner: UUID | None,
 ) -> tuple[str, dict[str, Any]]:
     """The SELECT in the driver's own words; compiled once for each shape of a page."""
@@ -189,6 +216,8 @@ def _page_sql(
         known=(0,) if knows else (),
         held=("",) if holds else (),
         look_for_blocked=look_for_blocked,
+        due=(0,) if knows_due else None,
+        none_if_put_back=none_if_put_back,
     )
     statement = page_statement(tables, clock, shape, arrays=True)
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
@@ -205,6 +234,11 @@ def _delete_sql(
     return (_ARCHIVE if archive else _DELETE).format(
         outbox=named(tables.outbox), archive=named(tables.archive)
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _put_back_sql(dialect: sa.Dialect, tables: Tables) -> str:
+    return _PUT_BACK.format(lease=dialect.identifier_preparer.format_table(tables.partition_lease))
 
 
 @contextlib.contextmanager

@@ -81,6 +81,13 @@ class Wanted:
         held: Not these keys.
         look_for_blocked: Leave out rows whose key waits or is parked. False when this owner knows
             that none of its keys is, which saves the look.
+        due: The positions whose keys wait no longer, as this owner has been told: it reads above
+            their lowest. Keys whose time comes later, be it before this statement, still wait,
+            for what they wait for may be below `above`. None: by the clock, for those who read
+            from the bottom.
+        none_if_put_back: No rows while somebody has put one back that this owner has not been
+            told of. In the same statement, because what waited behind it is free by the
+            transaction that puts it back, and may be above `above` while it is below.
     """
 
     partitions: Sequence[int]
@@ -90,6 +97,8 @@ class Wanted:
     known: Sequence[int] = ()
     held: Sequence[str] = ()
     look_for_blocked: bool = True
+    due: Sequence[int] | None = None
+    none_if_put_back: bool = False
 
 
 def page_statement(
@@ -100,8 +109,8 @@ def page_statement(
     A body of more than `INLINE` bytes is NULL here.
 
     Args:
-        arrays: Lists are bound as arrays, `:known` and `:held` (PostgreSQL), so that one text
-            serves all of them, and the server may hash them; also `:above` and `:limit`.
+        arrays: Lists are bound as arrays, `:known`, `:held` and `:due` (PostgreSQL), so that one
+            text serves all of them, and the server may hash them; also `:above` and `:limit`.
     """
     outbox = tables.outbox
     body = sa.case((sa.func.length(outbox.c.body) <= INLINE, outbox.c.body)).label("body")
@@ -124,7 +133,7 @@ def page_statement(
             key != sa.func.all(_array("held", sa.Text())) if arrays else key.not_in(wanted.held)
         )
         statement = statement.where(sa.or_(key.is_(None), held))
-    return _restricted(statement, tables, clock, wanted)
+    return _restricted(statement, tables, clock, wanted, arrays=arrays)
 
 
 def _array(name: str, kind: Any) -> Any:
@@ -132,7 +141,7 @@ def _array(name: str, kind: Any) -> Any:
 
 
 def _restricted(
-    statement: sa.Select[Any], tables: Tables, clock: Clock, wanted: Wanted
+    statement: sa.Select[Any], tables: Tables, clock: Clock, wanted: Wanted, *, arrays: bool
 ) -> sa.Select[Any]:
     outbox, lease, all_of_them = tables.outbox, tables.partition_lease, range(PARTITIONS)
     some = len(wanted.partitions) < len(all_of_them)
@@ -142,18 +151,28 @@ def _restricted(
             .select_from(lease)
             .where(lease.c.owner == wanted.owner, lease.c.until > clock.now())
         )
+        if wanted.none_if_put_back:
+            leased = leased.where(lease.c.revisit.is_(None))
         if some:
             leased = leased.where(lease.c.partition.in_(wanted.partitions))
         statement = statement.where(leased.scalar_subquery() == len(wanted.partitions))
     if some:
         statement = statement.where(outbox.c.partition.in_(wanted.partitions))
     if wanted.look_for_blocked:
-        statement = statement.where(~_is_blocked(tables, clock))
+        statement = statement.where(~_is_blocked(tables, clock, wanted.due, arrays=arrays))
     return statement
 
 
-def _is_blocked(tables: Tables, clock: Clock) -> sa.ColumnElement[bool]:
+def _is_blocked(
+    tables: Tables, clock: Clock, due: Sequence[int] | None, *, arrays: bool
+) -> sa.ColumnElement[bool]:
     outbox, blocked = tables.outbox, tables.blocked_key
+    if due is None:
+        waits: Any = sa.or_(blocked.c.until.is_(None), blocked.c.until > clock.now())
+    elif arrays:
+        waits = blocked.c.position != sa.func.all(_array("due", sa.BigInteger()))
+    else:
+        waits = blocked.c.position.not_in(due)
     return sa.exists().where(
         blocked.c.partition == outbox.c.partition,
         sa.or_(
@@ -164,7 +183,7 @@ def _is_blocked(tables: Tables, clock: Clock) -> sa.ColumnElement[bool]:
                 blocked.c.position == outbox.c.position,
             ),
         ),
-        sa.or_(blocked.c.until.is_(None), blocked.c.until > clock.now()),
+        waits,
     )
 
 
@@ -219,7 +238,7 @@ def bodies(
 def anything_to_do(
     connection: sa.Connection, tables: Tables, clock: Clock, wanted: Wanted
 ) -> bool:
-    """Whether there is a row for a page, a key to try again or a delayed message that is due.
+    """Whether there is a row for a page, one put back, a key to try again, or a due delayed message.
 
     One statement, for an idle relay, which shall ask no more than that.
     """
@@ -228,6 +247,11 @@ def anything_to_do(
     looks.append(sa.select(one).where(tables.delayed.c.due_at <= clock.now()))
     if wanted.look_for_blocked:
         looks.append(_due(tables, clock, wanted.partitions).with_only_columns(one))
+    if wanted.none_if_put_back:
+        lease = tables.partition_lease
+        looks.append(
+            sa.select(one).where(lease.c.owner == wanted.owner, lease.c.revisit.is_not(None))
+        )
     found = connection.execute(sa.select(sa.or_(*(look.exists() for look in looks))))
     return bool(found.scalar_one())
 

@@ -188,7 +188,7 @@ class Relay:
         try:
             while not self._is_stopping():
                 page = await self._publish_page()
-                more = page is not None and (page.rows or self._lanes.rows)
+                more = page is not None and (page.rows or page.put_back or self._lanes.rows)
                 if not more and self._again is None:
                     break
         finally:
@@ -205,8 +205,6 @@ class Relay:
         before = self.counters.published
         if self.store.epochs and self.store.lease_may_be_over:
             await self._renew_or_lose(raising=False)
-        elif self.store.mark.position:
-            self._look_again(await self.store.put_back())
         try:
             await self._publish_page()
         finally:
@@ -221,6 +219,8 @@ class Relay:
             return None
         try:
             page = await self._exchange(self._sending.take_acknowledged())
+            if page.put_back:
+                page = await self._exchange([])
             self._sending.down = None
             failed = False
             try:
@@ -363,7 +363,16 @@ class Relay:
         lanes.removed(acknowledged)
         lanes.add(page.rows)
         self._fit(page)
+        if page.put_back:
+            await self._look_for_what_is_back()
         return page
+
+    async def _look_for_what_is_back(self) -> None:
+        again = await self.store.put_back()
+        if again is not None:
+            self._look_again(again)
+            self._look_again(self._lanes.release_held())
+            self._hinted = True
 
     async def _remove(self) -> None:
         acknowledged = self._sending.take_acknowledged()

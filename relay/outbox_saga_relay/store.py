@@ -26,6 +26,7 @@ from outbox_saga.queries import exchange, partitions, processes
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
 from outbox_saga.queries.dialects import limit_idle_transaction
+from outbox_saga.queries.exchange import Exchanged
 from outbox_saga.queries.outbox import partition_of
 from outbox_saga.queries.processes import Process
 from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
@@ -50,10 +51,17 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows in position order; `full`: there may be more behind them."""
+    """Rows in position order.
+
+    Args:
+        full: There may be more behind them.
+        put_back: Somebody has put rows back: ask for them (`Store.put_back`), for until then no
+            page has a row.
+    """
 
     rows: list[OutboxRow]
     full: bool = False
+    put_back: bool = False
 
 
 @dataclass(slots=True)
@@ -273,10 +281,21 @@ class Store:
         await self._in_thread(self._write, release)
 
     async def put_back(self) -> int | None:
-        """The position to look behind, if somebody has put rows back since the last renewal."""
-        again = await self._in_thread(
-            self._write, partitions.take_revisits, self._tables, self.owner
-        )
+        """The position to look behind, if somebody has put rows back; told once.
+
+        What is blocked is then known as it is.
+        """
+
+        def take(connection: sa.Connection) -> int | None:
+            again = partitions.take_revisits(connection, self._tables, self.owner)
+            if again is not None:
+                owned = list(self.epochs)
+                self._know_blocked(
+                    verbs.blocked_rows(connection, self._tables, self._clock, owned)
+                )
+            return again
+
+        again = await self._in_thread(self._write, take)
         return None if again is None else again - 1
 
     # --- pages -----------------------------------------------------------------------------------
@@ -327,8 +346,8 @@ class Store:
         if again is not None:
             self.mark.lower(again)
         blocked = self._blocked
-        if blocked and limit and self.mark.position:
-            self._look_at_due(frozenset(known))
+        marks = exchange.can_exchange(self._database.engine)
+        due = self._look_at_due(frozenset(known)) if blocked and limit and marks else None
         above = self.mark.position
         settled = [r for r in acknowledged if _blocked_key(r) in blocked] if blocked else []
         wanted = Wanted(
@@ -340,32 +359,34 @@ class Store:
             known=_without(known, acknowledged, above),
             held=held,
             look_for_blocked=bool(blocked),
+            due=due,
+            none_if_put_back=marks,
         )
-        oldest: int | None = None
-        if not settled and exchange.can_exchange(self._database.engine):
-            rows, oldest = self._exchange_at_once(acknowledged, wanted)
+        if not settled and marks:
+            found = self._exchange_at_once(acknowledged, wanted)
         else:
-            rows = self._exchange_step_by_step(acknowledged, settled, wanted)
-        page = self._whole(Page(rows, full=0 < limit == len(rows)), room)
-        if limit and exchange.can_exchange(self._database.engine):
+            found = Exchanged(self._exchange_step_by_step(acknowledged, settled, wanted))
+        rows = found.rows
+        page = self._whole(Page(rows, full=0 < limit == len(rows), put_back=found.put_back), room)
+        if limit and marks and not (found.put_back and not rows):
             # of the page as it is taken: the mark must not pass what was cut off
             highest = page.rows[-1].position if page.rows else None
-            self.mark.read(oldest, highest, full=page.full)
+            self.mark.read(found.oldest, highest, full=page.full)
         return page
 
-    def _look_at_due(self, known: Collection[int]) -> None:
+    def _look_at_due(self, known: Collection[int]) -> list[int]:
         """The mark is below every key whose time has come, until it has been read."""
         due = verbs.due_positions(self._kept_or_new(), self._tables, self._clock, self._reading())
         for position in due:
             if position not in known:
                 self.mark.lower(position - 1)
+        return due
 
     def _whole(self, page: Page, room: int | None) -> Page:
         if not any(map(is_left_out, page.rows)):
             return page
-        return Page(
-            *self._look(lambda c: with_bodies(c, self._tables, page.rows, room, page.full))
-        )
+        rows, full = self._look(lambda c: with_bodies(c, self._tables, page.rows, room, page.full))
+        return Page(rows, full, page.put_back)
 
     def _exchange_step_by_step(
         self, acknowledged: Sequence[OutboxRow], settled: Sequence[OutboxRow], wanted: Wanted
@@ -389,9 +410,7 @@ class Store:
             self._blocked.pop(_blocked_key(row), None)
         return rows
 
-    def _exchange_at_once(
-        self, acknowledged: Sequence[OutboxRow], wanted: Wanted
-    ) -> tuple[list[OutboxRow], int | None]:
+    def _exchange_at_once(self, acknowledged: Sequence[OutboxRow], wanted: Wanted) -> Exchanged:
         try:
             found = exchange.exchange(
                 self._kept_or_new(),
@@ -407,7 +426,7 @@ class Store:
         if found.transaction is not None:
             self.mark.began(found.transaction)
             self._count_removed(len(acknowledged), found.removed)
-        return found.rows, found.oldest
+        return found
 
     def _count_removed(self, acknowledged: int, removed: int) -> None:
         self.removed += removed
@@ -443,6 +462,7 @@ class Store:
             above=self.mark.position,
             known=_without(known, (), self.mark.position),
             look_for_blocked=bool(self._blocked),
+            none_if_put_back=exchange.can_exchange(self._database.engine),
         )
         if not exchange.can_exchange(self._database.engine):
             return self._look(verbs.anything_to_do, self._tables, self._clock, wanted)

@@ -18,7 +18,7 @@ from tests.crash.world import World
 @pytest.mark.parametrize(
     ("saga", "where"),
     [
-        ("still-async", "after UPDATE outbox_saga_saga SET owner"),
+        ("still-async", "after UPDATE outbox_saga_saga SET deaths"),
         ("still-async", "after INSERT INTO crash_effect"),
         ("still-external", "after WITH moved"),  # the call's intent, not committed
     ],

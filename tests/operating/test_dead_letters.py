@@ -200,7 +200,7 @@ async def test_a_letter_that_has_died_again_since_it_was_seen_is_not_touched(
     replay(house, "a")
     await relay.run_once()
     letters, now = DeadLetters(house.database), letter_of(house, "a")
-    assert (now.id, now.attempts) == (seen.id, 2)
+    assert now.id == seen.id
     assert now.version != seen.version
     before = house.rows(house.tables.operator_action)
 

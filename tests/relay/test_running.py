@@ -189,6 +189,7 @@ async def test_a_message_that_takes_the_connection_with_it_is_blamed_once_it_goe
 
     broker = Fragile()
     async with running(house.relay(broker, outage=QUICK, poll=0.02)):
+        await until(house, house.blocked, "it is blamed")
         await until(house, lambda: house.waiting() == ["bomb"], "the others have gone")
     assert [b.error_code for b in house.blocked()] == ["connection_lost"]
 

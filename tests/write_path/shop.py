@@ -14,9 +14,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox_saga.messages import Event
 from outbox_saga.queries.clock import DATABASE_CLOCK
-from outbox_saga.queries.relay import OutboxRow, Wanted, read_page
+from outbox_saga.queries.relay import OutboxRow, Wanted, bodies, read_page
 from outbox_saga.tables import PARTITIONS, Tables, tables_in
 from outbox_saga.unit_of_work import UnitOfWork
+from outbox_saga_relay.large_bodies import is_left_out
 from tests.fixtures.databases import Database
 
 
@@ -96,12 +97,14 @@ class Shop:
     def rows(self) -> list[OutboxRow]:
         """The outbox as another process sees it, in position order."""
         with self._eyes.connect() as connection:
-            return read_page(
+            rows = read_page(
                 connection,
                 self.tables,
                 DATABASE_CLOCK,
                 Wanted(range(PARTITIONS), 100_000, look_for_blocked=False),
             )
+            large = bodies(connection, self.tables, [r.position for r in rows if is_left_out(r)])
+            return [row._replace(body=large.get(row.position, row.body)) for row in rows]
 
     def words(self) -> list[str]:
         """What was said, in position order."""
