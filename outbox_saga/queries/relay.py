@@ -238,7 +238,7 @@ def bodies(
 def anything_to_do(
     connection: sa.Connection, tables: Tables, clock: Clock, wanted: Wanted
 ) -> bool:
-    """Whether there is a row for a page, one put back, a key to try again, or a due delayed message.
+    """Whether a page would have a row, one was put back, or a key or a delayed message is due.
 
     One statement, for an idle relay, which shall ask no more than that.
     """

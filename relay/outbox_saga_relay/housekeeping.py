@@ -64,8 +64,9 @@ class Housekeeping:
 
     Args:
         database: The service's.
-        archive_window: Seconds for which published messages can be replayed; 0 keeps none. On
-            PostgreSQL whole days go, so it is up to a day more.
+        archive_window: Seconds for which published messages can be replayed; 0 keeps none, and
+            None leaves the archive alone, which another relay may fill. On PostgreSQL whole days
+            go, so it is up to a day more.
         inbox_window: Seconds for which an inbox remembers what it handled; None is for ever.
             Longer than any broker or person may deliver a message again: what is forgotten is
             handled again.
@@ -82,7 +83,7 @@ class Housekeeping:
         self,
         database: Database,
         *,
-        archive_window: float = ARCHIVE_WINDOW,
+        archive_window: float | None = ARCHIVE_WINDOW,
         inbox_window: float | None = INBOX_WINDOW,
         process_window: float = PROCESS_WINDOW,
         interval: float = 10 * 60.0,
@@ -124,10 +125,14 @@ class Housekeeping:
                 0
                 if self.inbox_window is None
                 else pruning.past_inbox(connection, t, c, self.inbox_window),
-                pruning.past_archive(connection, t, c, self.archive_window),
+                0
+                if self.archive_window is None
+                else pruning.past_archive(connection, t, c, self.archive_window),
                 pruning.past_processes(connection, t, c, self.process_window),
                 tuple(partitions.days_to_make(connection, t, c)) if self.archive_window else (),
-                tuple(partitions.days_past(connection, t, c, self.archive_window)),
+                ()
+                if self.archive_window is None
+                else tuple(partitions.days_past(connection, t, c, self.archive_window)),
             )
 
     # --- a round -----------------------------------------------------------------------------
@@ -142,14 +147,15 @@ class Housekeeping:
         """
         t, c, gone = self._tables, self._clock, Pruned()
         self._write(require_tables, t)
-        for day in self._held(partitions.days_past, t, c, self.archive_window):
-            if self._day(partitions.drop_day, day, "dropped"):
-                yield (gone := replace(gone, days_dropped=(*gone.days_dropped, day)))
-        for day in self._held(partitions.days_to_make, t, c) if self.archive_window else ():
-            if self._day(partitions.make_day, day, "made"):
-                yield (gone := replace(gone, days_made=(*gone.days_made, day)))
-        for count in self._until_few(pruning.prune_archive, self.archive_window):
-            yield (gone := replace(gone, archive=gone.archive + count))
+        if self.archive_window is not None:
+            for day in self._held(partitions.days_past, t, c, self.archive_window):
+                if self._day(partitions.drop_day, day, "dropped"):
+                    yield (gone := replace(gone, days_dropped=(*gone.days_dropped, day)))
+            for day in self._held(partitions.days_to_make, t, c) if self.archive_window else ():
+                if self._day(partitions.make_day, day, "made"):
+                    yield (gone := replace(gone, days_made=(*gone.days_made, day)))
+            for count in self._until_few(pruning.prune_archive, self.archive_window):
+                yield (gone := replace(gone, archive=gone.archive + count))
         if self.inbox_window is not None:
             for count in self._until_few(pruning.prune_inbox, self.inbox_window):
                 yield (gone := replace(gone, inbox=gone.inbox + count))

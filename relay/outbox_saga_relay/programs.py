@@ -237,7 +237,10 @@ def _relay(
     if not archive_window and inbox_window is None:
         until_signalled(program.run)
         return
-    housekeeping = Housekeeping(database, archive_window=archive_window, inbox_window=inbox_window)
+    # one that archives nothing leaves alone what another relay of the same outbox archives
+    housekeeping = Housekeeping(
+        database, archive_window=archive_window or None, inbox_window=inbox_window
+    )
 
     async def both(stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:

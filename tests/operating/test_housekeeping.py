@@ -189,6 +189,22 @@ async def test_an_inbox_without_a_window_is_kept_for_ever(house: House) -> None:
     assert len(house.inbox()) == 2
 
 
+async def test_a_relay_that_archives_nothing_leaves_alone_what_another_one_archives(
+    house: House,
+) -> None:
+    """As `outbox-saga relay --inbox-window 1h` keeps house, beside one with --archive-window."""
+    house.say("a")
+    publish(house)
+    house.advance(400 * DAY)
+    handle(house, 2, ago=2 * DAY)
+    keeping = keeper(house, archive_window=None, inbox_window=DAY)
+    planned = keeping.plan()
+    await keeping.run_once()
+    assert (without_days(planned), planned.days_made, planned.days_dropped) == ((2, 0, 0), (), ())
+    assert [word_of(sent.body) for sent in archived(house)] == ["a"]
+    assert house.inbox() == []
+
+
 async def test_no_transaction_removes_more_than_a_batch(house: House) -> None:
     handle(house, 7, ago=31 * DAY)
     for number in range(5):

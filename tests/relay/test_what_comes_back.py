@@ -43,7 +43,7 @@ async def test_a_replay_beside_a_running_relay_comes_before_what_waited_behind_i
     relay = house.relay(recorder)
     house.say("k1", key="k")
     async with running(relay):
-        await until(house, lambda: house.dead(), "k1 is a dead letter")
+        await until(house, house.dead, "k1 is a dead letter")
         for number in range(4):
             house.say(f"x{number}")
             relay.hint()
