@@ -13,7 +13,7 @@ from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import MessageRefused
 from outbox_saga.ids import handler_key
 from outbox_saga.messages import Message
-from outbox_saga.unit_of_work import UnitOfWork
+from outbox_saga.unit_of_work import Delay, UnitOfWork
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -54,7 +54,12 @@ class _Context(Generic[M]):
         self.key = str(handler_key(consumer, envelope.id))
 
     def publish(
-        self, message: Message, *, key: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        message: Message,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: Delay | None = None,
     ) -> UUID:
         """The message leaves if, and only if, this one is handled.
 
@@ -63,7 +68,7 @@ class _Context(Generic[M]):
         """
         if isinstance(headers, Mapping):  # whatever else it is, it is refused there, by its name
             headers = {_own_name(name): value for name, value in headers.items()}
-        return self.uow.publish(message, key=key, headers=headers)
+        return self.uow.publish(message, key=key, headers=headers, delay=delay)
 
 
 class HandlerContext(_Context[M]):

@@ -10,6 +10,7 @@ for them.
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -20,9 +21,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from outbox_saga.envelopes import MAX_BODY, Envelope, seal, seal_body
-from outbox_saga.errors import NoTransaction
+from outbox_saga.errors import MessageRefused, NoTransaction
 from outbox_saga.messages import Kind, Message
 from outbox_saga.pending import Write, keep_with_connection, keep_with_session
+from outbox_saga.queries.delayed import Delayed, write_delayed
 from outbox_saga.queries.outbox import write_messages
 from outbox_saga.tables import Tables, tables_in
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     )
 
 S = TypeVar("S")
+Delay = float | dt.timedelta
+MAX_DELAY = 10 * 366 * 86_400.0  # seconds
 
 
 @functools.cache
@@ -58,6 +62,16 @@ def message_writer(tables: Tables) -> Write:
         write_messages(connection, tables, cast("list[Envelope]", envelopes))
 
     write.rank = 1  # type: ignore[attr-defined]  # after everything else that is written at commit
+    return write
+
+
+@functools.cache
+def delayed_writer(tables: Tables) -> Write:
+    """The function that writes a transaction's delayed messages into these tables at commit."""
+
+    def write(connection: sa.Connection, delayed: list[Any]) -> None:
+        write_delayed(connection, tables, cast("list[Delayed]", delayed))
+
     return write
 
 
@@ -107,6 +121,7 @@ class UnitOfWork(Generic[S]):
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
         topic: str | None = None,
+        delay: Delay | None = None,
     ) -> UUID:
         """The message leaves if, and only if, the transaction commits; returns its id.
 
@@ -117,21 +132,28 @@ class UnitOfWork(Generic[S]):
                 promise, no cost.
             headers: Added to this message.
             topic: Instead of the message class's own.
+            delay: Seconds (or a timedelta) after which it leaves: never earlier, by the database's
+                clock, counted from the commit's own write. It takes its place among the messages
+                of its key only then. At most ten years.
 
         Raises:
             MessageRefused: It cannot travel; `path` names the value. The transaction still works.
             NoTransaction: There is no transaction to share the fate of.
             AutocommitRefused: The connection commits every statement by itself.
         """
+        seconds = _seconds(delay)
         envelope = self._seal(message, key=key, headers=headers, topic=topic)
-        self.keep(envelope, message_writer(self.tables))
+        self._keep(envelope, seconds)
         return envelope.id
 
-    def publish_many(self, messages: Sequence[Message], *, key: str | None = None) -> list[UUID]:
+    def publish_many(
+        self, messages: Sequence[Message], *, key: str | None = None, delay: Delay | None = None
+    ) -> list[UUID]:
         """As `publish` for each, in this order: all of them leave, or none."""
+        seconds = _seconds(delay)
         envelopes = [self._seal(message, key=key) for message in messages]
         for envelope in envelopes:
-            self.keep(envelope, message_writer(self.tables))
+            self._keep(envelope, seconds)
         return [envelope.id for envelope in envelopes]
 
     def publish_body(
@@ -145,11 +167,13 @@ class UnitOfWork(Generic[S]):
         version: int = 1,
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
+        delay: Delay | None = None,
     ) -> UUID:
         """As `publish`, for a body that is ready: carried byte for byte.
 
         JSON is checked as strictly as a model's.
         """
+        seconds = _seconds(delay)
         envelope = seal_body(
             body,
             type_=type,
@@ -164,8 +188,14 @@ class UnitOfWork(Generic[S]):
             causation_id=self._causation_id,
             max_body=self._max_body,
         )
-        self.keep(envelope, message_writer(self.tables))
+        self._keep(envelope, seconds)
         return envelope.id
+
+    def _keep(self, envelope: Envelope, seconds: float) -> None:
+        if seconds:
+            self.keep(Delayed(envelope, seconds), delayed_writer(self.tables))
+        else:
+            self.keep(envelope, message_writer(self.tables))
 
     def keep(self, thing: object, writer: Write) -> None:
         """`writer` gets `thing` at the outermost commit, and never if what it was kept in rolls
@@ -200,6 +230,20 @@ class UnitOfWork(Generic[S]):
         if self._headers is None or not isinstance(headers or {}, Mapping):
             return headers
         return {**self._headers, **(headers or {})}
+
+
+def _seconds(delay: Delay | None) -> float:
+    """The delay in seconds; 0 for none."""
+    if delay is None:
+        return 0.0
+    seconds = delay.total_seconds() if isinstance(delay, dt.timedelta) else delay
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise MessageRefused("delay", f"is a {type(delay).__name__}; give seconds or a timedelta")
+    if not 0 <= seconds <= MAX_DELAY:
+        raise MessageRefused(
+            "delay", f"{seconds} is no delay: give seconds from 0 to {MAX_DELAY:.0f}, or none"
+        )
+    return float(seconds)
 
 
 def _engine_behind(bind: Any) -> Any:

@@ -21,6 +21,7 @@ class Pace:
         self.read_at = now
         self.remove_at = now
         self.renew_at = now + renew
+        self.enter_at = now
 
     @property
     def idle(self) -> bool:
@@ -44,3 +45,7 @@ class Pace:
     def renewed(self, now: float) -> None:
         """The lease was renewed."""
         self.renew_at = now + self._renew
+
+    def entered(self, now: float, *, full: bool) -> None:
+        """Delayed messages that are due have entered the outbox; `full`: perhaps not all."""
+        self.enter_at = now if full else now + self._poll

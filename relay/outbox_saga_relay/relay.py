@@ -179,7 +179,7 @@ class Relay:
     async def run_until_empty(self, stop: asyncio.Event | None = None) -> int:
         """Publishes what can be published now, then gives the lease back; returns how many.
 
-        What waits for its retry, is parked or delayed stays. `stop` ends it earlier.
+        What waits for its retry or for its time, or is parked, stays. `stop` ends it earlier.
 
         Raises:
             BrokerUnavailable: The broker takes nothing now.
@@ -218,6 +218,7 @@ class Relay:
         if not self.store.epochs and not await self._begin():
             return None
         try:
+            await self.store.enter_outbox(self._page_rows)
             page = await self._exchange(self._sending.take_acknowledged())
             if page.put_back:
                 page = await self._exchange([])
@@ -345,6 +346,9 @@ class Relay:
         if idle and not await self.store.anything_to_do(self._lanes.positions(-1)):
             pace.looked(time.monotonic(), found=False)
             return
+        if idle or time.monotonic() >= pace.enter_at:
+            entered = await self.store.enter_outbox(self._page_rows)
+            pace.entered(time.monotonic(), full=entered == self._page_rows)
         page = await self._exchange(self._sending.take_acknowledged())
         pace.looked(time.monotonic(), found=bool(page.rows))
 

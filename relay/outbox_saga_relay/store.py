@@ -25,6 +25,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.queries import exchange, partitions, processes
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
+from outbox_saga.queries.delayed import enter_outbox
 from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.exchange import Exchanged
 from outbox_saga.queries.outbox import partition_of
@@ -449,6 +450,10 @@ class Store:
         rows = self._look(verbs.read_key, self._tables, self._clock, key, partition, wanted)
         full = len(rows) == limit
         return self._whole(Page(rows, full), None)
+
+    async def enter_outbox(self, limit: int) -> int:
+        """How many delayed messages whose time has come are in the outbox now; at most `limit`."""
+        return await self._in_thread(self._write, enter_outbox, self._tables, self._clock, limit)
 
     async def anything_to_do(self, known: Collection[int]) -> bool:
         """Whether a page would have a row, or a delayed message is due: one statement."""

@@ -124,6 +124,7 @@ class Shop:
         """Nothing of an earlier test is left."""
         with self._eyes.begin() as connection:
             connection.execute(sa.delete(self.tables.outbox))
+            connection.execute(sa.delete(self.tables.delayed))
             connection.execute(sa.delete(Order))
 
     @contextmanager

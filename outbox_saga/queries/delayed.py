@@ -1,0 +1,112 @@
+"""Messages that wait for their time, and how they enter the outbox when it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from outbox_saga.envelopes import Envelope
+from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
+from outbox_saga.queries.dialects import skip_locked
+from outbox_saga.queries.outbox import (
+    CHUNK_BYTES,
+    WROTE,
+    lock_numbers,
+    partition_of,
+    take_key_locks,
+)
+from outbox_saga.tables import Tables
+
+ROWS = 500  # a statement
+
+
+class Delayed(NamedTuple):
+    """A message that enters the outbox so many seconds after it was written."""
+
+    envelope: Envelope
+    seconds: float
+
+
+def write_delayed(
+    connection: sa.Connection,
+    tables: Tables,
+    messages: Sequence[Delayed],
+    clock: Clock = DATABASE_CLOCK,
+) -> None:
+    """All of these, or an error; due by the database's clock, counted from this statement.
+
+    No lock of their keys is taken: they get their place among the messages of their key when they
+    enter the outbox.
+
+    Args:
+        connection: In the transaction that is about to commit.
+        messages: At least one.
+    """
+    for chunk in _chunks(messages):
+        connection.execute(
+            sa.insert(tables.delayed).values(
+                [
+                    {
+                        "id": e.id,
+                        "due_at": clock.now(seconds),
+                        "partition": partition_of(e.key, e.id),
+                        "topic": e.topic,
+                        "key": e.key,
+                        "headers": e.metadata(),
+                        "body": e.body,
+                        "created_at": clock.now(),
+                    }
+                    for e, seconds in chunk
+                ]
+            )
+        )
+
+
+def _chunks(messages: Sequence[Delayed]) -> Iterator[Sequence[Delayed]]:
+    start = size = 0
+    for end, (envelope, _) in enumerate(messages):
+        size += len(envelope.body)
+        if end > start and (end - start == ROWS or size > CHUNK_BYTES):
+            yield messages[start:end]
+            start, size = end, len(envelope.body)
+    yield messages[start:]
+
+
+def enter_outbox(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -> int:
+    """How many messages whose time has come are in the outbox now, and wait no longer.
+
+    Each enters once, whoever else does the same at this moment; they enter in the order in which
+    they are due, under the locks of their keys, as everything that enters the outbox.
+
+    Args:
+        connection: In a transaction of its own: it ends with the locks of many keys.
+        limit: Rows, at most.
+    """
+    delayed, outbox = tables.delayed, tables.outbox
+    due = connection.execute(
+        skip_locked(
+            connection,
+            sa.select(delayed.c.id, delayed.c.key)
+            .where(delayed.c.due_at <= clock.now())
+            .order_by(delayed.c.due_at, delayed.c.id)
+            .limit(limit),
+        )
+    ).all()
+    if not due:
+        return 0
+    # after the rows, as the last locks: whoever holds a key's lock waits for nothing more.
+    # Locking the rows has given this transaction its id, which comes before any position does
+    take_key_locks(connection, tables, lock_numbers(row.key for row in due))
+    ids = [row.id for row in due]
+    names = ["id", "partition", "topic", "key", "headers", "body"]
+    moved: sa.Select[Any] = (
+        sa.select(*(delayed.c[name] for name in names), clock.now())
+        .where(delayed.c.id.in_(ids))
+        .order_by(delayed.c.due_at, delayed.c.id)
+    )
+    connection.execute(sa.insert(outbox).from_select([*names, "created_at"], moved))
+    connection.execute(sa.delete(delayed).where(delayed.c.id.in_(ids)))
+    connection.info[WROTE] = (connection.engine, tables.schema)
+    return len(due)

@@ -1,0 +1,120 @@
+"""Delayed messages enter the outbox when their time has come: never early, never lost, once."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from outbox_saga.queries.delayed import enter_outbox
+from outbox_saga.testing.interleaving import Play, Point, Run, explore
+from outbox_saga.unit_of_work import UnitOfWork
+from tests.relay.house import House, Recorder, Said
+from tests.relay.test_running import running, until
+
+
+def say_later(house: House, delay: float, *words: str, key: str | None = None) -> list[UUID]:
+    with house.eyes.begin() as connection:
+        uow = UnitOfWork(connection)
+        return [uow.publish(Said(word=word), key=key, delay=delay) for word in words]
+
+
+def delayed(house: House) -> list[Any]:
+    return house.rows(house.tables.delayed, house.tables.delayed.c.due_at)
+
+
+async def test_nothing_leaves_before_its_time_and_everything_after_it(house: House) -> None:
+    ids = say_later(house, 60.0, "a", "b", key="k")
+    recorder = Recorder()
+    relay = house.relay(recorder)
+    house.advance(59.0)
+    assert await relay.run_once() == 0
+    assert len(delayed(house)) == 2
+    house.advance(2.0)
+    await relay.run_once()
+    assert [e.id for e in recorder.attempts] == ids
+    assert [e.key for e in recorder.attempts] == ["k", "k"]
+    assert (delayed(house), house.waiting()) == ([], [])
+
+
+async def test_they_enter_in_the_order_in_which_they_are_due(house: House) -> None:
+    say_later(house, 30.0, "later", key="k")
+    say_later(house, 10.0, "sooner", key="k")
+    house.say("now", key="k")
+    recorder = Recorder()
+    house.advance(40.0)
+    await house.relay(recorder).run_until_empty()
+    assert [word for word in recorder.words if word != "now"] == ["sooner", "later"]
+
+
+async def test_a_running_relay_lets_them_in_when_they_are_due(house: House) -> None:
+    recorder = Recorder()
+    async with running(house.relay(recorder, poll=0.02)):
+        say_later(house, 3600.0, "in an hour", key="k")
+        house.say("now")
+        await until(house, lambda: recorder.words == ["now"], "the other one")
+        house.advance(3601.0)
+        await until(house, lambda: recorder.words == ["now", "in an hour"], "its time has come")
+
+
+async def test_many_that_are_due_at_once_all_enter(house: House) -> None:
+    words = [f"w{number}" for number in range(250)]
+    say_later(house, 1.0, *words, key="k")
+    house.advance(2.0)
+    recorder = Recorder()
+    async with running(house.relay(recorder, page_rows=20, poll=0.02)):
+        await until(house, lambda: len(recorder.words) == 250, "all of them")
+    assert sorted(recorder.words) == sorted(words)
+    assert len({e.id for e in recorder.attempts}) == 250
+
+
+async def test_what_waits_for_its_time_is_no_backlog_of_the_outbox(house: House) -> None:
+    say_later(house, 1e6, "a")
+    assert await house.relay(Recorder()).run_until_empty() == 0
+    assert len(delayed(house)) == 1
+
+
+def _cuts(point: Point) -> bool:
+    return point.kind != "rollback" and not point.statement.lstrip().upper().startswith("SET")
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_two_relays_let_each_message_in_once_whatever_the_order_of_their_steps(
+    house: House,
+) -> None:
+    database = house.another_database()
+    t = house.tables
+
+    def play() -> Play:
+        with database.begin() as connection:
+            connection.execute(sa.delete(t.outbox))
+            connection.execute(sa.delete(t.delayed))
+        for word in ("a", "b"):
+            say_later(house, 0.000001, word, key=word)
+        came: list[int] = []
+
+        def work() -> None:
+            with database.begin() as connection:
+                came.append(enter_outbox(connection, t, house.clock, 10))
+
+        def write() -> None:
+            with database.begin() as connection:
+                UnitOfWork(connection).publish(Said(word="c"), key="a")
+
+        def check(run: Run) -> str | None:
+            if run.errors:
+                return f"errors: {run.errors}"
+            with database.begin() as connection:
+                enter_outbox(connection, t, house.clock, 10)
+            words = sorted(house.waiting())
+            return None if words == ["a", "b", "c"] else f"in the outbox: {words}, {came}"
+
+        return Play({"one": work, "other": work, "writer": write}, check)
+
+    most = 2 if house.name == "postgres18" else 1  # MariaDB is slow to say who waits
+    found = explore(play, [database.engine], steps=_cuts, preemptions=most)
+    assert not found.problems, found.report()
+    assert found.deadlocks == 0, found.report()
+    assert found.schedules > 20
