@@ -20,11 +20,12 @@ from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 
 if TYPE_CHECKING:
     from outbox_saga.archive import Archive
+    from outbox_saga.commits import async_commit_outcome, commit_outcome
     from outbox_saga.database import Database
     from outbox_saga.dead_letters import DeadLetters
     from outbox_saga.decisions import Decision
     from outbox_saga.envelopes import Envelope
-    from outbox_saga.errors import NotDone, OutboxSagaError
+    from outbox_saga.errors import CommitUnknown, NotDone, OutboxSagaError
     from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
     from outbox_saga.messages import Command, Event, Reply
     from outbox_saga.results import Failure, Result, Success, is_failure, is_success
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Archive": "archive",
     "Command": "messages",
+    "CommitUnknown": "errors",
     "Database": "database",
     "DeadLetters": "dead_letters",
     "Decision": "decisions",
@@ -54,6 +56,8 @@ _HOMES = {
     "Success": "results",
     "SyncHandlerContext": "handler_context",
     "SyncStepContext": "saga.context",
+    "async_commit_outcome": "commits",
+    "commit_outcome": "commits",
     "hours": "saga.definition",
     "is_failure": "results",
     "is_success": "results",
@@ -64,6 +68,7 @@ _HOMES = {
 __all__ = [
     "Archive",
     "Command",
+    "CommitUnknown",
     "Database",
     "DeadLetters",
     "Decision",
@@ -83,6 +88,8 @@ __all__ = [
     "SyncHandlerContext",
     "SyncStepContext",
     "UnitOfWork",
+    "async_commit_outcome",
+    "commit_outcome",
     "hours",
     "is_failure",
     "is_success",

@@ -9,7 +9,9 @@ library
 ├── PublishRefused                    a message that would not share the fate of the transaction
 │   ├── NoTransaction                 published outside a transaction, or after its end
 │   ├── AutocommitRefused             the connection commits every statement by itself
-│   └── MessagesLeftOut               a COMMIT that would have left messages behind
+│   ├── MessagesLeftOut               a COMMIT that would have left messages behind
+│   └── OutboxFull                    more would wait than the limit that was given
+├── CommitUnknown                     the connection was lost, or time was up, during COMMIT
 ├── CommitRefused                     a handler or step tried to end the transaction it was lent
 ├── HandlerFailed                     a handler did not handle its message; nothing of it stayed
 ├── HandlerBusy                       a message is being handled already, or there is no room now
@@ -32,6 +34,11 @@ library
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 
 class OutboxSagaError(Exception):
@@ -81,6 +88,34 @@ class AutocommitRefused(PublishRefused):
 
 class MessagesLeftOut(PublishRefused):
     """The session ended by commit, but its messages could not be written with it."""
+
+
+class OutboxFull(PublishRefused):
+    """As many messages wait as `max_pending` allows; nothing was committed, and all is as before.
+
+    See that a relay runs and the broker takes messages (`outbox-saga doctor`), then try again.
+    """
+
+
+class CommitUnknown(OutboxSagaError):
+    """COMMIT was sent and its answer never came: the transaction may have committed, or not.
+
+    Doing the unit again would do it twice if it has. Ask first: `commit_outcome`.
+
+    Args:
+        message_ids: Of the messages that left with it, if it has committed.
+        transaction: Its id on PostgreSQL, by which the server knows what became of it; None
+            elsewhere.
+    """
+
+    def __init__(self, message_ids: tuple[UUID, ...] = (), transaction: str | None = None) -> None:
+        super().__init__(
+            f"the answer to COMMIT never came, so {len(message_ids)} message(s) and what was "
+            "written with them may be committed, or not: ask commit_outcome(...) before you do "
+            "it again"
+        )
+        self.message_ids = message_ids
+        self.transaction = transaction
 
 
 class CommitRefused(OutboxSagaError):

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.calling import told
 from outbox_saga.database import Database
-from outbox_saga.errors import HandlerFailed, LeaseLost
+from outbox_saga.errors import CommitUnknown, HandlerFailed, LeaseLost
 from outbox_saga.handlers import Handler
 from outbox_saga.keeping import altered, holding_up_nothing
 from outbox_saga.patience import patiently
@@ -164,7 +164,7 @@ def failed_by(error: BaseException) -> Failed:
     if isinstance(error, HandlerFailed) and error.__cause__ is not None:
         raised = error.__cause__  # ours only carries it
     code = error.code if isinstance(error, HandlerFailed) else "handler_failed"
-    if isinstance(error, DBAPIError) and is_transient(error):
+    if isinstance(error, DBAPIError | CommitUnknown) and is_transient(error):
         code = "database"
     text = error.args[0] if isinstance(error, HandlerFailed) else told(error)
     return Failed(code, str(text), type(raised).__name__, _trace(raised))

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -40,8 +41,23 @@ _numbers = itertools.count()
 _KEY = "outbox_saga.pending"
 _NO_SAVEPOINT: frozenset[str] = frozenset()
 
-Write = Callable[[sa.Connection, list[Any]], None]
 Chain = tuple[weakref.ref[SessionTransaction], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a transaction leaves to be known by, if the answer to its COMMIT never comes.
+
+    Args:
+        ids: Of its messages.
+        transaction: Gives a row with its id, on PostgreSQL.
+    """
+
+    ids: tuple[UUID, ...]
+    transaction: Callable[[], Any] | None = None
+
+
+Write = Callable[[sa.Connection, list[Any]], "Written | None"]
 
 
 @dataclass(slots=True)
@@ -93,6 +109,7 @@ class ConnectionKeeper:
         self.boxes: list[Box] = []
         self.abandoned: list[Entry] = []
         self.written = False
+        self.evidence: list[Written] = []
 
     def keep_only(self, wanted: Callable[[Entry], bool]) -> None:
         """Forgets every other entry."""
@@ -237,6 +254,12 @@ def _connection_in_hand(
     return entry[0] if entry is not None else None
 
 
+def connections_of(session: Session) -> list[sa.Connection]:
+    """The connections the session works with; none is made."""
+    root = session.get_transaction()
+    return [] if root is None else [entry[0] for entry in set(root._connections.values())]  # noqa: SLF001  # as above
+
+
 def _engine_commits_by_itself(engine: sa.Engine) -> bool:
     level = engine.get_execution_options().get("isolation_level")
     if level is None:
@@ -361,7 +384,16 @@ def _write_entries(connection: sa.Connection, keeper: ConnectionKeeper) -> None:
         kinds.setdefault(entry.writer, []).append(entry.thing)
     # messages last: the locks of their keys are the last locks of the transaction
     for writer in sorted(kinds, key=lambda w: getattr(w, "rank", 0)):
-        writer(connection, kinds[writer])
+        if (evidence := writer(connection, kinds[writer])) is not None:
+            keeper.evidence.append(evidence)
+
+
+def what_was_written(connection: sa.Connection) -> list[Written]:
+    """What the transaction whose COMMIT is under way has written; [] when none is."""
+    keeper = _connections.get(connection)
+    if keeper is None or keeper.transaction() is not connection.get_transaction():
+        return []
+    return keeper.evidence
 
 
 def _undo(connection: sa.Connection, rollback: Callable[[], None]) -> None:

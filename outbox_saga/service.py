@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from outbox_saga.brokers import Publisher, Subscription, open_publisher
 from outbox_saga.brokers.local import LocalPublisher
+from outbox_saga.commits import async_commit_within, commit_within
 from outbox_saga.consuming import consume
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
@@ -34,7 +35,7 @@ from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
 from outbox_saga.retries import Retry
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
-from outbox_saga.unit_of_work import UnitOfWork
+from outbox_saga.unit_of_work import COMMIT_TIMEOUT, UnitOfWork
 from outbox_saga.waiting import WaitingRoom
 
 logger = logging.getLogger("outbox_saga.service")
@@ -286,7 +287,7 @@ class ServiceUnitOfWork:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         with self._session:
             if kind is None:
-                self._session.commit()
+                commit_within(self._session, COMMIT_TIMEOUT)
 
     async def __aenter__(self) -> UnitOfWork[Any]:
         from sqlalchemy.ext.asyncio import AsyncSession
@@ -298,7 +299,7 @@ class ServiceUnitOfWork:
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         async with self._session:
             if kind is None:
-                await self._session.commit()
+                await async_commit_within(self._session, COMMIT_TIMEOUT)
 
 
 async def _all(parts: Iterable[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:

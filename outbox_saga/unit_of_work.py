@@ -20,10 +20,12 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from outbox_saga.commits import async_commit_within, commit_within
 from outbox_saga.envelopes import MAX_BODY, Envelope, seal, seal_body
-from outbox_saga.errors import MessageRefused, NoTransaction
+from outbox_saga.errors import ConfigurationError, MessageRefused, NoTransaction, OutboxFull
 from outbox_saga.messages import Kind, Message
-from outbox_saga.pending import Write, keep_with_connection, keep_with_session
+from outbox_saga.pending import Write, Written, keep_with_connection, keep_with_session
+from outbox_saga.queries.backlog import backlog_reaches
 from outbox_saga.queries.delayed import Delayed, write_delayed
 from outbox_saga.queries.outbox import write_messages
 from outbox_saga.tables import Tables, tables_in
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 Delay = float | dt.timedelta
+COMMIT_TIMEOUT = 30.0  # seconds
 MAX_DELAY = 10 * 366 * 86_400.0  # seconds
 
 
@@ -58,19 +61,38 @@ def message_writer(tables: Tables) -> Write:
     One per schema.
     """
 
-    def write(connection: sa.Connection, envelopes: list[Any]) -> None:
-        write_messages(connection, tables, cast("list[Envelope]", envelopes))
+    def write(connection: sa.Connection, envelopes: list[Any]) -> Written:
+        messages = cast("list[Envelope]", envelopes)
+        answer = write_messages(connection, tables, messages)
+        return Written(tuple(message.id for message in messages), answer)
 
     write.rank = 1  # type: ignore[attr-defined]  # after everything else that is written at commit
     return write
 
 
 @functools.cache
+def limit_keeper(tables: Tables) -> Write:
+    """The function that refuses a commit while as many messages wait as a limit allows."""
+
+    def refuse(connection: sa.Connection, limits: list[Any]) -> None:
+        limit = min(limits)
+        if backlog_reaches(connection, tables, limit):
+            raise OutboxFull(
+                f"{limit} messages wait in the outbox, as many as max_pending allows: nothing was "
+                "committed; see that a relay runs, and try again later"
+            )
+
+    return refuse
+
+
+@functools.cache
 def delayed_writer(tables: Tables) -> Write:
     """The function that writes a transaction's delayed messages into these tables at commit."""
 
-    def write(connection: sa.Connection, delayed: list[Any]) -> None:
-        write_delayed(connection, tables, cast("list[Delayed]", delayed))
+    def write(connection: sa.Connection, delayed: list[Any]) -> Written:
+        messages = cast("list[Delayed]", delayed)
+        answer = write_delayed(connection, tables, messages)
+        return Written(tuple(message.envelope.id for message in messages), answer)
 
     return write
 
@@ -91,6 +113,9 @@ class UnitOfWork(Generic[S]):
         causation_id: The id of the message being handled.
         headers: Added to every message (`traceparent`).
         max_body: Bytes a body may have.
+        max_pending: Messages that may wait in the outbox: while there are as many, a transaction
+            that publishes is refused at its commit (OutboxFull), before anything is committed. A
+            soft limit, counted about once a second in each process. None: no limit.
     """
 
     def __init__(
@@ -104,7 +129,10 @@ class UnitOfWork(Generic[S]):
         causation_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         max_body: int = MAX_BODY,
+        max_pending: int | None = None,
     ) -> None:
+        if max_pending is not None and max_pending < 1:
+            raise ConfigurationError(f"max_pending is {max_pending}; give 1 or more, or None")
         self.session = session
         self.tables = tables_in(schema)
         self.source = source
@@ -113,6 +141,7 @@ class UnitOfWork(Generic[S]):
         self._causation_id = causation_id
         self._headers = headers
         self._max_body = max_body
+        self._max_pending = max_pending
 
     def publish(
         self,
@@ -192,6 +221,8 @@ class UnitOfWork(Generic[S]):
         return envelope.id
 
     def _keep(self, envelope: Envelope, seconds: float) -> None:
+        if self._max_pending is not None:
+            self.keep(self._max_pending, limit_keeper(self.tables))
         if seconds:
             self.keep(Delayed(envelope, seconds), delayed_writer(self.tables))
         else:
@@ -276,8 +307,11 @@ def _synchronous(session: Any) -> Session | sa.Connection:
 class _UnitOfWorkContext(Generic[S]):
     """A session, its transaction and a UnitOfWork on it, for one `with` or `async with` block."""
 
-    def __init__(self, make: Any, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, make: Any, commit_timeout: float | None, options: Mapping[str, Any]
+    ) -> None:
         self._make = make
+        self._commit_timeout = commit_timeout
         self._options = options
         self._session: Any = None
 
@@ -296,7 +330,7 @@ class _UnitOfWorkContext(Generic[S]):
     ) -> None:
         with self._session:
             if kind is None:
-                self._session.commit()
+                commit_within(self._session, self._commit_timeout)
             else:
                 self._session.rollback()
 
@@ -315,7 +349,7 @@ class _UnitOfWorkContext(Generic[S]):
     ) -> None:
         async with self._session:
             if kind is None:
-                await self._session.commit()
+                await async_commit_within(self._session, self._commit_timeout)
             else:
                 await self._session.rollback()
 
@@ -339,18 +373,35 @@ if TYPE_CHECKING:
 
 
 @overload
-def unit_of_work(make: sessionmaker[SyncS], **options: Any) -> SyncUnitOfWork[SyncS]: ...
+def unit_of_work(
+    make: sessionmaker[SyncS], *, commit_timeout: float | None = ..., **options: Any
+) -> SyncUnitOfWork[SyncS]: ...
 @overload
-def unit_of_work(make: async_sessionmaker[AsyncS], **options: Any) -> AsyncUnitOfWork[AsyncS]: ...
+def unit_of_work(
+    make: async_sessionmaker[AsyncS], *, commit_timeout: float | None = ..., **options: Any
+) -> AsyncUnitOfWork[AsyncS]: ...
 
 
-def unit_of_work(make: Any, **options: Any) -> Any:
+def unit_of_work(
+    make: Any, *, commit_timeout: float | None = COMMIT_TIMEOUT, **options: Any
+) -> Any:
     """One session, one transaction, one fate.
 
     Committed at the end of the block, rolled back when it raises.
 
     Args:
         make: A sessionmaker (then `with`) or an async_sessionmaker (then `async with`).
+        commit_timeout: Seconds the commit may take, from the flush to the answer of COMMIT; a
+            server that has gone silent would be waited for for ever. None: no limit.
         options: Those of `UnitOfWork`.
+
+    Raises:
+        CommitUnknown: COMMIT was sent, and its answer never came: ask `commit_outcome` before you
+            do it again.
+        TimeoutError: Time was up before COMMIT was sent; nothing is committed.
     """
-    return _UnitOfWorkContext(make, options)
+    if commit_timeout is not None and not commit_timeout > 0:
+        raise ConfigurationError(
+            f"commit_timeout is {commit_timeout}; give seconds, more than 0, or None"
+        )
+    return _UnitOfWorkContext(make, commit_timeout, options)

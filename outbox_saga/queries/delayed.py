@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from outbox_saga.envelopes import Envelope
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
-from outbox_saga.queries.dialects import skip_locked
+from outbox_saga.queries.dialects import family, skip_locked
+from outbox_saga.queries.driver import Answer
 from outbox_saga.queries.outbox import (
     CHUNK_BYTES,
     WROTE,
@@ -34,7 +35,7 @@ def write_delayed(
     tables: Tables,
     messages: Sequence[Delayed],
     clock: Clock = DATABASE_CLOCK,
-) -> None:
+) -> Answer | None:
     """All of these, or an error; due by the database's clock, counted from this statement.
 
     No lock of their keys is taken: they get their place among the messages of their key when they
@@ -43,6 +44,9 @@ def write_delayed(
     Args:
         connection: In the transaction that is about to commit.
         messages: At least one.
+
+    Returns:
+        What gives a row with the transaction's id, on PostgreSQL; see `write_messages`.
     """
     for chunk in _chunks(messages):
         connection.execute(
@@ -62,6 +66,10 @@ def write_delayed(
                 ]
             )
         )
+    if family(connection) != "postgresql":
+        return None
+    told = connection.exec_driver_sql("SELECT CAST(pg_current_xact_id() AS text)").first()
+    return lambda: told
 
 
 def _chunks(messages: Sequence[Delayed]) -> Iterator[Sequence[Delayed]]:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from outbox_saga.errors import ConfigurationError
+from outbox_saga.errors import CommitUnknown, ConfigurationError
 
 Family = Literal["postgresql", "mysql", "sqlite"]
 
@@ -112,8 +112,11 @@ def delete_at_most(
 def is_transient(error: BaseException) -> bool:
     """True when the whole unit may be tried again: deadlock, serialization, lost connection, busy.
 
-    By code, never by text.
+    By code, never by text. A COMMIT whose answer never came is one of them only for units that do
+    nothing the second time, as all of ours: they are held by an inbox row, a claim or a revision.
     """
+    if isinstance(error, CommitUnknown):
+        return True
     if isinstance(error, PoolTimeout):
         return True  # every connection is in use
     if not isinstance(error, DBAPIError):
@@ -139,6 +142,8 @@ def brief(error: BaseException) -> str:
 
     Of a connection that could not be made also what the server answered, which names no values.
     """
+    if isinstance(error, CommitUnknown) and error.__cause__ is not None:
+        error = error.__cause__
     original: Any = getattr(error, "orig", None) or error
     code = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None)
     told = type(original).__name__ + (f" {code}" if code else "")

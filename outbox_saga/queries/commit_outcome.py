@@ -1,0 +1,44 @@
+"""What became of a transaction whose COMMIT was never answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from outbox_saga.queries.dialects import family
+from outbox_saga.tables import Tables
+
+Outcome = Literal["committed", "rolled back", "in progress", "unknown"]
+_STATUS: dict[str | None, Outcome] = {
+    "committed": "committed",
+    "aborted": "rolled back",
+    "in progress": "in progress",
+    None: "unknown",  # so long ago that the server has forgotten it
+}
+ASKED = 500  # ids a statement
+
+
+def outcome_of(
+    connection: sa.Connection, tables: Tables, ids: Sequence[UUID], transaction: str | None
+) -> Outcome:
+    """What the database says of it now.
+
+    PostgreSQL remembers what became of a transaction by its id. Elsewhere only its messages tell:
+    where one is, it has committed; where none is, it has not, or they have left already.
+    """
+    if transaction is not None and family(connection) == "postgresql":
+        status: str | None = connection.execute(
+            sa.text("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8))"),
+            {"transaction": transaction},
+        ).scalar_one()
+        return _STATUS[status]
+    for start in range(0, len(ids), ASKED):
+        some = ids[start : start + ASKED]
+        for table in (tables.outbox, tables.delayed, tables.dead_letter, tables.archive):
+            asked = sa.select(sa.literal(1)).where(table.c.id.in_(some)).limit(1)
+            if connection.execute(asked).first() is not None:
+                return "committed"
+    return "unknown"

@@ -1,0 +1,180 @@
+"""A COMMIT whose answer never comes has an error of its own, and the database can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from outbox_saga import commit_outcome
+from outbox_saga.commits import async_commit_outcome
+from outbox_saga.errors import CommitUnknown, ConfigurationError
+from outbox_saga.queries.dialects import is_transient
+from outbox_saga.queries.outbox import lock_numbers, take_key_locks
+from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
+from tests.fixtures.databases import Database
+from tests.write_path.between import Between, When, between
+from tests.write_path.shop import Order, Said, Shop
+
+pytestmark = pytest.mark.databases("postgres18", "postgres15", "mariadb")
+LOST: list[When] = ["before the server has it", "before the answer comes back"]
+
+
+@pytest.fixture
+def line(shop: Shop) -> Iterator[Between]:
+    with between(shop.url) as line:
+        yield line
+
+
+def committed(when: When) -> bool:
+    return when != "before the server has it"
+
+
+def known(shop: Shop, when: When) -> bool | None:
+    """What the database can say of it: only PostgreSQL remembers what was rolled back."""
+    if committed(when):
+        return True
+    return False if shop.name.startswith("postgres") else None
+
+
+@pytest.mark.parametrize("when", LOST)
+def test_a_commit_whose_answer_is_lost_says_so_and_the_database_knows(
+    shop: Shop, line: Between, when: When
+) -> None:
+    engine, ids = shop.make_plain_engine(), list[UUID]()
+    through = sa.create_engine(line.url)
+    with pytest.raises(CommitUnknown) as told, Session(through) as session:  # noqa: SIM117
+        with session.begin():
+            session.add(Order(note="paid"))
+            uow = UnitOfWork(session)
+            ids.append(uow.publish(Said(word="a"), key="k"))
+            ids.append(uow.publish(Said(word="b"), delay=60))
+            line.lose = when
+    through.dispose()
+    unknown = told.value
+    assert line.lost == 1
+    assert sorted(unknown.message_ids) == sorted(ids)
+    assert unknown.__cause__ is not None
+    assert is_transient(unknown)
+    assert commit_outcome(engine, unknown) is known(shop, when)
+    assert shop.words() == (["a"] if committed(when) else [])
+    assert shop.notes() == (["paid"] if committed(when) else [])
+
+
+@pytest.mark.parametrize("when", LOST)
+async def test_an_async_commit_whose_answer_is_lost_says_so_and_the_database_knows(
+    shop: Shop, line: Between, when: When
+) -> None:
+    async_url = Database(shop.name, line.url).async_url
+    through = create_async_engine(async_url)
+    engine, ids = shop.make_plain_async_engine(), list[UUID]()
+    with pytest.raises(CommitUnknown) as told:
+        async with unit_of_work(async_sessionmaker(through)) as uow:
+            ids.append(uow.publish(Said(word="a"), key="k"))
+            line.lose = when
+    await through.dispose()
+    assert list(told.value.message_ids) == ids
+    assert await async_commit_outcome(engine, told.value) is known(shop, when)
+    await engine.dispose()
+    assert shop.words() == (["a"] if committed(when) else [])
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+@pytest.mark.parametrize("published", [True, False])
+def test_a_commit_that_is_refused_is_no_unknown_one(shop: Shop, published: bool) -> None:
+    """Of a deferred constraint, say: the server has answered. MariaDB checks none at COMMIT."""
+    with shop.engine.begin() as connection:
+        connection.execute(sa.text("drop table if exists promised"))
+        connection.execute(
+            sa.text("create table promised (n int unique deferrable initially deferred)")
+        )
+    with pytest.raises(DBAPIError, match="promised"), shop.engine.begin() as connection:
+        if published:
+            UnitOfWork(connection).publish(Said(word="a"))
+        for _ in range(2):
+            connection.execute(sa.text("insert into promised values (1)"))
+    assert shop.words() == []
+
+
+def test_a_commit_without_messages_fails_as_the_driver_says(shop: Shop, line: Between) -> None:
+    through = sa.create_engine(line.url)
+    with pytest.raises(DBAPIError), Session(through) as session, session.begin():
+        session.add(Order(note="paid"))
+        session.flush()
+        line.lose = "before the answer comes back"
+    through.dispose()
+
+
+async def test_an_async_unit_has_a_deadline_for_its_commit(shop: Shop, line: Between) -> None:
+    through = create_async_engine(Database(shop.name, line.url).async_url)
+    engine, ids = shop.make_plain_async_engine(), list[UUID]()
+    work = unit_of_work(async_sessionmaker(through), commit_timeout=0.2)
+    with pytest.raises(CommitUnknown) as told:
+        async with work as uow:
+            ids.append(uow.publish(Said(word="a"), key="k"))
+            line.lose = "the answer hangs"
+    assert list(told.value.message_ids) == ids
+    assert await async_commit_outcome(engine, told.value) is True
+    await engine.dispose()
+    await through.dispose()
+    assert shop.words() == ["a"]
+
+
+def test_a_sync_unit_has_a_deadline_for_its_commit(shop: Shop, line: Between) -> None:
+    through, ids = sa.create_engine(line.url), list[UUID]()
+    work = unit_of_work(sessionmaker(through), commit_timeout=0.2)
+    with pytest.raises(CommitUnknown) as told, work as uow:
+        ids.append(uow.publish(Said(word="a"), key="k"))
+        line.lose = "the answer hangs"
+    through.dispose()
+    assert list(told.value.message_ids) == ids
+    assert commit_outcome(shop.engine, told.value) is True
+    assert shop.words() == ["a"]
+
+
+async def test_an_async_deadline_that_passes_before_the_commit_is_sent_leaves_nothing(
+    shop: Shop,
+) -> None:
+    """The messages' own insert waits for another writer of its key."""
+    engine = shop.make_plain_async_engine()
+    with shop.engine.begin() as holder:
+        take_key_locks(holder, shop.tables, lock_numbers(["k"]))
+        with pytest.raises(TimeoutError, match="nothing was committed"):
+            async with unit_of_work(async_sessionmaker(engine), commit_timeout=0.2) as uow:
+                uow.publish(Said(word="a"), key="k")
+    await engine.dispose()
+    assert shop.words() == []
+
+
+def test_a_deadline_that_passes_before_the_commit_is_sent_leaves_nothing(shop: Shop) -> None:
+    engine = shop.make_plain_engine()
+    with shop.engine.begin() as holder:
+        take_key_locks(holder, shop.tables, lock_numbers(["k"]))
+        work = unit_of_work(sessionmaker(engine), commit_timeout=0.2)
+        with pytest.raises(TimeoutError, match="nothing was committed"), work as uow:
+            uow.publish(Said(word="a"), key="k")
+    assert shop.words() == []
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_deadline_that_cannot_be_meant_is_refused(shop: Shop, seconds: float) -> None:
+    with pytest.raises(ConfigurationError, match="commit_timeout"):
+        unit_of_work(sessionmaker(shop.engine), commit_timeout=seconds)
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+def test_a_transaction_in_progress_is_waited_for(shop: Shop) -> None:
+    """The server may still be at it when the client has lost it."""
+    with shop.engine.connect() as connection:
+        transaction = connection.execute(
+            sa.text("select cast(pg_current_xact_id() as text)")
+        ).scalar_one()
+        unknown = CommitUnknown((), transaction)
+        assert commit_outcome(shop.make_plain_engine(), unknown, patience=0.2) is None
+        connection.rollback()
+    assert commit_outcome(shop.engine, unknown, patience=0.2) is False
