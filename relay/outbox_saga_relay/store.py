@@ -286,18 +286,15 @@ class Store:
 
         What is blocked is then known as it is.
         """
-
-        def take(connection: sa.Connection) -> int | None:
-            again = partitions.take_revisits(connection, self._tables, self.owner)
-            if again is not None:
-                owned = list(self.epochs)
-                self._know_blocked(
-                    verbs.blocked_rows(connection, self._tables, self._clock, owned)
-                )
-            return again
-
-        again = await self._in_thread(self._write, take)
+        again = await self._in_thread(self._write, self._take_back)
         return None if again is None else again - 1
+
+    def _take_back(self, connection: sa.Connection) -> int | None:
+        again = partitions.take_revisits(connection, self._tables, self.owner)
+        if again is not None:
+            owned = list(self.epochs)
+            self._know_blocked(verbs.blocked_rows(connection, self._tables, self._clock, owned))
+        return again
 
     # --- pages -----------------------------------------------------------------------------------
 

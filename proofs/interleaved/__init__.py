@@ -1,0 +1,1 @@
+"""Actors for the explorer: relays as the product has them, writers, operators, and time."""
