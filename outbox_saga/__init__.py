@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outbox_saga.saga.context import StepContext, SyncStepContext
     from outbox_saga.saga.definition import Saga, hours, minutes, nothing_to_undo
     from outbox_saga.service import Service
+    from outbox_saga.upcasting import upcaster
 
 _HOMES = {
     "Archive": "archive",
@@ -63,6 +64,7 @@ _HOMES = {
     "is_success": "results",
     "minutes": "saga.definition",
     "nothing_to_undo": "saga.definition",
+    "upcaster": "upcasting",
 }
 
 __all__ = [
@@ -96,6 +98,7 @@ __all__ = [
     "minutes",
     "nothing_to_undo",
     "unit_of_work",
+    "upcaster",
 ]
 
 

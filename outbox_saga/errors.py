@@ -17,7 +17,7 @@ library
 ├── HandlerBusy                       a message is being handled already, or there is no room now
 ├── WaitingChanged                    a waiting message is not any more what an operator saw
 ├── PartEnded                         the relay, the orchestrator or a consumer ended unasked
-├── DefinitionError (ValueError)      a saga that breaks a rule; the rule is named
+├── DefinitionError (ValueError)      a saga, or upcasters, that break a rule; the rule is named
 ├── SagaStartConflict                 the same business key with other data
 ├── SagaUnknown                       no such saga, version or shape is registered here
 ├── NotDone                           raised by an external step: certainly not done, try again
@@ -148,7 +148,7 @@ class PartEnded(OutboxSagaError):
 
 
 class DefinitionError(OutboxSagaError, ValueError):
-    """A saga definition breaks a rule; the message names the rule and the mend."""
+    """A saga, or the upcasters of a message class, break a rule; the message names the mend."""
 
 
 class SagaStartConflict(OutboxSagaError):

@@ -10,7 +10,6 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import MessageRefused
 from outbox_saga.ids import handler_key
 from outbox_saga.messages import Message
 from outbox_saga.unit_of_work import Delay, UnitOfWork
@@ -25,22 +24,20 @@ _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 
 
 def read(message_class: type[M], envelope: Envelope) -> M:
-    """The message in the envelope; MessageRefused when its body does not fit the class."""
-    if envelope.version > message_class.version:
-        raise MessageRefused(
-            "version",
-            f"{envelope.type} version {envelope.version} is newer than {message_class.version}, "
-            "the newest this process knows: deploy the newer consumer, then retry this message",
-        )
-    return message_class.from_body(envelope.body)
+    """The message in the envelope, brought up to the class's version if it is older.
+
+    Raises MessageRefused when its body does not fit the class, or its version is too new.
+    """
+    return message_class.from_body(envelope.body, version=envelope.version)
 
 
 class _Context(Generic[M]):
     """What a handler gets.
 
     Attributes:
-        message: Of the class the handler was registered for.
-        envelope: The message with its id, key, correlation and headers.
+        message: Of the class the handler was registered for, and of its version.
+        envelope: The message with its id, key, correlation and headers; its version and body are
+            those it was published with.
         key: The same for every attempt of this consumer at this message: send it with calls to
             the outside, so that the other side can tell a repeat.
     """

@@ -5,13 +5,15 @@ Frozen pydantic models that know their topic, name and version.
     class OrderPlaced(Event, topic="orders"):
         order_id: int
 
-An event says what happened, a command asks one service to act, a reply answers a command.
+An event says what happened, a command asks one service to act, a reply answers a command. How a
+class reads what older versions of it have written: `upcasting`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +21,7 @@ from pydantic_core import to_json
 
 from outbox_saga.errors import MessageRefused
 from outbox_saga.payloads import check_json, load_json
+from outbox_saga.upcasting import Upcast, upcast, upcasters_of
 
 Kind = Literal["event", "command", "reply"]
 
@@ -81,7 +84,12 @@ class Message(BaseModel):
         topic: Where it is published; inherited by subclasses.
         name: The type's name on the wire; the class name when left out. Renaming the class renames
             the type, so give it for types that other services know.
-        version: Of the body's schema, from 1.
+        version: Of the body's schema, from 1; inherited by subclasses. Raise it when bodies that
+            were written before do not fit any more, and declare an `upcaster` for them.
+
+    Raises (the class statement):
+        MessageRefused: A topic, name, version or field that cannot travel.
+        DefinitionError: Upcasters that leave a gap, or contradict each other or the version.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,6 +98,7 @@ class Message(BaseModel):
     topic: ClassVar[str | None] = None
     type_name: ClassVar[str]
     version: ClassVar[int] = 1
+    _upcasters: ClassVar[Mapping[int, Upcast]] = MappingProxyType({})
 
     def __init_subclass__(
         cls,
@@ -107,6 +116,8 @@ class Message(BaseModel):
             if version < 1:
                 raise MessageRefused("version", f"{version} is not a version: count from 1")
             cls.version = version
+        # its own only: a subclass is another type, whose versions say nothing about this one's
+        cls._upcasters = upcasters_of(cls, cls.version)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -149,18 +160,50 @@ class Message(BaseModel):
         return body
 
     @classmethod
-    def from_body(cls, body: bytes) -> Self:
-        """The message of this body; raises MessageRefused when it does not fit the model."""
-        load_json(body)
+    def from_body(cls, body: bytes, *, version: int | None = None) -> Self:
+        """The message of this body, whichever version wrote it; the bytes are not changed.
+
+        An older body goes through the class's upcasters first. A class that declares none takes
+        older bodies as they are, so its model must accept them.
+
+        Args:
+            body: UTF-8 JSON, as it was published.
+            version: Of the body (`envelope.version`); None: the class's own.
+
+        Raises:
+            MessageRefused: The body does not fit the model, its version is newer than the class's
+                or older than its oldest upcaster, or an upcaster failed.
+
+        Example:
+            OrderPlaced.from_body(envelope.body, version=envelope.version)
+        """
+        version = cls.version if version is None else version
+        if version > cls.version:
+            raise MessageRefused(
+                "version",
+                f"{cls.type_name} version {version} is newer than {cls.version}, the newest this "
+                "process knows: deploy the newer consumer, then retry this message",
+            )
+        steps = cls._upcasters if version < cls.version else {}
+        if steps:
+            body = upcast(body, steps, type_name=cls.type_name, version=version, to=cls.version)
+        else:
+            load_json(body)
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = "".join(f".{part}" for part in first["loc"])
-            raise MessageRefused(
-                f"${where}",
-                f"{first['msg']}; {cls.type_name} version {cls.version} does not fit this body",
-            ) from None
+            reason = (
+                f"{first['msg']}; {cls.type_name} version {cls.version} does not fit this body"
+            )
+            if version < cls.version:
+                reason += f" of version {version}" + (
+                    " after its upcasters: correct them, deploy, then retry this message"
+                    if steps
+                    else f": declare upcaster(from_version={version}), deploy, then retry it"
+                )
+            raise MessageRefused(f"${where}", reason) from None
 
 
 class Event(Message):
