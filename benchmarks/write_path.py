@@ -151,13 +151,18 @@ class AsyncClient:
         self._runner.close()
 
 
-def measure(effort: Effort) -> Iterator[Group]:
-    """PostgreSQL in full, SQLite and MariaDB in brief."""
+def on_postgresql(effort: Effort) -> Iterator[Group]:
+    """Sync and async, one client and four."""
     with databases.postgres() as place:
         _fill(place.url)
         for kind in ("sync", "async"):
             for count in (1, 4):
                 yield _setting(place, kind, count, tuple(PUBLISHING), effort)
+
+
+def measure(effort: Effort) -> Iterator[Group]:
+    """PostgreSQL in full, SQLite and MariaDB in brief."""
+    yield from on_postgresql(effort)
     brief = ("one keyed event", "three keyed events")
     with databases.sqlite() as place:
         _fill(place.url)

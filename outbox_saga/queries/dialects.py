@@ -115,10 +115,8 @@ def is_transient(error: BaseException) -> bool:
     By code, never by text. A COMMIT whose answer never came is one of them only for units that do
     nothing the second time, as all of ours: they are held by an inbox row, a claim or a revision.
     """
-    if isinstance(error, CommitUnknown):
+    if isinstance(error, CommitUnknown | PoolTimeout):  # or every connection is in use
         return True
-    if isinstance(error, PoolTimeout):
-        return True  # every connection is in use
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:
