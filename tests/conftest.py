@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+SOAK = 3 * 3600  # seconds a test may take that tries everything
 pytest_plugins = ["tests.fixtures.services", "tests.fixtures.databases"]
 
 
@@ -21,6 +22,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail, instead of skipping, a test whose server this machine cannot offer",
     )
+
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="try whole what the suite only samples, as every point at which a process may die",
+    )
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether what is sampled shall be tried whole, however long that takes."""
+    return bool(request.config.getoption("--soak"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):
+        for item in items:
+            if "soak" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.timeout(SOAK))
 
 
 @pytest.fixture(scope="session")
