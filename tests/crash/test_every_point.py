@@ -3,9 +3,9 @@
 And nothing that must always be true is broken.
 
 All points, on all databases, and thousands of pairs are `./dev prove 1.5`; all points are also
-`./dev soak` of this file. Here: every third point of the operations that everything else is made of
-on SQLite and PostgreSQL, and every `STRIDE`-th of the others and on MariaDB, so that a change which
-breaks a kind of step is seen in the same minutes.
+`./dev soak` of this file. Here: every third point of the operations that everything else is made
+of on SQLite and PostgreSQL, and every `STRIDE`-th of the others and on MariaDB, so that a change
+which breaks a kind of step is seen in the same minutes.
 """
 
 from __future__ import annotations
