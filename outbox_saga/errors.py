@@ -15,7 +15,6 @@ library
 ├── CommitRefused                     a handler or step tried to end the transaction it was lent
 ├── HandlerFailed                     a handler did not handle its message; nothing of it stayed
 ├── HandlerBusy                       a message is being handled already, or there is no room now
-├── WaitingChanged                    a waiting message is not any more what an operator saw
 ├── PartEnded                         the relay, the orchestrator or a consumer ended unasked
 ├── DefinitionError (ValueError)      a saga, or upcasters, that break a rule; the rule is named
 ├── SagaStartConflict                 the same business key with other data
@@ -137,10 +136,6 @@ class HandlerFailed(OutboxSagaError):
 
 class HandlerBusy(OutboxSagaError):
     """The message is being handled already, or its handler has no room: deliver it again later."""
-
-
-class WaitingChanged(OutboxSagaError):
-    """The waiting message is gone, or not as it was when you looked. Look again, then decide."""
 
 
 class PartEnded(OutboxSagaError):

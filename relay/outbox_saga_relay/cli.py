@@ -62,6 +62,9 @@ COMMANDS = {
         "outbox_saga_relay.waiting_command:waiting",
         "Look at messages that handlers failed on, try them again, or discard them.",
     ),
+    "audit": Lazy(
+        "outbox_saga_relay.audit_command:audit", "List what operators did, when, and why."
+    ),
     "db": Lazy("outbox_saga_relay.db_command:db", "Make, check or remove our tables."),
     "doctor": Lazy(
         "outbox_saga_relay.doctor_command:doctor",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ import click
 from outbox_saga.database import Database
 from outbox_saga.waiting_messages import State, WaitingMessage, WaitingMessages
 from outbox_saga_relay.database_options import database_url_option, schema_option
+from outbox_saga_relay.operator_options import decided, operator_option, reason_option
 from outbox_saga_relay.printing import json_option, print_json, print_rows
 
 T = TypeVar("T")
@@ -19,13 +19,8 @@ T = TypeVar("T")
 
 def _actor_options(command: Any) -> Any:
     for option in (
-        click.option("--reason", required=True, help="Why; it is written down."),
-        click.option(
-            "--operator",
-            default=getpass.getuser,
-            show_default="the user of this shell",
-            help="Who does it; it is written down.",
-        ),
+        reason_option,
+        operator_option,
         click.argument("positions", nargs=-1, required=True, type=click.IntRange(min=1)),
         schema_option,
         database_url_option,
@@ -126,14 +121,15 @@ def retry(
     schema: str | None,
     positions: tuple[int, ...],
     operator: str,
-    reason: str,
+    reason: str | None,
 ) -> None:
     """Give the messages at these places one more attempt now, or when it is their turn."""
+    decision = decided(operator, reason)
 
     async def act(messages: WaitingMessages) -> None:
         for position in positions:
             seen = await messages.show(position)
-            await messages.retry(seen, operator=operator, reason=reason)
+            await messages.retry(seen, decision)
             click.echo(f"{position}: tried again", err=True)
 
     _ask(database_url, schema, act)
@@ -148,14 +144,15 @@ def discard(
     schema: str | None,
     positions: tuple[int, ...],
     operator: str,
-    reason: str,
+    reason: str | None,
 ) -> None:
     """Discard the messages at these places; the later ones of their keys go on without them."""
+    decision = decided(operator, reason)
 
     async def act(messages: WaitingMessages) -> None:
         for position in positions:
             seen = await messages.show(position)
-            await messages.discard(seen, operator=operator, reason=reason)
+            await messages.discard(seen, decision)
             click.echo(f"{position}: discarded", err=True)
 
     _ask(database_url, schema, act)

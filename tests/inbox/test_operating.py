@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from outbox_saga import HandlerContext
-from outbox_saga.errors import WaitingChanged
+from outbox_saga.decisions import Decision
+from outbox_saga.errors import DecisionRefused, SeenChanged
 from outbox_saga.waiting_messages import WaitingMessages
 from outbox_saga_relay.cli import main
 from tests.inbox.processes import LATER, MakeProcess, Moods, said
 from tests.relay.house import PATIENCE, House, Said
 
-ADA = {"operator": "ada", "reason": "mended"}
+ADA = Decision("ada", "mended")
 
 
 @pytest.fixture
@@ -58,12 +60,12 @@ async def test_a_dead_letter_that_is_tried_again_gets_one_attempt_and_its_key_go
     await listener.deliver(said("one", key="k"), said("two", key="k"))
     await listener.later(times=4)
     (dead,) = await messages.list(state="dead")
-    await messages.retry(dead, **ADA)
+    await messages.retry(dead, ADA)
     await listener.to_rest()
     (dead,) = await messages.list(state="dead")
     assert (dead.attempts, len(moods.asked)) == (4, 4)
     moods.poison.clear()
-    await messages.retry(dead, **ADA)
+    await messages.retry(dead, ADA)
     await listener.to_rest()
     assert house.notes() == ["one", "two"]
 
@@ -75,7 +77,7 @@ async def test_what_stands_behind_another_keeps_its_turn_when_it_is_tried_again(
     listener = process(moods.asynchronous)
     await listener.deliver(said("one", key="k"), said("two", key="k"))
     (behind,) = await messages.list(state="behind")
-    await messages.retry(behind, **ADA)
+    await messages.retry(behind, ADA)
     await listener.to_rest()
     assert moods.asked == ["one"]
     moods.poison.clear()
@@ -89,7 +91,7 @@ async def test_a_discarded_message_counts_as_handled_and_its_key_goes_on(
     listener, envelope = process(Moods("one").asynchronous), said("one", key="k")
     await listener.deliver(envelope, said("two", key="k"))
     (due,) = await messages.list(state="due")
-    await messages.discard(due, **ADA)
+    await messages.discard(due, ADA)
     await listener.to_rest()
     await listener.deliver(envelope)
     assert house.notes() == ["two"]
@@ -104,13 +106,13 @@ async def test_nothing_is_done_with_a_message_that_is_not_as_it_was_seen(
     await listener.deliver(said("one", key="k"))
     (seen,) = await messages.list()
     await listener.later()  # another attempt
-    with pytest.raises(WaitingChanged, match="look again"):
-        await getattr(messages, action)(seen, **ADA)
+    with pytest.raises(SeenChanged, match="look again"):
+        await getattr(messages, action)(seen, ADA)
     (seen,) = await messages.list()
-    await messages.discard(seen, **ADA)
-    with pytest.raises(WaitingChanged):
-        await getattr(messages, action)(seen, **ADA)
-    with pytest.raises(WaitingChanged, match="list them again"):
+    await messages.discard(seen, ADA)
+    with pytest.raises(SeenChanged):
+        await getattr(messages, action)(seen, ADA)
+    with pytest.raises(SeenChanged, match="list them again"):
         await messages.show(seen.position)
 
 
@@ -133,42 +135,39 @@ async def test_a_message_that_is_being_handled_is_left_alone(
     await asyncio.wait_for(inside.wait(), PATIENCE)
     (seen,) = await messages.list()
     assert seen.being_handled
-    with pytest.raises(WaitingChanged):
-        await messages.discard(seen, **ADA)
+    with pytest.raises(SeenChanged):
+        await messages.discard(seen, ADA)
     go.set()
     await asyncio.wait_for(running, PATIENCE)
     assert await messages.list() == []
 
 
-async def test_an_action_is_noted_in_its_own_transaction_or_not_done(
-    house: House, process: MakeProcess
+async def test_who_did_what_and_why_is_on_record_with_what_it_did(
+    house: House, process: MakeProcess, messages: WaitingMessages
 ) -> None:
-    noted: list[dict[str, Any]] = []
-
-    def note(connection: Any, tables: Any, clock: Any, **what: Any) -> None:
-        noted.append(what)
-        if what["reason"] == "no right":
-            raise PermissionError
-
-    messages = WaitingMessages(house.database, note=note)
     await process(Moods("one").asynchronous).deliver(said("one", key="k"))
     (seen,) = await messages.list()
-    with pytest.raises(PermissionError):
-        await messages.discard(seen, operator="eve", reason="no right")
-    assert len(await messages.list()) == 1
-    await messages.discard(seen, **ADA)
+    await messages.retry(seen, ADA)
+    with pytest.raises(DecisionRefused):
+        await messages.discard(seen, Decision("eve", " "))
+    with pytest.raises(SeenChanged):
+        await messages.discard(replace(seen, attempts=7), Decision("eve", "of old"))
+    (seen,) = await messages.list()
+    await messages.discard(seen, Decision("bob", "a test order"))
     assert await messages.list() == []
-    assert noted[1] == {
-        "operator": "ada",
-        "action": "waiting.discard",
-        "subject": str(seen.message_id),
-        "reason": "mended",
-        "detail": {
-            "consumer": "listener",
-            "position": seen.position,
-            "attempts": 1,
-            "error_code": "handler_failed",
-        },
+    actions = house.rows(house.tables.operator_action, house.tables.operator_action.c.at)
+    assert [(a.operator, a.action, a.reason) for a in actions] == [
+        ("ada", "waiting.retry", "mended"),
+        ("bob", "waiting.discard", "a test order"),
+    ]
+    assert actions[1].subject == f"message {seen.message_id}"
+    assert json.loads(actions[1].detail) == {
+        "consumer": "listener",
+        "position": seen.position,
+        "key": "k",
+        "state": "due",
+        "attempts": 1,
+        "error_code": "handler_failed",
     }
 
 

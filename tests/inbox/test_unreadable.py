@@ -12,6 +12,7 @@ import pytest
 
 from outbox_saga import Event
 from outbox_saga.consuming import answer
+from outbox_saga.decisions import Decision
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import MessageRefused
 from outbox_saga.ids import altered_id, new_id
@@ -73,7 +74,7 @@ async def test_a_newer_version_is_kept_until_the_newer_consumer_is_there(
     new.service.on(Said2, consumer="listener")(note)
     messages = WaitingMessages(house.database)
     (seen,) = await messages.list()
-    await messages.retry(seen, operator="ada", reason="deployed")
+    await messages.retry(seen, Decision("ada", "deployed"))
     assert await new.service.waiting_room().run_once() == 1
     assert house.notes() == ["one"]
 
@@ -112,7 +113,7 @@ async def test_what_was_kept_as_it_came_is_handled_once_it_can_be_read(
     await answer(listener.service.handling, "listener", delivery)
     messages = WaitingMessages(house.database)
     (seen,) = await messages.list()
-    await messages.retry(seen, operator="ada", reason="try")
+    await messages.retry(seen, Decision("ada", "try"))
     await listener.to_rest()
     (row,) = house.set_aside()
     assert (row.error_code, row.attempts) == ("unreadable", 2)
@@ -121,7 +122,7 @@ async def test_what_was_kept_as_it_came_is_handled_once_it_can_be_read(
         mended = json.dumps({"raw": envelope.to_headers()})
         connection.execute(house.tables.inbox_waiting.update().values(headers=mended))
     (seen,) = await messages.list()
-    await messages.retry(seen, operator="ada", reason="deployed")
+    await messages.retry(seen, Decision("ada", "deployed"))
     await listener.to_rest()
     assert house.notes() == ["one"]
 
@@ -154,7 +155,7 @@ async def test_a_key_no_table_can_hold_is_unreadable_and_holds_up_nothing(
     assert house.notes() == ["two"]
     messages = WaitingMessages(house.database)
     (seen,) = await messages.list()
-    await messages.retry(seen, operator="ada", reason="try")
+    await messages.retry(seen, Decision("ada", "try"))
     await listener.to_rest()
     assert [(r.error_code, r.attempts) for r in house.set_aside()] == [("unreadable", 2)]
 
@@ -219,7 +220,7 @@ async def test_an_altered_message_can_be_handled_after_all_under_an_id_of_its_ow
     messages = WaitingMessages(house.database)
     (seen,) = await messages.list()
     assert (seen.key, seen.holds_up_key) == ("k", False)
-    await messages.retry(seen, operator="ada", reason="the publisher counted from 1 again")
+    await messages.retry(seen, Decision("ada", "the publisher counted from 1 again"))
     await listener.to_rest()
     assert house.notes() == ["one", "forged"]
     await listener.deliver(altered(envelope))

@@ -135,7 +135,7 @@ async def test_what_an_upcaster_fails_on_waits_with_its_bytes_for_the_release_th
     mended = serve(OrderPlaced, say)
     messages = WaitingMessages(house.database)
     (seen,) = await messages.list()
-    await messages.retry(seen, operator="ada", reason="deployed")
+    await messages.retry(seen, Decision("ada", "deployed"))
     house.advance(LATER)
     assert await mended.waiting_room().run_once() == 1
     assert house.notes() == ["7 5 CHF, was 2"]
