@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from outbox_saga.dead_letters import DeadLetters
     from outbox_saga.decisions import Decision
     from outbox_saga.envelopes import Envelope
-    from outbox_saga.errors import NotDone, OutboxSagaError
+    from outbox_saga.errors import CommitUnknown, NotDone, OutboxSagaError
     from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
     from outbox_saga.messages import Command, Event, Reply
     from outbox_saga.results import Failure, Result, Success, is_failure, is_success
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from outbox_saga.saga.context import StepContext, SyncStepContext
     from outbox_saga.saga.definition import Saga, hours, minutes, nothing_to_undo
     from outbox_saga.service import Service
+    from outbox_saga.unit_retries import retry_unit
     from outbox_saga.upcasting import upcaster
 
 _HOMES = {
     "Archive": "archive",
     "Command": "messages",
+    "CommitUnknown": "errors",
     "Database": "database",
     "DeadLetters": "dead_letters",
     "Decision": "decisions",
@@ -60,12 +62,14 @@ _HOMES = {
     "is_success": "results",
     "minutes": "saga.definition",
     "nothing_to_undo": "saga.definition",
+    "retry_unit": "unit_retries",
     "upcaster": "upcasting",
 }
 
 __all__ = [
     "Archive",
     "Command",
+    "CommitUnknown",
     "Database",
     "DeadLetters",
     "Decision",
@@ -90,6 +94,7 @@ __all__ = [
     "is_success",
     "minutes",
     "nothing_to_undo",
+    "retry_unit",
     "unit_of_work",
     "upcaster",
 ]

@@ -10,6 +10,7 @@ library
 │   ├── NoTransaction                 published outside a transaction, or after its end
 │   ├── AutocommitRefused             the connection commits every statement by itself
 │   └── MessagesLeftOut               a COMMIT that would have left messages behind
+├── CommitUnknown                     the connection was lost during COMMIT: perhaps committed
 ├── CommitRefused                     a handler or step tried to end the transaction it was lent
 ├── HandlerFailed                     a handler did not handle its message; nothing of it stayed
 ├── HandlerBusy                       a message is being handled already, or there is no room now
@@ -32,6 +33,8 @@ library
 """
 
 from __future__ import annotations
+
+from uuid import UUID
 
 
 class OutboxSagaError(Exception):
@@ -81,6 +84,22 @@ class AutocommitRefused(PublishRefused):
 
 class MessagesLeftOut(PublishRefused):
     """The session ended by commit, but its messages could not be written with it."""
+
+
+class CommitUnknown(OutboxSagaError):
+    """The connection was lost during COMMIT: the transaction may be committed, or rolled back.
+
+    Either all of it is, messages and business rows, or nothing. Look which by a row it writes
+    before you run it again.
+
+    Args:
+        reason: What happened, and what to do.
+        message_ids: Of all messages that were published in it: they leave if it is committed.
+    """
+
+    def __init__(self, reason: str, *, message_ids: tuple[UUID, ...] = ()) -> None:
+        super().__init__(reason)
+        self.message_ids = message_ids
 
 
 class CommitRefused(OutboxSagaError):
