@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outbox_saga.saga.context import StepContext, SyncStepContext
     from outbox_saga.saga.definition import Saga, hours, minutes, nothing_to_undo
     from outbox_saga.service import Service
+    from outbox_saga.unit_retries import retry_unit
     from outbox_saga.upcasting import upcaster
 
 _HOMES = {
@@ -64,6 +65,7 @@ _HOMES = {
     "is_success": "results",
     "minutes": "saga.definition",
     "nothing_to_undo": "saga.definition",
+    "retry_unit": "unit_retries",
     "upcaster": "upcasting",
 }
 
@@ -97,6 +99,7 @@ __all__ = [
     "is_success",
     "minutes",
     "nothing_to_undo",
+    "retry_unit",
     "unit_of_work",
     "upcaster",
 ]

@@ -11,11 +11,9 @@ from typing import TypeVar
 
 from outbox_saga.ids import new_id
 from outbox_saga.queries.dialects import is_transient
-from outbox_saga.retries import Retry
+from outbox_saga.unit_retries import UNIT
 
 T = TypeVar("T")
-
-UNIT = Retry(max_attempts=5, initial=0.02, max_delay=0.5)
 
 
 async def patiently(unit: Callable[[], Awaitable[T]]) -> T:

@@ -20,6 +20,7 @@ Family = Literal["postgresql", "mysql", "sqlite"]
 _TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03", "25P04")
 _TRANSIENT_CLASSES = ("08", "53")
 _TRANSIENT_ERRNOS = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 4031}
+_ENDED_ERRNOS = {1053, 1927, 2006, 2013, 2055, 4031}  # the session is over, whatever it was at
 
 
 def family(connection: sa.Connection | sa.Engine) -> Family:
@@ -136,6 +137,24 @@ def is_transient(error: BaseException) -> bool:
         return False
     # psycopg gives no SQLSTATE when the connection itself is gone
     return type(original).__name__ in ("OperationalError", "AdminShutdown") and state is None
+
+
+def leaves_commit_open(error: BaseException) -> bool:
+    """True when COMMIT, which failed with this error, may have happened all the same.
+
+    An error that the server answers it with says that nothing was committed. That the connection
+    has ended, or the server's session, says nothing.
+    """
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return True
+    original: Any = error.orig
+    arguments: tuple[Any, ...] = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int):
+        return arguments[0] in _ENDED_ERRNOS
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    if isinstance(state, str):  # a pooler in between may keep our connection, and tell by these
+        return state == "40003" or state[:2] == "08" or state[:3] == "57P"
+    return getattr(original, "sqlite_errorcode", None) is None
 
 
 def brief(error: BaseException) -> str:

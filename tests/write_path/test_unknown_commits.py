@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox_saga import commit_outcome
+from outbox_saga import commit_outcome, retry_unit
 from outbox_saga.commits import async_commit_outcome
 from outbox_saga.errors import CommitUnknown, ConfigurationError
 from outbox_saga.queries.dialects import is_transient
@@ -99,6 +99,29 @@ def test_a_commit_that_is_refused_is_no_unknown_one(shop: Shop, published: bool)
         for _ in range(2):
             connection.execute(sa.text("insert into promised values (1)"))
     assert shop.words() == []
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+@pytest.mark.parametrize("when", LOST)
+def test_a_unit_that_may_be_committed_is_run_again_only_where_the_server_says_it_is_not(
+    shop: Shop, line: Between, when: When
+) -> None:
+    engine, through = shop.make_plain_engine(), sa.create_engine(line.url)
+    attempts: list[int] = []
+
+    def work(uow: UnitOfWork[Session]) -> int:
+        attempts.append(1)
+        uow.session.add(Order(note="paid"))
+        uow.publish(Said(word="a"), key="k")
+        line.lose = when if len(attempts) == 1 else None
+        return len(attempts)
+
+    value = retry_unit(
+        sessionmaker(through), work, resolve=lambda unknown: bool(commit_outcome(engine, unknown))
+    )
+    through.dispose()
+    assert value == len(attempts) == (1 if committed(when) else 2)
+    assert (shop.words(), shop.notes()) == (["a"], ["paid"])
 
 
 def test_a_commit_without_messages_fails_as_the_driver_says(shop: Shop, line: Between) -> None:
