@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from outbox_saga.deadlines import cut_after
-from outbox_saga.errors import CommitUnknown
+from outbox_saga.errors import CommitUnknown, ConfigurationError
 from outbox_saga.pending import connections_of, what_was_written
 from outbox_saga.queries.commit_outcome import Outcome, outcome_of
 from outbox_saga.queries.dialects import is_transient
@@ -31,6 +31,7 @@ from outbox_saga.tables import tables_in
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+COMMIT_TIMEOUT = 30.0  # seconds
 AGAIN = 0.05  # seconds between two questions
 _ANSWERS: dict[Outcome, bool | None] = {"committed": True, "rolled back": False}
 _UNKNOWN = "outbox_saga_commit_unknown"
@@ -104,6 +105,14 @@ async def async_commit_outcome(
 
 def _evidence(unknown: CommitUnknown) -> tuple[tuple[UUID, ...], str | None]:
     return unknown.message_ids, unknown.transaction
+
+
+def check_commit_timeout(seconds: float | None) -> None:
+    """Raises ConfigurationError for one that cannot be meant."""
+    if seconds is not None and not seconds > 0:
+        raise ConfigurationError(
+            f"commit_timeout is {seconds}; give seconds, more than 0, or None"
+        )
 
 
 def commit_within(session: Session, seconds: float | None) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -23,7 +24,7 @@ import sqlalchemy as sa
 
 from outbox_saga.brokers import Publisher, Subscription, open_publisher
 from outbox_saga.brokers.local import LocalPublisher
-from outbox_saga.commits import async_commit_within, commit_within
+from outbox_saga.commits import COMMIT_TIMEOUT
 from outbox_saga.consuming import consume
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
@@ -35,7 +36,8 @@ from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
 from outbox_saga.retries import Retry
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
-from outbox_saga.unit_of_work import COMMIT_TIMEOUT, UnitOfWork
+from outbox_saga.service_units import ServiceUnitOfWork
+from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga.waiting import WaitingRoom
 
 logger = logging.getLogger("outbox_saga.service")
@@ -88,18 +90,27 @@ class Service:
 
     # --- publishing ------------------------------------------------------------------------------
 
-    def unit_of_work(self) -> ServiceUnitOfWork:
+    def unit_of_work(
+        self, *, commit_timeout: float | None = COMMIT_TIMEOUT, **options: Any
+    ) -> ServiceUnitOfWork:
         """One transaction: `with` for a Session, `async with` for an AsyncSession.
 
         Committed at the end of the block.
-        """
-        return ServiceUnitOfWork(self)
 
-    def work_in(self, session: Any) -> UnitOfWork[Any]:
+        Args:
+            commit_timeout: As of the function `unit_of_work`.
+            options: Those of `UnitOfWork`, as `max_pending`.
+        """
+        return ServiceUnitOfWork(
+            self.database, functools.partial(self.work_in, **options), commit_timeout
+        )
+
+    def work_in(self, session: Any, **options: Any) -> UnitOfWork[Any]:
         """A UnitOfWork of this service on the caller's own session, whose transaction the caller
         ends.
         """
-        return UnitOfWork(session, schema=self.database.tables.schema, source=self.name)
+        schema = self.database.tables.schema
+        return UnitOfWork(session, **{"schema": schema, "source": self.name, **options})
 
     # --- handling --------------------------------------------------------------------------------
 
@@ -265,41 +276,6 @@ class Service:
         names = ", ".join(saga.name for saga in self.sagas)
         consumers = ", ".join(sorted(self.handlers.consumers()))
         return f"<Service {self.name}: sagas [{names}], consumers [{consumers}]>"
-
-
-class ServiceUnitOfWork:
-    """`with service.unit_of_work() as uow` or `async with …`.
-
-    Uow.session, uow.publish, and sagas start in it.
-    """
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._session: Any = None
-
-    def __enter__(self) -> UnitOfWork[Any]:
-        from sqlalchemy.orm import Session
-
-        self._session = Session(self._service.database.engine, expire_on_commit=False)
-        self._session.begin()
-        return self._service.work_in(self._session)
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        with self._session:
-            if kind is None:
-                commit_within(self._session, COMMIT_TIMEOUT)
-
-    async def __aenter__(self) -> UnitOfWork[Any]:
-        from sqlalchemy.ext.asyncio import AsyncSession
-
-        self._session = AsyncSession(self._service.database.async_engine, expire_on_commit=False)
-        await self._session.begin()
-        return self._service.work_in(self._session)
-
-    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        async with self._session:
-            if kind is None:
-                await async_commit_within(self._session, COMMIT_TIMEOUT)
 
 
 async def _all(parts: Iterable[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:

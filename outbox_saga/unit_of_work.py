@@ -20,7 +20,12 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from outbox_saga.commits import async_commit_within, commit_within
+from outbox_saga.commits import (
+    COMMIT_TIMEOUT,
+    async_commit_within,
+    check_commit_timeout,
+    commit_within,
+)
 from outbox_saga.envelopes import MAX_BODY, Envelope, seal, seal_body
 from outbox_saga.errors import ConfigurationError, MessageRefused, NoTransaction, OutboxFull
 from outbox_saga.messages import Kind, Message
@@ -50,7 +55,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 Delay = float | dt.timedelta
-COMMIT_TIMEOUT = 30.0  # seconds
 MAX_DELAY = 10 * 366 * 86_400.0  # seconds
 
 
@@ -400,8 +404,5 @@ def unit_of_work(
             do it again.
         TimeoutError: Time was up before COMMIT was sent; nothing is committed.
     """
-    if commit_timeout is not None and not commit_timeout > 0:
-        raise ConfigurationError(
-            f"commit_timeout is {commit_timeout}; give seconds, more than 0, or None"
-        )
+    check_commit_timeout(commit_timeout)
     return _UnitOfWorkContext(make, commit_timeout, options)

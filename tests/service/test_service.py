@@ -24,7 +24,7 @@ from outbox_saga.brokers.contract import Accepted, Outcome, Refused
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.consuming import answer
 from outbox_saga.envelopes import Envelope, seal
-from outbox_saga.errors import ConfigurationError, PartEnded
+from outbox_saga.errors import ConfigurationError, OutboxFull, PartEnded
 from outbox_saga.testing.servers import Nats
 from outbox_saga_relay import programs
 from outbox_saga_relay.programs import load_service
@@ -109,6 +109,19 @@ async def test_running_handles_what_is_committed_and_is_drained_at_the_end(
     assert house.notes() == ["hello"]
     assert house.waiting() == []
     assert house.owners() == {None}
+
+
+async def test_its_unit_of_work_takes_the_options_of_any_other(
+    house: House, service: Service
+) -> None:
+    with service.unit_of_work(max_pending=1, commit_timeout=5.0) as uow:
+        uow.publish(Said(word="a"))
+    with pytest.raises(OutboxFull):
+        async with service.unit_of_work(max_pending=1) as uow:
+            uow.publish(Said(word="b"))
+    with pytest.raises(ConfigurationError, match="commit_timeout"):
+        service.unit_of_work(commit_timeout=0)
+    assert house.waiting() == ["a"]
 
 
 async def test_running_is_a_lifespan(house: House, service: Service) -> None:
