@@ -65,7 +65,8 @@ def test_twenty_orders_survive_three_kills_on_postgresql_and_nats(services: Serv
 
 
 def test_one_after_the_other_without_faults_the_stock_alone_decides(tmp_path: Path) -> None:
-    result = run_demo("--count", "20", "--concurrency", "1", "--no-faults", folder=tmp_path)
+    quietly = ("--concurrency", "1", "--no-faults", "--kill", "0")
+    result = run_demo("--count", "20", *quietly, folder=tmp_path)
     assert_good(result, kills=0)
     assert (result["refunds"], result["duplicates"]) == (0, 0)
 
@@ -74,11 +75,13 @@ def test_one_after_the_other_without_faults_the_stock_alone_decides(tmp_path: Pa
 def demo_under_way(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A demo that is far from its end, with all of its processes running."""
     demo = subprocess.Popen(
-        [*DEMO, "--count", "2000"],
+        [*DEMO, "--count", "2000", "--kill", "0"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs ignore SIGINT, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert demo.stderr is not None
     with demo.stderr:

@@ -41,7 +41,7 @@ _NEEDED = ("aiosqlite", "httpx2", "nats", "rich")
     "--kill",
     "kills",
     type=click.IntRange(min=0, max=1_000),
-    default=0,
+    default=5,
     show_default=True,
     metavar="N",
     help="SIGKILL relay, orchestrator and consumer processes, N times in all, and restart them.",
