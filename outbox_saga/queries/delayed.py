@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -14,13 +15,15 @@ from outbox_saga.queries.driver import Answer
 from outbox_saga.queries.outbox import (
     CHUNK_BYTES,
     WROTE,
+    lock_number,
     lock_numbers,
     partition_of,
-    take_key_locks,
+    try_key_locks,
 )
 from outbox_saga.tables import Tables
 
 ROWS = 500  # a statement
+ROUNDS = 5  # looks behind messages whose keys are held
 
 
 class Delayed(NamedTuple):
@@ -86,28 +89,18 @@ def enter_outbox(connection: sa.Connection, tables: Tables, clock: Clock, limit:
     """How many messages whose time has come are in the outbox now, and wait no longer.
 
     Each enters once, whoever else does the same at this moment; they enter in the order in which
-    they are due, under the locks of their keys, as everything that enters the outbox.
+    they are due, under the locks of their keys, as everything that enters the outbox. It waits for
+    nobody: messages of a key that a writer holds just now enter the next time, and hold up no
+    others.
 
     Args:
         connection: In a transaction of its own: it ends with the locks of many keys.
         limit: Rows, at most.
     """
     delayed, outbox = tables.delayed, tables.outbox
-    due = connection.execute(
-        skip_locked(
-            connection,
-            sa.select(delayed.c.id, delayed.c.key)
-            .where(delayed.c.due_at <= clock.now())
-            .order_by(delayed.c.due_at, delayed.c.id)
-            .limit(limit),
-        )
-    ).all()
-    if not due:
+    ids = _free(connection, tables, clock, limit)
+    if not ids:
         return 0
-    # after the rows, as the last locks: whoever holds a key's lock waits for nothing more.
-    # Locking the rows has given this transaction its id, which comes before any position does
-    take_key_locks(connection, tables, lock_numbers(row.key for row in due))
-    ids = [row.id for row in due]
     names = ["id", "partition", "topic", "key", "headers", "body"]
     moved: sa.Select[Any] = (
         sa.select(*(delayed.c[name] for name in names), clock.now())
@@ -117,4 +110,32 @@ def enter_outbox(connection: sa.Connection, tables: Tables, clock: Clock, limit:
     connection.execute(sa.insert(outbox).from_select([*names, "created_at"], moved))
     connection.execute(sa.delete(delayed).where(delayed.c.id.in_(ids)))
     connection.info[WROTE] = (connection.engine, tables.schema)
-    return len(due)
+    return len(ids)
+
+
+def _free(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -> list[UUID]:
+    """The messages that are due, locked with the locks of their keys.
+
+    Locking the rows gives this transaction its id, which has to come before any position does.
+    """
+    delayed, busy = tables.delayed, list[str]()
+    free: list[UUID] = []
+    for _ in range(ROUNDS):
+        due = delayed.c.due_at <= clock.now()
+        if busy:
+            due = sa.and_(due, sa.or_(delayed.c.key.is_(None), delayed.c.key.not_in(busy)))
+        rows = connection.execute(
+            skip_locked(
+                connection,
+                sa.select(delayed.c.id, delayed.c.key)
+                .where(due)
+                .order_by(delayed.c.due_at, delayed.c.id)
+                .limit(limit),
+            )
+        ).all()
+        held = try_key_locks(connection, tables, lock_numbers(row.key for row in rows))
+        free = [row.id for row in rows if row.key is None or lock_number(row.key) in held]
+        if free or not rows:
+            break
+        busy += {row.key for row in rows}  # all of these are held: look behind them
+    return free

@@ -117,6 +117,31 @@ def take_key_locks(connection: sa.Connection, tables: Tables, numbers: Sequence[
         _lock_rows(connection, tables, numbers)
 
 
+def try_key_locks(
+    connection: sa.Connection, tables: Tables, numbers: Sequence[int]
+) -> frozenset[int]:
+    """Those of these locks that are held now, until the transaction ends; it waits for none."""
+    if not numbers:
+        return frozenset()
+    kind = family(connection)
+    array = ",".join(map(str, numbers))
+    if kind == "postgresql":
+        class_ = lock_class(connection, tables)
+        found = connection.exec_driver_sql(
+            f"SELECT number FROM unnest(CAST('{{{array}}}' AS int[])) AS number "
+            f"WHERE pg_try_advisory_xact_lock({class_}, number)"
+        )
+        return frozenset(row[0] for row in found)
+    if kind == "mysql":
+        name = connection.dialect.identifier_preparer.format_table(tables.key_lock)
+        found = connection.exec_driver_sql(
+            f"SELECT number FROM {name} FORCE INDEX (PRIMARY) WHERE number IN ({array}) "
+            "ORDER BY number FOR UPDATE SKIP LOCKED"
+        )
+        return frozenset(row[0] for row in found)
+    return frozenset(numbers)  # SQLite has one writer at a time, and this transaction is it
+
+
 def _chunks(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
     start = size = 0
     for end, envelope in enumerate(envelopes):

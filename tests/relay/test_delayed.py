@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from outbox_saga.queries.delayed import enter_outbox
+from outbox_saga.queries.outbox import lock_numbers, take_key_locks
 from outbox_saga.testing.interleaving import Play, Point, Run, explore
 from outbox_saga.unit_of_work import UnitOfWork
 from tests.relay.house import House, Recorder, Said
@@ -74,6 +75,33 @@ async def test_what_waits_for_its_time_is_no_backlog_of_the_outbox(house: House)
     say_later(house, 1e6, "a")
     assert await house.relay(Recorder()).run_until_empty() == 0
     assert len(delayed(house)) == 1
+
+
+@pytest.mark.databases("postgres18", "postgres15", "mariadb")
+async def test_a_writer_that_stands_still_holds_up_only_its_own_key(house: House) -> None:
+    """Between its insert and its COMMIT, say, or prepared and forgotten."""
+    say_later(house, 1.0, *(f"k{number}" for number in range(8)), key="k")
+    say_later(house, 2.0, "j", key="j")
+    say_later(house, 2.0, "x")
+    house.advance(3.0)
+    database = house.another_database()
+    with house.eyes.begin() as writer:
+        take_key_locks(writer, house.tables, lock_numbers(["k"]))
+        with database.begin() as connection:
+            limit_lock_waits(connection)
+            assert enter_outbox(connection, house.tables, house.clock, 3) == 2
+    assert sorted(house.waiting()) == ["j", "x"]
+    with database.begin() as connection:
+        assert enter_outbox(connection, house.tables, house.clock, 100) == 8
+    assert house.waiting()[2:] == [f"k{number}" for number in range(8)]
+
+
+def limit_lock_waits(connection: sa.Connection) -> None:
+    """Whoever waits for a lock here has failed."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("set local lock_timeout = '1s'")
+    else:
+        connection.exec_driver_sql("set innodb_lock_wait_timeout = 1")
 
 
 def _cuts(point: Point) -> bool:
