@@ -124,15 +124,17 @@ def is_transient(error: BaseException) -> bool:
     if error.connection_invalidated:
         return True
     original: Any = error.orig
+    arguments = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int) and arguments[0] in _TRANSIENT_ERRNOS:
+        return True  # before the SQLSTATE, which of a lock wait timeout is HY000: "some error"
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if isinstance(state, str):
         return state in _TRANSIENT_SQLSTATES or state[:2] in _TRANSIENT_CLASSES
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
         return code & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED and their extended codes
-    arguments = getattr(original, "args", ())
     if arguments and isinstance(arguments[0], int):
-        return arguments[0] in _TRANSIENT_ERRNOS
+        return False
     # psycopg gives no SQLSTATE when the connection itself is gone
     return type(original).__name__ in ("OperationalError", "AdminShutdown") and state is None
 
