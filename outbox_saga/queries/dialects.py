@@ -133,10 +133,9 @@ def is_transient(error: BaseException) -> bool:
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
         return code & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED and their extended codes
-    if arguments and isinstance(arguments[0], int):
-        return False
-    # psycopg gives no SQLSTATE when the connection itself is gone
-    return type(original).__name__ in ("OperationalError", "AdminShutdown") and state is None
+    # psycopg gives no SQLSTATE, and no number, when the connection itself is gone
+    numbered = bool(arguments) and isinstance(arguments[0], int)
+    return not numbered and type(original).__name__ in ("OperationalError", "AdminShutdown")
 
 
 def brief(error: BaseException) -> str:

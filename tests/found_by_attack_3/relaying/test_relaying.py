@@ -43,6 +43,9 @@ async def test_a_prepared_transaction_does_not_stop_the_relay_for_all_others(
     finally:
         transaction.rollback()
         connection.close()
+        if house.name == "mariadb":
+            with house.eyes.connect() as other:
+                other.exec_driver_sql("set global innodb_lock_wait_timeout = 50")
 
 
 @pytest.mark.databases("mariadb", "postgres18")
