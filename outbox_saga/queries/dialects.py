@@ -124,7 +124,7 @@ def is_transient(error: BaseException) -> bool:
     if error.connection_invalidated:
         return True
     original: Any = error.orig
-    arguments = getattr(original, "args", ())
+    arguments: Any = getattr(original, "args", ())
     if arguments and isinstance(arguments[0], int) and arguments[0] in _TRANSIENT_ERRNOS:
         return True  # before the SQLSTATE, which of a lock wait timeout is HY000: "some error"
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
