@@ -137,10 +137,13 @@ def commit_within(session: Session, seconds: float | None) -> None:
 
 async def async_commit_within(session: AsyncSession, seconds: float | None) -> None:
     """As `commit_within`, for an AsyncSession."""
+    deadline = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds):
+        async with deadline:
             await session.commit()
     except TimeoutError as error:
+        if not deadline.expired():
+            raise  # somebody else's: of a hook after the commit, say
         unknown = _interrupted(error)
         if unknown is not None:
             raise unknown from error

@@ -60,12 +60,25 @@ class _Watchdog:
                         watch.passed = True
                         del self._watches[number]
                         for cut in watch.cuts:
-                            cut()
+                            # whatever it is (a driver refuses, its connection is closed already):
+                            # this thread has the deadlines of all others
+                            with contextlib.suppress(Exception):
+                                cut()
                 ends = [watch.ends for watch in self._watches.values()]
                 self._changed.wait(min(ends) - now if ends else None)
 
 
 _watchdog = _Watchdog()
+
+
+def _begin_anew() -> None:
+    global _watchdog  # noqa: PLW0603
+    _watchdog = _Watchdog()
+
+
+if hasattr(os, "register_at_fork"):
+    # somebody of the parent's may hold the lock at that moment, and is not there to release it
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @contextlib.contextmanager
@@ -77,11 +90,12 @@ def cut_after(seconds: float, connections: Sequence[sa.Connection]) -> Iterator[
     """
     cuts = [cut for connection in connections if (cut := _cut_of(connection)) is not None]
     watch = Watch(time.monotonic() + seconds, cuts)
-    number = _watchdog.watch(watch)
+    watchdog = _watchdog
+    number = watchdog.watch(watch)
     try:
         yield watch
     finally:
-        _watchdog.forget(number)
+        watchdog.forget(number)
 
 
 def _cut_of(connection: sa.Connection) -> Cut | None:

@@ -116,6 +116,9 @@ class CommitUnknown(OutboxSagaError):
         self.message_ids = message_ids
         self.transaction = transaction
 
+    def __reduce__(self) -> tuple[type[CommitUnknown], tuple[tuple[UUID, ...], str | None]]:
+        return type(self), (self.message_ids, self.transaction)
+
 
 class CommitRefused(OutboxSagaError):
     """The session was lent to this code; whoever lent it commits. Return, or raise to undo."""

@@ -383,15 +383,17 @@ def _write_entries(connection: sa.Connection, keeper: ConnectionKeeper) -> None:
     for entry in entries:
         kinds.setdefault(entry.writer, []).append(entry.thing)
     # messages last: the locks of their keys are the last locks of the transaction
-    for writer in sorted(kinds, key=lambda w: getattr(w, "rank", 0)):
-        if (evidence := writer(connection, kinds[writer])) is not None:
-            keeper.evidence.append(evidence)
+    writers = sorted(kinds, key=lambda w: getattr(w, "rank", 0))
+    written = [writer(connection, kinds[writer]) for writer in writers]
+    # only now: while something is still to be written, COMMIT has not been sent
+    keeper.evidence += [evidence for evidence in written if evidence is not None]
 
 
 def what_was_written(connection: sa.Connection) -> list[Written]:
     """What the transaction whose COMMIT is under way has written; [] when none is."""
-    keeper = _connections.get(connection)
-    if keeper is None or keeper.transaction() is not connection.get_transaction():
+    keeper, transaction = _connections.get(connection), connection.get_transaction()
+    # of a transaction that has ended and was collected, the reference is None as well
+    if keeper is None or transaction is None or keeper.transaction() is not transaction:
         return []
     return keeper.evidence
 
