@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.util.concurrency import in_greenlet
 
-from outbox_saga.database_urls import async_url, sync_url
+from outbox_saga.database_urls import async_url, connect_args, split_pooler, sync_url
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.hints import wake_relays
 from outbox_saga.lent_session import LentSession, guard
@@ -50,6 +50,16 @@ class Database:
         clock: Tests shift it.
         pool_size: Connections per engine.
         hints: Commits that publish something wake relays at once; see `outbox_saga.hints`.
+        pooler: The URL leads through a pooler in transaction mode, as pgbouncer's (PostgreSQL by
+            psycopg). `?pooler=true` in the URL says the same; None: as the URL says.
+        listen_url: A direct one, where relays LISTEN: through a pooler nothing arrives.
+
+    Raises:
+        ConfigurationError: URL and `pooler` say different things, or `listen_url` leads through a
+            pooler.
+
+    Example:
+        Database("postgresql://bouncer:6432/shop", pooler=True, listen_url="postgresql://db/shop")
     """
 
     def __init__(
@@ -60,8 +70,20 @@ class Database:
         clock: Clock = DATABASE_CLOCK,
         pool_size: int = 20,
         hints: bool = True,
+        pooler: bool | None = None,
+        listen_url: str | sa.URL | None = None,
     ) -> None:
-        self.url = sa.make_url(url) if not isinstance(url, sa.URL) else url
+        self.url, said = split_pooler(url)
+        if None not in (pooler, said) and pooler is not said:
+            raise ConfigurationError(f"the URL says pooler={said} and the option pooler={pooler}")
+        self.pooler = bool(said if pooler is None else pooler)
+        if self.pooler:  # before another database it is refused here, and not at the first use
+            connect_args(self.url.set(drivername=self.url.get_backend_name()), pooler=True)
+        self.listen_url: sa.URL | None = None
+        if listen_url is not None:
+            self.listen_url, pooled = split_pooler(listen_url)
+            if pooled:
+                raise ConfigurationError("through a pooler nothing is heard; listen_url is direct")
         self.tables: Tables = tables_in(schema)
         self.clock = clock
         self._pool_size = pool_size
@@ -111,6 +133,7 @@ class Database:
             "max_overflow": 5,
             "pool_pre_ping": True,
             "hide_parameters": True,
+            "connect_args": connect_args(url, pooler=self.pooler),
         }
         return options
 

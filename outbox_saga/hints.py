@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from outbox_saga.database_urls import sync_url
+from outbox_saga.database_urls import connect_args, sync_url
 from outbox_saga.queries.dialects import brief
 from outbox_saga.queries.outbox import WROTE
 
@@ -64,8 +64,8 @@ def wake_relays(engine: sa.Engine | AsyncEngine, *, url: str | sa.URL | None = N
     Args:
         engine: Whose commits. PostgreSQL: one more connection is made, when the first hint is
             sent; elsewhere only relays of the same process are told.
-        url: For that connection: where the engine's own leads through pgbouncer, or its
-            connections are made by a function. Nothing but NOTIFY is sent there.
+        url: For that connection, where the engine's own are made by a function. Nothing but NOTIFY
+            is sent there, which works through a pooler as well.
     """
     inner: sa.Engine = engine if isinstance(engine, sa.Engine) else engine.sync_engine
     with _lock:
@@ -143,11 +143,14 @@ class Sender:
             time.sleep(EVERY)
 
     def _connect(self) -> sa.Connection:
+        url = sync_url(self.url)
         engine = sa.create_engine(
-            sync_url(self.url),
+            url,
             poolclass=sa.NullPool,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
+            # the engine's own connections may be told of a pooler by other ways than the URL
+            connect_args=connect_args(url, pooler=url.get_driver_name() == "psycopg"),
         )
         return engine.connect()
 

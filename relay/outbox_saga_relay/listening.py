@@ -87,7 +87,11 @@ class Listener:
         connection = await psycopg.AsyncConnection.connect(
             **arguments, autocommit=True, prepare_threshold=None
         )
-        await connection.execute(f'LISTEN "{channel(self._schema)}"'.encode())
+        try:
+            await connection.execute(f'LISTEN "{channel(self._schema)}"'.encode())
+        except BaseException:  # cancelled, too: nobody else knows of it yet
+            await connection.close()
+            raise
         return connection
 
     async def _hears_itself(self, connection: Any) -> bool:

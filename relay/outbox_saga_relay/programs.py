@@ -163,7 +163,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option(
     "--listen-url",
     envvar="OUTBOX_SAGA_LISTEN_URL",
-    help="Where to LISTEN for commits, if --database-url leads through pgbouncer.",
+    help="Where to LISTEN for commits: a direct URL, if --database-url leads through a pooler.",
 )
 @click.option("--no-listen", is_flag=True, help="Only look every --poll seconds.")
 @_LOG

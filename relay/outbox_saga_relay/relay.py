@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from outbox_saga.brokers import Publisher
 from outbox_saga.database import Database
+from outbox_saga.database_urls import split_pooler
 from outbox_saga.errors import BrokerDown, BrokerUnavailable, ConfigurationError, LeaseLost
 from outbox_saga.hints import listening
 from outbox_saga.queries.dialects import brief, is_transient
@@ -62,8 +63,9 @@ class Relay:
         service: Whose relay it is, for those who look.
         archive: What was published is kept in the archive, from where it can be sent again; prune
             it (`Housekeeping`), it grows for ever otherwise.
-        listen: LISTEN for commits on a connection of its own (PostgreSQL). A URL: there, where
-            `database`'s own leads through pgbouncer. False: only by polling.
+        listen: LISTEN for commits on a connection of its own (PostgreSQL), at the database's
+            `listen_url` or else its URL, unless that leads through a pooler. A URL: there. False:
+            only by polling.
     """
 
     def __init__(
@@ -89,7 +91,14 @@ class Relay:
         self.store = Store(database, lease=lease, service=service, archive=archive)
         self.counters = Counters()
         self._database = database
-        self._listen = listen
+        self._listen = bool(listen)
+        self._listen_url: sa.URL | None = None
+        if isinstance(listen, str):
+            self._listen_url, pooled = split_pooler(listen)
+            if pooled:
+                raise ConfigurationError(
+                    "through a pooler nothing is heard; listen at a direct URL"
+                )
         self.poll = poll
         self._lease = lease
         self._page_rows = page_rows
@@ -150,10 +159,15 @@ class Relay:
             await self._end()
 
     def _ear(self) -> asyncio.Task[None] | None:
-        url = self._database.url
-        if isinstance(self._listen, str):
-            url = sa.make_url(self._listen)
+        url = self._listen_url or self._database.listen_url or self._database.url
         if not self._listen or not Listener.can_listen(url):
+            return None
+        if url is self._database.url and self._database.pooler:
+            logger.warning(
+                "through a pooler LISTEN hears nothing: give a direct URL for it (listen_url); "
+                "the relay looks by itself, every %s s",
+                self.poll,
+            )
             return None
         listener = Listener(url, self._database.tables.schema, self.hint)
         return asyncio.create_task(listener.run())
