@@ -18,6 +18,7 @@ Family = Literal["postgresql", "mysql", "sqlite"]
 # Retry the whole unit after these, never one statement (SQLSTATE: PostgreSQL appendix A; errno:
 # MySQL error reference)
 _TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03", "25P04")
+_SQLITE_INTERRUPT = 9
 _TRANSIENT_CLASSES = ("08", "53")
 _TRANSIENT_ERRNOS = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 4031}
 
@@ -121,17 +122,43 @@ def is_transient(error: BaseException) -> bool:
     if error.connection_invalidated:
         return True
     original: Any = error.orig
+    if (number := errno(original)) is not None:
+        return number in _TRANSIENT_ERRNOS
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if isinstance(state, str):
         return state in _TRANSIENT_SQLSTATES or state[:2] in _TRANSIENT_CLASSES
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
         return code & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED and their extended codes
-    arguments = getattr(original, "args", ())
-    if arguments and isinstance(arguments[0], int):
-        return arguments[0] in _TRANSIENT_ERRNOS
     # psycopg gives no SQLSTATE when the connection itself is gone
     return type(original).__name__ in ("OperationalError", "AdminShutdown") and state is None
+
+
+def errno(original: BaseException | None) -> int | None:
+    """MariaDB's and MySQL's number of a driver's error; None of any other database's.
+
+    To be asked for before SQLSTATE: there a lock wait that ran out is HY000, as much else is, and
+    PyMySQL tells that, too, since 1.2.
+    """
+    arguments = getattr(original, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+
+
+def ran_out_of_time(error: BaseException) -> bool:
+    """True when a limit of time ended the statement, ours or an administrator's.
+
+    Not transient for everybody: a handler's own statement may be too slow every time.
+    """
+    if not isinstance(error, DBAPIError):
+        return False
+    original: Any = error.orig
+    if (number := errno(original)) is not None:
+        return number in (1969, 3024)  # MariaDB's and MySQL's
+    code = getattr(original, "sqlite_errorcode", None)
+    if isinstance(code, int):
+        return code & 0xFF == _SQLITE_INTERRUPT
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return bool(state == "57014")  # query_canceled
 
 
 def brief(error: BaseException) -> str:
@@ -140,9 +167,12 @@ def brief(error: BaseException) -> str:
     Of a connection that could not be made also what the server answered, which names no values.
     """
     original: Any = getattr(error, "orig", None) or error
-    code = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None)
+    number = errno(original)
+    state = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None)
+    code = state if number is None else number
     told = type(original).__name__ + (f" {code}" if code else "")
-    if isinstance(error, DBAPIError) and code is None and error.statement is None:
+    answered = state is None or number is not None
+    if isinstance(error, DBAPIError) and answered and error.statement is None:
         lines = str(original).strip().splitlines()
         told += f": {lines[-1][:200]}" if lines else ""
     return told

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from outbox_saga.database_urls import sync_url
 from outbox_saga.hints import channel
 from outbox_saga.retries import Retry
+from outbox_saga_relay.wire import Wire
 
 logger = logging.getLogger("outbox_saga.relay")
 
@@ -88,7 +89,7 @@ class Listener:
             **arguments, autocommit=True, prepare_threshold=None
         )
         try:
-            await connection.execute(f'LISTEN "{channel(self._schema)}"'.encode())
+            await _say(connection, f'LISTEN "{channel(self._schema)}"'.encode())
         except BaseException:  # cancelled, too: nobody else knows of it yet
             await connection.close()
             raise
@@ -97,7 +98,7 @@ class Listener:
     async def _hears_itself(self, connection: Any) -> bool:
         other = await asyncio.wait_for(self._connect(), ANSWER)
         try:
-            await other.execute(f'NOTIFY "{channel(self._schema)}"'.encode())
+            await _say(other, f'NOTIFY "{channel(self._schema)}"'.encode())
             async for _ in connection.notifies(timeout=DEAF, stop_after=1):
                 return True
             return False
@@ -113,10 +114,28 @@ class Listener:
                 self._hear()
             if not heard:
                 # a half-open socket says nothing for ever
-                async with asyncio.timeout(ANSWER):
-                    await connection.execute(b"SELECT 1")
+                await _say(connection, b"SELECT 1")
 
     @staticmethod
     def _tell(failures: int, error: BaseException) -> None:
         log = logger.warning if failures == 1 else logger.debug
         log("the relay cannot be told at once (%s); it looks by itself", type(error).__name__)
+
+
+async def _say(connection: Any, statement: bytes) -> None:
+    """Waits for the answer, and not for ever; after that, or cancelled, the connection is gone.
+
+    Cancelled itself, psycopg asks the server to cancel the statement and waits for its answer,
+    which one that stands still gives no more than the first.
+    """
+    wire = Wire(connection)
+    said = asyncio.ensure_future(connection.execute(statement))
+    try:
+        await asyncio.wait({said}, timeout=ANSWER)
+    finally:
+        if not said.done():
+            wire.cut()
+        wire.close()
+        told = (await asyncio.gather(said, return_exceptions=True))[0]
+    if isinstance(told, BaseException):
+        raise told

@@ -113,6 +113,35 @@ async def test_many_publish_at_once_and_a_relay_sends_all_of_it_in_order(
         assert found == list(range(1, 61)), key
 
 
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_relay_leaves_no_limit_of_its_own_in_the_sessions_it_shares(
+    house: House, pooler: PgBouncer, said: bool
+) -> None:
+    """Not even where nobody has said that there is a pooler."""
+    database = Database(pooler.through(house.url), clock=house.clock, pooler=said)
+    with house.eyes.connect() as connection:
+        default = connection.scalar(sa.text("select current_setting('statement_timeout')"))
+    house.say("a", "b", key="k")
+    relay = Relay(database, Recorder(), listen=False)
+    assert await relay.run_once() == 2
+    together = threading.Barrier(SHARED)
+
+    def limit() -> tuple[str, int]:
+        with database.engine.begin() as connection:
+            asked = "select current_setting('statement_timeout'), pg_backend_pid()"
+            found = connection.exec_driver_sql(asked).one()
+            together.wait(PATIENCE)  # so that each has a session of its own
+            return found[0], found[1]
+
+    with ThreadPoolExecutor(SHARED) as threads:
+        found = [one.result() for one in [threads.submit(limit) for _ in range(SHARED)]]
+    assert len({session for _, session in found}) == SHARED
+    assert {limit for limit, _ in found} == {default}
+    await relay.store.release_lease()
+    relay.store.close()
+    await database.close()
+
+
 async def test_a_relay_is_told_past_the_pooler_of_a_commit_that_came_through_it(
     house: House, pooler: PgBouncer, pooled: Database
 ) -> None:
