@@ -27,8 +27,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from outbox_saga.database_urls import connect_args, sync_url
+from outbox_saga.ids import new_id
 from outbox_saga.queries.dialects import brief
 from outbox_saga.queries.outbox import WROTE
+from outbox_saga.retries import Retry
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox_saga.hints")
 
 EVERY = 0.03  # seconds between two hints of one process; the first one goes at once
-AGAIN = 30.0  # seconds until the next attempt when the connection for hints cannot be made
+# when the connection for hints cannot be made; relays look by themselves meanwhile
+AGAIN = Retry(max_attempts=1_000_000, initial=1.0, max_delay=30.0)
 
 Place = tuple[str, str | None]
 
@@ -99,6 +102,8 @@ class Sender:
 
     def __init__(self, url: sa.URL) -> None:
         self.url = url
+        self.seed = str(new_id())  # of its pauses: all processes lose a database at one moment
+        self._failures = 0
         self._wanted: set[str | None] = set()
         self._ready = threading.Condition()
         self._process = 0
@@ -131,11 +136,14 @@ class Sender:
                     connection = self._connect()
                 for schema in wanted:
                     connection.exec_driver_sql(f'NOTIFY "{channel(schema)}"')
+                self._failures = 0
             except Exception as error:  # noqa: BLE001 - a lost hint costs latency, nothing else
                 logger.warning(
                     "relays cannot be told at once (%s); they look by themselves", brief(error)
                 )
-                self._not_before = time.monotonic() + AGAIN
+                self._failures += 1
+                pause = AGAIN.delay(self._failures, seed=self.seed)
+                self._not_before = time.monotonic() + pause
                 if connection is not None:
                     connection.invalidate()
                     connection.close()

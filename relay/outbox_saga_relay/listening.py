@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from outbox_saga.database_urls import sync_url
 from outbox_saga.hints import channel
+from outbox_saga.ids import new_id
 from outbox_saga.retries import Retry
 from outbox_saga_relay.wire import Wire
 
@@ -40,6 +41,7 @@ class Listener:
         self._url = sync_url(url)
         self._schema = schema
         self._hear = hear
+        self.seed = str(new_id())  # of its pauses: all of them lose a database at one moment
         self.heard = 0
         self.connections = 0
 
@@ -55,11 +57,14 @@ class Listener:
         failures = 0
         while True:
             try:
-                connection = await asyncio.wait_for(self._connect(), ANSWER)
+                # not wait_for: before Python 3.12 it forgets a cancellation that comes while the
+                # attempt fails, and this would go on for ever
+                async with asyncio.timeout(ANSWER):
+                    connection = await self._connect()
             except (psycopg.Error, OSError, TimeoutError) as error:
                 failures += 1
                 self._tell(failures, error)
-                await asyncio.sleep(AGAIN.delay(failures, seed="listen"))
+                await asyncio.sleep(AGAIN.delay(failures, seed=self.seed))
                 continue
             try:
                 self.connections += 1
@@ -77,8 +82,9 @@ class Listener:
                 self._tell(failures, error)
             finally:
                 with contextlib.suppress(Exception):  # it is gone in any case
-                    await asyncio.wait_for(connection.close(), ANSWER)
-            await asyncio.sleep(AGAIN.delay(max(1, failures), seed="listen"))
+                    async with asyncio.timeout(ANSWER):
+                        await connection.close()
+            await asyncio.sleep(AGAIN.delay(max(1, failures), seed=self.seed))
 
     async def _connect(self) -> Any:
         import psycopg
@@ -96,7 +102,8 @@ class Listener:
         return connection
 
     async def _hears_itself(self, connection: Any) -> bool:
-        other = await asyncio.wait_for(self._connect(), ANSWER)
+        async with asyncio.timeout(ANSWER):
+            other = await self._connect()
         try:
             await _say(other, f'NOTIFY "{channel(self._schema)}"'.encode())
             async for _ in connection.notifies(timeout=DEAF, stop_after=1):

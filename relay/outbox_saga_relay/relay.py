@@ -294,7 +294,6 @@ class Relay:
                 self._wake.clear()
                 if turn is not None and turn.done():
                     turn.result()
-                    self._troubles = 0
                     turn = None
                 stopping = self._is_stopping()
                 if not stopping and not self.store.lease_may_be_over:
@@ -391,6 +390,7 @@ class Relay:
             held=lanes.held,
             again=again,
         )
+        self._over(acknowledged)
         lanes.removed(acknowledged)
         lanes.add(page.rows)
         self._fit(page)
@@ -408,7 +408,17 @@ class Relay:
     async def _remove(self) -> None:
         acknowledged = self._sending.take_acknowledged()
         await self.store.exchange(acknowledged, 0)
+        self._over(acknowledged)
         self._lanes.removed(acknowledged)
+
+    def _over(self, removed: Collection[OutboxRow] | None = None) -> None:
+        """What troubled the relay is over once it can remove what it publishes, or renew.
+
+        Not when it can read: it would publish the same page without a pause, again and again,
+        where nothing can be removed.
+        """
+        if removed is None or removed:
+            self._troubles = 0
 
     async def _read_more_of_held(self) -> None:
         key = self._lanes.wanting()[0]
@@ -434,6 +444,7 @@ class Relay:
             if raising:
                 raise LeaseLost("another relay took partitions over; taking stock")
             return
+        self._over()
         if renewal.again is not None:
             self._look_again(renewal.again)
             self._look_again(self._lanes.release_held())
