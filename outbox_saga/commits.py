@@ -21,12 +21,12 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from outbox_saga.deadlines import cut_after
 from outbox_saga.errors import CommitUnknown, ConfigurationError
 from outbox_saga.pending import connections_of, what_was_written
 from outbox_saga.queries.commit_outcome import Outcome, outcome_of
 from outbox_saga.queries.dialects import is_transient
 from outbox_saga.tables import tables_in
+from outbox_saga.watchdog import cut_after
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession

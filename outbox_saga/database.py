@@ -20,7 +20,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.util.concurrency import in_greenlet
 
-from outbox_saga.database_urls import async_url, sync_url
+from outbox_saga.database_urls import async_url, connect_args, split_pooler, sync_url
+from outbox_saga.deadlines import SERVER_SHARE, deadline_args, limit_session
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.hints import wake_relays
 from outbox_saga.lent_session import LentSession, guard
@@ -34,6 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # how long a SQLite writer waits for another one
+DEADLINE = 30.0  # seconds
 READ_ONLY = "outbox_saga_read_only"  # execution option: this transaction only reads
 
 
@@ -50,6 +52,18 @@ class Database:
         clock: Tests shift it.
         pool_size: Connections per engine.
         hints: Commits that publish something wake relays at once; see `outbox_saga.hints`.
+        pooler: The URL leads through a pooler in transaction mode, as pgbouncer's (PostgreSQL by
+            psycopg). `?pooler=true` in the URL says the same; None: as the URL says.
+        listen_url: A direct one, where relays LISTEN: through a pooler nothing arrives.
+        deadline: Seconds after which a call of a relay or of housekeeping at this database has
+            ended, whatever the database does; see `program_engine`.
+
+    Raises:
+        ConfigurationError: URL and `pooler` say different things, `listen_url` leads through a
+            pooler, or the deadline is not above 0.
+
+    Example:
+        Database("postgresql://bouncer:6432/shop", pooler=True, listen_url="postgresql://db/shop")
     """
 
     def __init__(
@@ -60,13 +74,30 @@ class Database:
         clock: Clock = DATABASE_CLOCK,
         pool_size: int = 20,
         hints: bool = True,
+        pooler: bool | None = None,
+        listen_url: str | sa.URL | None = None,
+        deadline: float = DEADLINE,
     ) -> None:
-        self.url = sa.make_url(url) if not isinstance(url, sa.URL) else url
+        if not 0 < deadline < float("inf"):
+            raise ConfigurationError(f"deadline is {deadline}; give seconds, more than 0")
+        self.url, said = split_pooler(url)
+        if None not in (pooler, said) and pooler is not said:
+            raise ConfigurationError(f"the URL says pooler={said} and the option pooler={pooler}")
+        self.pooler = bool(said if pooler is None else pooler)
+        if self.pooler:  # before another database it is refused here, and not at the first use
+            connect_args(self.url.set(drivername=self.url.get_backend_name()), pooler=True)
+        self.listen_url: sa.URL | None = None
+        if listen_url is not None:
+            self.listen_url, pooled = split_pooler(listen_url)
+            if pooled:
+                raise ConfigurationError("through a pooler nothing is heard; listen_url is direct")
         self.tables: Tables = tables_in(schema)
         self.clock = clock
         self._pool_size = pool_size
         self._hints = hints
+        self.deadline = deadline
         self._sync: sa.Engine | None = None
+        self._programs: sa.Engine | None = None
         self._async: AsyncEngine | None = None
 
     @property
@@ -88,6 +119,32 @@ class Database:
             self._async = create_async_engine(url, **self._options(url))
             self._prepare(self._async.sync_engine)
         return self._async
+
+    @property
+    def program_engine(self) -> sa.Engine:
+        """A sync engine whose statements have a deadline, for relays and housekeeping.
+
+        Its connections are its own: the server's limits hold for their sessions, the driver's for
+        all they wait for. Your own statements, on the other engines, have no limit of ours.
+        """
+        if self._programs is None:
+            url = sync_url(self.url)
+            options = self._options(url)
+            options["connect_args"] |= deadline_args(url, self.deadline)
+            options |= {"pool_size": 1, "max_overflow": 4}
+            # asked before each use, a connection to a server that stands still is one more thing
+            # to wait for; what is broken shows at the first statement, and is tried again
+            options["pool_pre_ping"] = False
+            options["pool_timeout"] = self.deadline
+            if url.get_backend_name() == "sqlite":
+                options["connect_args"]["timeout"] = min(
+                    BUSY_SECONDS, self.deadline * SERVER_SHARE
+                )
+            self._programs = sa.create_engine(url, **options)
+            _prepare(self._programs)
+            if not self.pooler:
+                _limit(self._programs, self.deadline)
+        return self._programs
 
     def _prepare(self, engine: sa.Engine) -> None:
         _prepare(engine)
@@ -111,6 +168,7 @@ class Database:
             "max_overflow": 5,
             "pool_pre_ping": True,
             "hide_parameters": True,
+            "connect_args": connect_args(url, pooler=self.pooler),
         }
         return options
 
@@ -173,9 +231,20 @@ class Database:
         if self._async is not None:
             await self._async.dispose()
             self._async = None
-        if self._sync is not None:
-            self._sync.dispose()
-            self._sync = None
+        self.dispose()
+
+    def dispose(self) -> None:
+        """Gives the connections of the sync engines back; they can be used again afterwards."""
+        for engine in (self._sync, self._programs):
+            if engine is not None:
+                engine.dispose()
+        self._sync = self._programs = None
+
+
+def _limit(engine: sa.Engine, deadline: float) -> None:
+    @event.listens_for(engine, "connect")
+    def connected(dbapi_connection: Any, record: Any) -> None:
+        limit_session(engine.dialect, dbapi_connection, deadline)
 
 
 def _prepare(engine: sa.Engine) -> None:

@@ -2,12 +2,14 @@
 
 `postgres://`, `postgresql://`, `mysql://`, `mariadb://` and `sqlite://` all work, and mean the
 same driver on SQLAlchemy 2.0 and 2.1 (whose own defaults differ: psycopg2 there, psycopg here).
+`?pooler=true` says that the URL leads through a pooler; no driver sees it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -46,6 +48,10 @@ _MODULES = {
     "aiosqlite": "aiosqlite",
 }
 
+# Those that can be told to prepare no statement on the server, and have been tried.
+_POOLED = ("psycopg", "psycopg_async")
+_SAID = {"true": True, "false": False}
+
 _SECRETS = frozenset({"password", "passwd", "sslpassword", "sslkey", "ssl_key"})
 
 
@@ -77,6 +83,51 @@ def async_url(url: str | URL) -> URL:
     return _with_driver(url, asynchronous=True)
 
 
+def split_pooler(url: str | URL) -> tuple[URL, bool | None]:
+    """The URL as drivers know it, and what its `pooler=` says; None where it says nothing.
+
+        split_pooler("postgresql://bouncer:6432/shop?pooler=true")   # …/shop, True
+
+    Raises:
+        ConfigurationError: Not a URL, or neither true nor false.
+    """
+    parsed = _parsed(url)
+    said = parsed.query.get("pooler")
+    if said is None:
+        return parsed, None
+    if not isinstance(said, str) or said not in _SAID:
+        raise ConfigurationError(f"pooler={said!r} in a database URL; write pooler=true or false")
+    return parsed.difference_update_query(["pooler"]), _SAID[said]
+
+
+def connect_args(url: str | URL, *, pooler: bool | None = None) -> dict[str, Any]:
+    """What the driver is told besides the URL: through a pooler it prepares no statement.
+
+    In transaction mode the next transaction may be another session of the server, where a
+    prepared statement is unknown, or one of its name is another client's.
+
+    Args:
+        url: With the driver that is used, as `sync_url` and `async_url` give it, or as written.
+        pooler: Whether it leads through one; None: as the URL says.
+
+    Raises:
+        ConfigurationError: A pooler before another database than PostgreSQL, or a driver that
+            was not tried with one.
+    """
+    parsed, said = split_pooler(url)
+    if not (said if pooler is None else pooler):
+        return {}
+    name, _, driver = parsed.drivername.partition("+")
+    if name not in ("postgres", "postgresql"):
+        raise ConfigurationError(f"pooler is for PostgreSQL; this URL is one of {name}")
+    if driver and driver not in _POOLED:
+        raise ConfigurationError(
+            f"through a pooler only psycopg is known to work, and this URL names {driver!r}: it "
+            "prepares statements, or sets its sessions up; write postgresql+psycopg://"
+        )
+    return {"prepare_threshold": None}
+
+
 def shown_url(url: str | URL) -> str:
     """The URL for logs and terminals: no password, neither before the host nor in the query.
 
@@ -89,7 +140,7 @@ def shown_url(url: str | URL) -> str:
 
 
 def _with_driver(url: str | URL, *, asynchronous: bool) -> URL:
-    parsed = _parsed(url)
+    parsed, _ = split_pooler(url)
     name, _, driver = parsed.drivername.partition("+")
     if name not in _DATABASES:
         raise ConfigurationError(

@@ -1,118 +1,103 @@
-"""Ends a connection whose server does not answer, from another thread: drivers wait for ever."""
+"""What drivers and servers are told so that no statement of a program lasts for ever.
+
+The server ends a statement while it can; where it does not answer any more, the driver does. What
+neither ends (psycopg waits for a server that stands still, as long as its machine answers) is left
+to whoever asked: see `outbox_saga_relay.database_thread`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+import math
 from typing import Any
 
 import sqlalchemy as sa
 
-Cut = Callable[[], None]
+SERVER_SHARE = 0.8  # of the deadline: the server's own limit says more, and ends its own work
+_PROBES = 3  # of TCP's keepalive, after which a connection counts as lost
+
+_LIBPQ = ("psycopg", "psycopg2")
+_MYSQL = ("pymysql", "mysqldb", "mariadbconnector")
 
 
-class Watch:
-    """One deadline; `passed` says whether it has cut the connections."""
+def deadline_args(url: sa.URL, seconds: float) -> dict[str, Any]:
+    """What the driver is told: connecting ends in time, and so does waiting for a lost machine.
 
-    def __init__(self, ends: float, cuts: Sequence[Cut]) -> None:
-        self.ends = ends
-        self.cuts = cuts
-        self.passed = False
-
-
-class _Watchdog:
-    """One thread for all deadlines of this process; it begins with the first one."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._watches: dict[int, Watch] = {}
-        self._numbers = itertools.count()
-        self._pid: int | None = None
-
-    def watch(self, watch: Watch) -> int:
-        with self._changed:
-            if self._pid != os.getpid():  # the thread did not come along through a fork
-                self._pid, self._watches = os.getpid(), {}
-                threading.Thread(
-                    target=self._run, name="outbox-saga-deadlines", daemon=True
-                ).start()
-            number = next(self._numbers)
-            self._watches[number] = watch
-            self._changed.notify()
-            return number
-
-    def forget(self, number: int) -> None:
-        # waits for a cut that is being made: afterwards the descriptor may be somebody else's
-        with self._changed:
-            self._watches.pop(number, None)
-
-    def _run(self) -> None:
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                for number, watch in list(self._watches.items()):
-                    if watch.ends <= now:
-                        watch.passed = True
-                        del self._watches[number]
-                        for cut in watch.cuts:
-                            # whatever it is (a driver refuses, its connection is closed already):
-                            # this thread has the deadlines of all others
-                            with contextlib.suppress(Exception):
-                                cut()
-                ends = [watch.ends for watch in self._watches.values()]
-                self._changed.wait(min(ends) - now if ends else None)
-
-
-_watchdog = _Watchdog()
-
-
-def _begin_anew() -> None:
-    global _watchdog  # noqa: PLW0603
-    _watchdog = _Watchdog()
-
-
-if hasattr(os, "register_at_fork"):
-    # somebody of the parent's may hold the lock at that moment, and is not there to release it
-    os.register_at_fork(after_in_child=_begin_anew)
-
-
-@contextlib.contextmanager
-def cut_after(seconds: float, connections: Sequence[sa.Connection]) -> Iterator[Watch]:
-    """What these connections do in the block fails, as by a lost connection, after so many
-    seconds.
-
-    SQLite has no server that could be silent: there nothing is cut.
+    Args:
+        url: With its driver. What it says itself stands.
+        seconds: The deadline of one statement, rounded up to whole ones where drivers want that.
     """
-    cuts = [cut for connection in connections if (cut := _cut_of(connection)) is not None]
-    watch = Watch(time.monotonic() + seconds, cuts)
-    watchdog = _watchdog
-    number = watchdog.watch(watch)
-    try:
-        yield watch
-    finally:
-        watchdog.forget(number)
+    whole = max(1, math.ceil(seconds))
+    driver = url.get_driver_name()
+    told: dict[str, Any] = {}
+    if driver in _LIBPQ:
+        told = {
+            "connect_timeout": whole,
+            "keepalives": 1,
+            "keepalives_idle": whole,
+            "keepalives_interval": max(1, whole // _PROBES),
+            "keepalives_count": _PROBES,
+            "tcp_user_timeout": whole * 1000,
+        }
+    elif driver in _MYSQL:
+        told = {"connect_timeout": whole, "read_timeout": whole, "write_timeout": whole}
+    elif driver == "pg8000":
+        told = {"timeout": whole}
+    return {name: value for name, value in told.items() if name not in url.query}
 
 
-def _cut_of(connection: sa.Connection) -> Cut | None:
-    driver: Any = connection.connection.driver_connection
-    sock = getattr(driver, "_sock", None)  # pymysql
-    if isinstance(sock, socket.socket):
-        return lambda: _shut(sock)
-    fileno = getattr(driver, "fileno", None)
-    return None if fileno is None else lambda: _shut_number(fileno())
+def limit_session(dialect: sa.Dialect, dbapi_connection: Any, seconds: float) -> None:
+    """Every statement of this session has ended by then, or waited for a lock for so long.
+
+    To be called when a connection is made. Nothing is set where a pooler stands in between that
+    nobody has told us of: the session is another client's next.
+
+    Args:
+        dialect: Of the engine, connected once.
+        dbapi_connection: As SQLAlchemy's `connect` event gives it.
+        seconds: The deadline; the server's limits are a little shorter.
+    """
+    limit = seconds * SERVER_SHARE
+    whole = max(1, int(limit))
+    if dialect.name == "postgresql":
+        # a pooler answers the connection itself, with a number of its own
+        told = getattr(getattr(dbapi_connection, "info", None), "backend_pid", None)
+        if told is None:
+            return
+        statement = f"{_settings(seconds, 'false')} WHERE pg_backend_pid() = {int(told)}"
+    elif dialect.name in ("mysql", "mariadb"):
+        of_statements = (
+            f"max_statement_time = {max(0.001, limit):.3f}"
+            if getattr(dialect, "is_mariadb", False)
+            else f"max_execution_time = {max(1, round(limit * 1000))}"  # of SELECT alone
+        )
+        statement = (
+            f"SET SESSION {of_statements}, innodb_lock_wait_timeout = {whole}, "
+            f"lock_wait_timeout = {whole}"
+        )
+    else:
+        return
+    cursor = dbapi_connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
+    dbapi_connection.commit()  # PostgreSQL takes a setting back with its transaction
 
 
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is lost already
-        sock.shutdown(socket.SHUT_RDWR)
+def limit_transaction(connection: sa.Connection, seconds: float) -> None:
+    """As `limit_session`, for this transaction alone: one more round trip, through a pooler too.
+
+    PostgreSQL; poolers stand before no other database.
+    """
+    connection.exec_driver_sql(transaction_limit(seconds))
 
 
-def _shut_number(number: int) -> None:
-    # a copy: closing this object must not close the driver's descriptor
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
-        _shut(sock)
+def transaction_limit(seconds: float) -> str:
+    """The statement of `limit_transaction`."""
+    return _settings(seconds, "true")
+
+
+def _settings(seconds: float, only_here: str) -> str:
+    milliseconds = max(1, round(seconds * SERVER_SHARE * 1000))
+    return (
+        f"SELECT set_config('statement_timeout', '{milliseconds}', {only_here}), "
+        f"set_config('lock_timeout', '{milliseconds}', {only_here})"
+    )

@@ -21,6 +21,7 @@ library
 ├── SagaUnknown                       no such saga, version or shape is registered here
 ├── NotDone                           raised by an external step: certainly not done, try again
 ├── LeaseLost                         somebody else owns the work now
+├── DatabaseSilent                    the database did not answer in time
 ├── ActionRefused                     an operator's action that did not happen; nothing has changed
 │   ├── DecisionRefused (ValueError)  it does not say who decided it, or why
 │   ├── SeenChanged                   what the operator saw is gone, or is not as it was
@@ -169,6 +170,10 @@ class NotDone(OutboxSagaError):
 
 class LeaseLost(OutboxSagaError):
     """Another process owns the work now; nothing of ours was written."""
+
+
+class DatabaseSilent(OutboxSagaError):
+    """The database did not answer in time. What it was asked for last may have happened or not."""
 
 
 class ActionRefused(OutboxSagaError):

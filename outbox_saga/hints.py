@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from outbox_saga.database_urls import sync_url
+from outbox_saga.database_urls import connect_args, sync_url
+from outbox_saga.ids import new_id
 from outbox_saga.queries.dialects import brief
 from outbox_saga.queries.outbox import WROTE
+from outbox_saga.retries import Retry
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox_saga.hints")
 
 EVERY = 0.03  # seconds between two hints of one process; the first one goes at once
-AGAIN = 30.0  # seconds until the next attempt when the connection for hints cannot be made
+# when the connection for hints cannot be made; relays look by themselves meanwhile
+AGAIN = Retry(max_attempts=1_000_000, initial=1.0, max_delay=30.0)
 
 Place = tuple[str, str | None]
 
@@ -64,8 +67,8 @@ def wake_relays(engine: sa.Engine | AsyncEngine, *, url: str | sa.URL | None = N
     Args:
         engine: Whose commits. PostgreSQL: one more connection is made, when the first hint is
             sent; elsewhere only relays of the same process are told.
-        url: For that connection: where the engine's own leads through pgbouncer, or its
-            connections are made by a function. Nothing but NOTIFY is sent there.
+        url: For that connection, where the engine's own are made by a function. Nothing but NOTIFY
+            is sent there, which works through a pooler as well.
     """
     inner: sa.Engine = engine if isinstance(engine, sa.Engine) else engine.sync_engine
     with _lock:
@@ -99,6 +102,8 @@ class Sender:
 
     def __init__(self, url: sa.URL) -> None:
         self.url = url
+        self.seed = str(new_id())  # of its pauses: all processes lose a database at one moment
+        self._failures = 0
         self._wanted: set[str | None] = set()
         self._ready = threading.Condition()
         self._process = 0
@@ -131,11 +136,14 @@ class Sender:
                     connection = self._connect()
                 for schema in wanted:
                     connection.exec_driver_sql(f'NOTIFY "{channel(schema)}"')
+                self._failures = 0
             except Exception as error:  # noqa: BLE001 - a lost hint costs latency, nothing else
                 logger.warning(
                     "relays cannot be told at once (%s); they look by themselves", brief(error)
                 )
-                self._not_before = time.monotonic() + AGAIN
+                self._failures += 1
+                pause = AGAIN.delay(self._failures, seed=self.seed)
+                self._not_before = time.monotonic() + pause
                 if connection is not None:
                     connection.invalidate()
                     connection.close()
@@ -143,11 +151,14 @@ class Sender:
             time.sleep(EVERY)
 
     def _connect(self) -> sa.Connection:
+        url = sync_url(self.url)
         engine = sa.create_engine(
-            sync_url(self.url),
+            url,
             poolclass=sa.NullPool,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
+            # the engine's own connections may be told of a pooler by other ways than the URL
+            connect_args=connect_args(url, pooler=url.get_driver_name() == "psycopg"),
         )
         return engine.connect()
 

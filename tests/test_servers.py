@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from outbox_saga.testing.servers import (
     DatabaseServer,
     Kafka,
     Nats,
+    PgBouncer,
     Postgres18,
     Redis,
     Server,
@@ -364,3 +366,14 @@ def test_what_cannot_be_had_is_refused_with_every_reason_and_the_way_out(
     assert str(refusal.value) == (
         "redis: no such program; the engine sleeps; or set OUTBOX_SAGA_TEST_REDIS to a URL"
     )
+
+
+def test_a_pooler_by_itself_is_refused_with_the_way_to_get_one(
+    monkeypatch: pytest.MonkeyPatch, services: Services
+) -> None:
+    monkeypatch.setattr(choice, "why_no_docker", lambda: "the engine sleeps")
+    with pytest.raises(ServerUnavailable, match=r"PgBouncer\.before\(postgres\)"):
+        choose(PgBouncer)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(ServerUnavailable, match="package pgbouncer"):
+        PgBouncer.before(services.get(Postgres18))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import context
 from sqlalchemy import Connection
 
-from outbox_saga.database_urls import sync_url
+from outbox_saga.database_urls import connect_args, sync_url
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.tables import tables_in
 from outbox_saga_migrations.scripts import options
@@ -20,12 +20,12 @@ arguments = context.get_x_argument(as_dictionary=True)
 schema: str | None = arguments.get("schema")
 
 
-def url() -> sa.URL:
+def url() -> str:
     """Where to: `-x url=…`, or `sqlalchemy.url` of the configuration."""
     found = arguments.get("url") or context.config.get_main_option("sqlalchemy.url")
     if not found:
         raise ConfigurationError("no database: pass -x url=… or set sqlalchemy.url")
-    return sync_url(found)
+    return found
 
 
 def run(connection: Connection) -> None:
@@ -43,11 +43,14 @@ def run(connection: Connection) -> None:
 
 
 if context.is_offline_mode():
-    context.configure(url=url(), literal_binds=True, **options(schema))
+    context.configure(url=sync_url(url()), literal_binds=True, **options(schema))
     with context.begin_transaction():
         context.run_migrations()
 elif isinstance(given := context.config.attributes.get("connection"), Connection):
     run(given)
 else:
-    with sa.create_engine(url(), poolclass=sa.NullPool).begin() as connection:
+    engine = sa.create_engine(
+        sync_url(url()), poolclass=sa.NullPool, connect_args=connect_args(url())
+    )
+    with engine.begin() as connection:
         run(connection)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from outbox_saga.errors import AutocommitRefused
+from outbox_saga.queries.dialects import errno
 from outbox_saga_migrations.errors import UpgradeBusy
 from outbox_saga_migrations.steps import MYSQL
 
@@ -129,9 +130,10 @@ def _autocommit() -> AutocommitRefused:
 def _says_busy(error: OperationalError) -> bool:
     """By code: PostgreSQL's 55P03, MariaDB's 1205 (lock wait timeout), SQLite's 5 (busy)."""
     original: Any = error.orig
+    if (number := errno(original)) is not None:
+        return number == 1205
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if state is not None:
         return bool(state == LOCK_NOT_AVAILABLE)
-    if (code := getattr(original, "sqlite_errorcode", None)) is not None:
-        return bool(code & 0xFF == 5)
-    return bool(original.args and original.args[0] == 1205)
+    code = getattr(original, "sqlite_errorcode", None)
+    return code is not None and bool(code & 0xFF == 5)

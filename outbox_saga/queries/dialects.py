@@ -18,6 +18,7 @@ Family = Literal["postgresql", "mysql", "sqlite"]
 # Retry the whole unit after these, never one statement (SQLSTATE: PostgreSQL appendix A; errno:
 # MySQL error reference)
 _TRANSIENT_SQLSTATES = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03", "25P04")
+_SQLITE_INTERRUPT = 9
 _TRANSIENT_CLASSES = ("08", "53")
 _TRANSIENT_ERRNOS = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 4031}
 _ENDED_ERRNOS = {1053, 1927, 2006, 2013, 2055, 4031}  # the session is over, whatever it was at
@@ -123,9 +124,8 @@ def is_transient(error: BaseException) -> bool:
     if error.connection_invalidated:
         return True
     original: Any = error.orig
-    arguments: tuple[Any, ...] = getattr(original, "args", ())
-    number = arguments[0] if arguments and isinstance(arguments[0], int) else None
-    if number in _TRANSIENT_ERRNOS:  # before SQLSTATE: MariaDB has HY000 for a lock wait timeout
+    number = errno(original)
+    if number in _TRANSIENT_ERRNOS:
         return True
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if isinstance(state, str):
@@ -133,10 +133,8 @@ def is_transient(error: BaseException) -> bool:
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
         return code & 0xFF in (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED and their extended codes
-    if number is not None:
-        return False
     # psycopg gives no SQLSTATE when the connection itself is gone
-    return type(original).__name__ in ("OperationalError", "AdminShutdown") and state is None
+    return number is None and type(original).__name__ in ("OperationalError", "AdminShutdown")
 
 
 def leaves_commit_open(error: BaseException) -> bool:
@@ -148,13 +146,39 @@ def leaves_commit_open(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError) or error.connection_invalidated:
         return True
     original: Any = error.orig
-    arguments: tuple[Any, ...] = getattr(original, "args", ())
-    if arguments and isinstance(arguments[0], int):
-        return arguments[0] in _ENDED_ERRNOS
+    if (number := errno(original)) is not None:
+        return number in _ENDED_ERRNOS
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if isinstance(state, str):  # a pooler in between may keep our connection, and tell by these
         return state == "40003" or state[:2] == "08" or state[:3] == "57P"
     return getattr(original, "sqlite_errorcode", None) is None
+
+
+def errno(original: BaseException | None) -> int | None:
+    """MariaDB's and MySQL's number of a driver's error; None of any other database's.
+
+    To be asked for before SQLSTATE: there a lock wait that ran out is HY000, as much else is, and
+    PyMySQL tells that, too, since 1.2.
+    """
+    arguments = getattr(original, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+
+
+def ran_out_of_time(error: BaseException) -> bool:
+    """True when a limit of time ended the statement, ours or an administrator's.
+
+    Not transient for everybody: a handler's own statement may be too slow every time.
+    """
+    if not isinstance(error, DBAPIError):
+        return False
+    original: Any = error.orig
+    if (number := errno(original)) is not None:
+        return number in (1969, 3024)  # MariaDB's and MySQL's
+    code = getattr(original, "sqlite_errorcode", None)
+    if isinstance(code, int):
+        return code & 0xFF == _SQLITE_INTERRUPT
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return bool(state == "57014")  # query_canceled
 
 
 def brief(error: BaseException) -> str:
@@ -165,9 +189,12 @@ def brief(error: BaseException) -> str:
     if isinstance(error, CommitUnknown) and error.__cause__ is not None:
         error = error.__cause__
     original: Any = getattr(error, "orig", None) or error
-    code = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None)
+    number = errno(original)
+    state = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None)
+    code = state if number is None else number
     told = type(original).__name__ + (f" {code}" if code else "")
-    if isinstance(error, DBAPIError) and code is None and error.statement is None:
+    answered = state is None or number is not None
+    if isinstance(error, DBAPIError) and answered and error.statement is None:
         lines = str(original).strip().splitlines()
         told += f": {lines[-1][:200]}" if lines else ""
     return told

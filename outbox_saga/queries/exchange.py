@@ -21,6 +21,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from outbox_saga.deadlines import transaction_limit
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.relay import OutboxRow, Wanted, page_statement
 from outbox_saga.tables import Tables
@@ -115,12 +116,14 @@ def exchange(
     wanted: Wanted,
     *,
     archive: bool = False,
+    limit: float | None = None,
 ) -> Exchanged:
     """Removes these rows, by position AND id, commits, and reads the next page as `read_page`.
 
     Args:
         connection: Made by `connect`. After an error nothing is known about it: invalidate it.
         archive: What is removed is kept in the archive, by the same statement.
+        limit: Seconds, the deadline of what removes, where the session has none (a pooler's).
 
     Raises:
         DBAPIError: As SQLAlchemy raises it; whether the rows were removed is then unknown, and
@@ -159,6 +162,8 @@ def exchange(
         with raw.pipeline():
             if published:
                 send(beginning, _BEGIN, None)
+                if limit is not None:
+                    send(beginning, transaction_limit(limit), None)
                 done = _done(published)
                 if archive:
                     done["shift"] = str(clock.microseconds())

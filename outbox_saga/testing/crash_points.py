@@ -103,6 +103,7 @@ class CrashPoints:
     def watch(self, database: Database) -> None:
         """Every statement and commit of this database's engines is a point from now on."""
         self.watch_engine(database.engine)
+        self.watch_engine(database.program_engine)
         self.watch_engine(database.async_engine.sync_engine)
 
     def watch_engine(self, engine: sa.Engine) -> None:

@@ -19,8 +19,9 @@ database_url_option = click.option(
     required=True,
     metavar="URL",
     show_envvar=True,
-    help="The service's database, as in postgresql://user@host/name. A password is better put "
-    "into the environment: everybody on this machine can read command lines.",
+    help="The service's database, as in postgresql://user@host/name, with ?pooler=true through "
+    "pgbouncer in transaction mode. A password is better put into the environment: everybody on "
+    "this machine can read command lines.",
 )
 
 schema_option = click.option(

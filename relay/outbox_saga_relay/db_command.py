@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import click
 import sqlalchemy as sa
 
-from outbox_saga.database_urls import shown_url, sync_url
+from outbox_saga.database_urls import connect_args, shown_url, sync_url
 from outbox_saga_migrations import check as find_differences
 from outbox_saga_migrations import current as current_revision
 from outbox_saga_migrations import downgrade as take_away
@@ -192,7 +192,8 @@ def _transaction(database_url: str, *, existing: bool = False) -> Iterator[sa.Co
     url = sync_url(database_url)
     if existing and url.get_backend_name() == "sqlite":
         refuse_missing_file(url.database)
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    # a pooler in transaction mode will do: all is one transaction, and so are its locks
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args(database_url))
     try:
         with engine.begin() as connection:
             yield connection

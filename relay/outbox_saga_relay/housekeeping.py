@@ -17,12 +17,20 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.database import READ_ONLY, Database
-from outbox_saga.errors import AlreadyRunning, ConfigurationError
+from outbox_saga.deadlines import limit_transaction
+from outbox_saga.errors import AlreadyRunning, ConfigurationError, DatabaseSilent
 from outbox_saga.ids import new_id
 from outbox_saga.queries import archive_partitions as partitions
 from outbox_saga.queries import one_runner, pruning
-from outbox_saga.queries.dialects import brief, is_transient, limit_idle_transaction
+from outbox_saga.queries.dialects import (
+    brief,
+    is_transient,
+    limit_idle_transaction,
+    ran_out_of_time,
+)
 from outbox_saga.queries.schema import require_tables
+from outbox_saga_relay.database_thread import DatabaseThread
+from outbox_saga_relay.wire import Wire, lay_wires, wire_of
 
 logger = logging.getLogger("outbox_saga.housekeeping")
 
@@ -112,6 +120,10 @@ class Housekeeping:
         self._owner = new_id()
         self._tables = database.tables
         self._clock = database.clock
+        self._wire: Wire | None = None
+        self._thread = DatabaseThread(
+            "outbox-saga-housekeeping", limit=database.deadline, cut=self._cut_wire
+        )
 
     # --- a plan ------------------------------------------------------------------------------
 
@@ -206,9 +218,22 @@ class Housekeeping:
     def _write(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        with self.database.begin() as connection:
+        engine = self.database.program_engine
+        lay_wires(engine, self._on)
+        with engine.begin() as connection:
+            self._on(wire_of(connection))
+            if self.database.pooler:
+                limit_transaction(connection, self.database.deadline)
             limit_idle_transaction(connection, LEASE)
             return verb(connection, *args, **kwargs)
+
+    def _on(self, wire: Wire | None) -> None:
+        self._wire = wire
+
+    def _cut_wire(self) -> None:
+        wire = self._wire
+        if wire is not None:
+            wire.cut()
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -225,13 +250,17 @@ class Housekeeping:
 
         Raises:
             AlreadyRunning: Another process keeps house; nothing was removed since it began.
+            DatabaseSilent: A batch was not removed in time; another round removes it.
         """
-        stopped = asyncio.ensure_future((stop if stop is not None else asyncio.Event()).wait())
+        self._thread.hurry(None)
+        event = stop if stop is not None else asyncio.Event()
+        stopped: asyncio.Task[bool] = asyncio.create_task(event.wait())
+        stopped.add_done_callback(self._asked_to_stop)
         pruned = Pruned()
         round_ = self.batches()
         try:
             while not stopped.done():
-                step = await asyncio.to_thread(next, round_, None)
+                step = await self._thread.run(lambda: next(round_, None))
                 if step is None:
                     break
                 pruned = step
@@ -239,13 +268,20 @@ class Housekeeping:
                 await asyncio.wait({stopped}, timeout=self.pause)
         finally:
             stopped.cancel()
-            await asyncio.to_thread(self._let_go)
+            await self._let_go()
         return pruned
 
-    def _let_go(self) -> None:
+    def _asked_to_stop(self, stopped: asyncio.Task[bool]) -> None:
+        if not stopped.cancelled():
+            self._thread.hurry()
+
+    async def _let_go(self) -> None:
+        t, c = self._tables, self._clock
         try:
-            self._write(one_runner.let_go, self._tables, self._clock, RUNNER, self._owner)
-        except DBAPIError as error:
+            await self._thread.run(
+                lambda: self._write(one_runner.let_go, t, c, RUNNER, self._owner)
+            )
+        except (DBAPIError, DatabaseSilent) as error:
             logger.warning("housekeeping could not say that it ended (%s)", brief(error))
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -258,8 +294,10 @@ class Housekeeping:
                         logger.info("housekeeping: %s", _told(pruned))
                 except AlreadyRunning as error:
                     logger.debug("%s", error)
+                except DatabaseSilent as error:
+                    logger.warning("housekeeping: %s", error)
                 except Exception as error:
-                    if not is_transient(error):
+                    if not (is_transient(error) or ran_out_of_time(error)):
                         raise
                     logger.warning("housekeeping: trouble with the database (%s)", brief(error))
                 await asyncio.wait({stopped}, timeout=self.interval)

@@ -16,7 +16,9 @@ import sqlalchemy as sa
 
 from outbox_saga.database_urls import sync_url
 from outbox_saga.hints import channel
+from outbox_saga.ids import new_id
 from outbox_saga.retries import Retry
+from outbox_saga_relay.wire import Wire
 
 logger = logging.getLogger("outbox_saga.relay")
 
@@ -39,6 +41,7 @@ class Listener:
         self._url = sync_url(url)
         self._schema = schema
         self._hear = hear
+        self.seed = str(new_id())  # of its pauses: all of them lose a database at one moment
         self.heard = 0
         self.connections = 0
 
@@ -54,11 +57,14 @@ class Listener:
         failures = 0
         while True:
             try:
-                connection = await asyncio.wait_for(self._connect(), ANSWER)
+                # not wait_for: before Python 3.12 it forgets a cancellation that comes while the
+                # attempt fails, and this would go on for ever
+                async with asyncio.timeout(ANSWER):
+                    connection = await self._connect()
             except (psycopg.Error, OSError, TimeoutError) as error:
                 failures += 1
                 self._tell(failures, error)
-                await asyncio.sleep(AGAIN.delay(failures, seed="listen"))
+                await asyncio.sleep(AGAIN.delay(failures, seed=self.seed))
                 continue
             try:
                 self.connections += 1
@@ -76,8 +82,9 @@ class Listener:
                 self._tell(failures, error)
             finally:
                 with contextlib.suppress(Exception):  # it is gone in any case
-                    await asyncio.wait_for(connection.close(), ANSWER)
-            await asyncio.sleep(AGAIN.delay(max(1, failures), seed="listen"))
+                    async with asyncio.timeout(ANSWER):
+                        await connection.close()
+            await asyncio.sleep(AGAIN.delay(max(1, failures), seed=self.seed))
 
     async def _connect(self) -> Any:
         import psycopg
@@ -87,13 +94,18 @@ class Listener:
         connection = await psycopg.AsyncConnection.connect(
             **arguments, autocommit=True, prepare_threshold=None
         )
-        await connection.execute(f'LISTEN "{channel(self._schema)}"'.encode())
+        try:
+            await _say(connection, f'LISTEN "{channel(self._schema)}"'.encode())
+        except BaseException:  # cancelled, too: nobody else knows of it yet
+            await connection.close()
+            raise
         return connection
 
     async def _hears_itself(self, connection: Any) -> bool:
-        other = await asyncio.wait_for(self._connect(), ANSWER)
+        async with asyncio.timeout(ANSWER):
+            other = await self._connect()
         try:
-            await other.execute(f'NOTIFY "{channel(self._schema)}"'.encode())
+            await _say(other, f'NOTIFY "{channel(self._schema)}"'.encode())
             async for _ in connection.notifies(timeout=DEAF, stop_after=1):
                 return True
             return False
@@ -109,10 +121,28 @@ class Listener:
                 self._hear()
             if not heard:
                 # a half-open socket says nothing for ever
-                async with asyncio.timeout(ANSWER):
-                    await connection.execute(b"SELECT 1")
+                await _say(connection, b"SELECT 1")
 
     @staticmethod
     def _tell(failures: int, error: BaseException) -> None:
         log = logger.warning if failures == 1 else logger.debug
         log("the relay cannot be told at once (%s); it looks by itself", type(error).__name__)
+
+
+async def _say(connection: Any, statement: bytes) -> None:
+    """Waits for the answer, and not for ever; after that, or cancelled, the connection is gone.
+
+    Cancelled itself, psycopg asks the server to cancel the statement and waits for its answer,
+    which one that stands still gives no more than the first.
+    """
+    wire = Wire(connection)
+    said = asyncio.ensure_future(connection.execute(statement))
+    try:
+        await asyncio.wait({said}, timeout=ANSWER)
+    finally:
+        if not said.done():
+            wire.cut()
+        wire.close()
+        told = (await asyncio.gather(said, return_exceptions=True))[0]
+    if isinstance(told, BaseException):
+        raise told

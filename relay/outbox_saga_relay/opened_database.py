@@ -29,4 +29,4 @@ def opened(database_url: str, schema: str | None) -> Iterator[Database]:
             require_tables(connection, database.tables)
         yield database
     finally:
-        database.engine.dispose()
+        database.dispose()

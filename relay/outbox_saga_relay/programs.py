@@ -17,7 +17,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from outbox_saga.database import Database
+from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
 from outbox_saga_relay.times import STRETCH
@@ -138,6 +138,14 @@ def _given(**options: Any) -> dict[str, Any]:
     "--poll", type=click.FloatRange(min=0.001), help="Seconds between two looks when idle."
 )
 @click.option("--page-rows", type=click.IntRange(1, 5000), help="Rows read at once.")
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEADLINE,
+    show_default=True,
+    metavar="SECONDS",
+    help="A database that has not answered by then is given up and asked anew; without a SERVICE.",
+)
 @click.option("--once", is_flag=True, help="Publish what can be published now, and end.")
 @click.option(
     "--skip-poison",
@@ -163,7 +171,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option(
     "--listen-url",
     envvar="OUTBOX_SAGA_LISTEN_URL",
-    help="Where to LISTEN for commits, if --database-url leads through pgbouncer.",
+    help="Where to LISTEN for commits: a direct URL, if --database-url leads through a pooler.",
 )
 @click.option("--no-listen", is_flag=True, help="Only look every --poll seconds.")
 @_LOG
@@ -175,6 +183,7 @@ def relay(
     lease: float | None,
     poll: float | None,
     page_rows: int | None,
+    deadline: float,
     *,
     once: bool,
     skip_poison: tuple[str, ...],
@@ -196,11 +205,11 @@ def relay(
     options |= {"skip_poison": skip_poison} | ({"listen": False} if no_listen else {})
     options |= {"archive": archive_window > 0}
     if service is not None:
-        typed = [n for n in ("database_url", "broker", "schema") if _is_typed(n)]
+        typed = [n for n in ("database_url", "broker", "schema", "deadline") if _is_typed(n)]
         if typed:
             raise click.UsageError(
-                "give SERVICE, which knows its database, broker and schema, or --database-url and "
-                "--broker, not both"
+                "give SERVICE, which knows its database (and deadline), broker and schema, or "
+                "--database-url and --broker, not both"
             )
         loaded = load_service(service)
         _relay(
@@ -216,7 +225,7 @@ def relay(
             "the local broker hands messages to a service's handlers: give SERVICE"
         )
     publisher = open_publisher(broker)
-    database = Database(database_url, schema=schema)
+    database = Database(database_url, schema=schema, deadline=deadline)
     program = Relay(database, publisher, **options)
     _relay(program, database, archive_window, inbox_window, once)
 

@@ -20,9 +20,16 @@ import sqlalchemy as sa
 
 from outbox_saga.brokers import Publisher
 from outbox_saga.database import Database
-from outbox_saga.errors import BrokerDown, BrokerUnavailable, ConfigurationError, LeaseLost
+from outbox_saga.database_urls import split_pooler
+from outbox_saga.errors import (
+    BrokerDown,
+    BrokerUnavailable,
+    ConfigurationError,
+    DatabaseSilent,
+    LeaseLost,
+)
 from outbox_saga.hints import listening
-from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.dialects import brief, is_transient, ran_out_of_time
 from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.retries import Retry
 from outbox_saga_relay.counters import Counters
@@ -45,7 +52,9 @@ PAGES_AT_ONCE = 4  # in memory, on their way or waiting
 class Relay:
     """Every committed message is published at least once, of each key in the order of commits.
 
-    Any number may run: they share the partitions, and take over from one that dies.
+    Any number may run: they share the partitions, and take over from one that dies. A database
+    that does not answer within its `deadline` is a connection lost: what was read or acknowledged
+    is read again, and published again under the same ids.
 
     Args:
         database: Whose outbox.
@@ -62,8 +71,9 @@ class Relay:
         service: Whose relay it is, for those who look.
         archive: What was published is kept in the archive, from where it can be sent again; prune
             it (`Housekeeping`), it grows for ever otherwise.
-        listen: LISTEN for commits on a connection of its own (PostgreSQL). A URL: there, where
-            `database`'s own leads through pgbouncer. False: only by polling.
+        listen: LISTEN for commits on a connection of its own (PostgreSQL), at the database's
+            `listen_url` or else its URL, unless that leads through a pooler. A URL: there. False:
+            only by polling.
     """
 
     def __init__(
@@ -89,7 +99,14 @@ class Relay:
         self.store = Store(database, lease=lease, service=service, archive=archive)
         self.counters = Counters()
         self._database = database
-        self._listen = listen
+        self._listen = bool(listen)
+        self._listen_url: sa.URL | None = None
+        if isinstance(listen, str):
+            self._listen_url, pooled = split_pooler(listen)
+            if pooled:
+                raise ConfigurationError(
+                    "through a pooler nothing is heard; listen at a direct URL"
+                )
         self.poll = poll
         self._lease = lease
         self._page_rows = page_rows
@@ -97,6 +114,7 @@ class Relay:
         self._limit = min(FIRST_PAGE, page_rows)
         self._trouble = outage
         self._troubles = 0
+        self._lost = False  # whatever the store says it owns: a call that was left behind may
         self._wake = asyncio.Event()
         self._hinted = False
         self._held_was_last = False
@@ -136,7 +154,7 @@ class Relay:
         """
         self._stop = stop
         stopped = asyncio.create_task(stop.wait())
-        stopped.add_done_callback(lambda _: self._wake.set())
+        stopped.add_done_callback(self._asked_to_stop)
         loop, schema = asyncio.get_running_loop(), self._database.tables.schema
         ear = self._ear()
         try:
@@ -149,11 +167,21 @@ class Relay:
             stopped.cancel()
             await self._end()
 
+    def _asked_to_stop(self, stopped: asyncio.Task[bool]) -> None:
+        if not stopped.cancelled():
+            self.store.hurry()
+            self._wake.set()
+
     def _ear(self) -> asyncio.Task[None] | None:
-        url = self._database.url
-        if isinstance(self._listen, str):
-            url = sa.make_url(self._listen)
+        url = self._listen_url or self._database.listen_url or self._database.url
         if not self._listen or not Listener.can_listen(url):
+            return None
+        if url is self._database.url and self._database.pooler:
+            logger.warning(
+                "through a pooler LISTEN hears nothing: give a direct URL for it (listen_url); "
+                "the relay looks by itself, every %s s",
+                self.poll,
+            )
             return None
         listener = Listener(url, self._database.tables.schema, self.hint)
         return asyncio.create_task(listener.run())
@@ -161,16 +189,16 @@ class Relay:
     async def _work(self, stop: asyncio.Event, stopped: asyncio.Task[bool]) -> None:
         while not stop.is_set():
             try:
-                if not self.store.epochs and not await self._begin():
+                if not self._owns_any and not await self._begin():
                     await asyncio.wait({stopped}, timeout=self.poll)
                     continue
                 await self._serve()
-            except (LeaseLost, BrokerUnavailable) as error:
+            except (LeaseLost, BrokerUnavailable, DatabaseSilent) as error:
                 await self._start_over()
                 logger.warning("%s", error)
                 await self._wait_out(stopped)
             except Exception as error:
-                if not is_transient(error):
+                if not (is_transient(error) or ran_out_of_time(error)):
                     raise
                 await self._start_over()
                 logger.warning("trouble with the database (%s)", brief(error))
@@ -185,6 +213,8 @@ class Relay:
             BrokerUnavailable: The broker takes nothing now.
         """
         self._stop = stop
+        stopped: asyncio.Task[bool] = asyncio.create_task((stop or asyncio.Event()).wait())
+        stopped.add_done_callback(self._asked_to_stop)
         try:
             while not self._is_stopping():
                 page = await self._publish_page()
@@ -192,6 +222,7 @@ class Relay:
                 if not more and self._again is None:
                     break
         finally:
+            stopped.cancel()
             await self._end()
         return self.counters.published
 
@@ -203,7 +234,7 @@ class Relay:
             the same ids. BrokerUnavailable: The broker takes nothing now.
         """
         before = self.counters.published
-        if self.store.epochs and self.store.lease_may_be_over:
+        if self._owns_any and self.store.lease_may_be_over:
             await self._renew_or_lose(raising=False)
         try:
             await self._publish_page()
@@ -215,7 +246,7 @@ class Relay:
 
     async def _publish_page(self) -> Page | None:
         """One page to its end; None without a lease."""
-        if not self.store.epochs and not await self._begin():
+        if not self._owns_any and not await self._begin():
             return None
         try:
             await self.store.enter_outbox(self._page_rows)
@@ -242,7 +273,7 @@ class Relay:
                 # nothing more waits: do not leave the acknowledged rows until the next look
                 await self._remove()
             self._look_again(self._lanes.release_held())
-        except LeaseLost:
+        except (LeaseLost, DatabaseSilent):
             self._forget()
             raise
         if self._sending.down is not None:
@@ -264,7 +295,6 @@ class Relay:
                 self._wake.clear()
                 if turn is not None and turn.done():
                     turn.result()
-                    self._troubles = 0
                     turn = None
                 stopping = self._is_stopping()
                 if not stopping and not self.store.lease_may_be_over:
@@ -364,6 +394,7 @@ class Relay:
             held=lanes.held,
             again=again,
         )
+        self._over(acknowledged)
         lanes.removed(acknowledged)
         lanes.add(page.rows)
         self._fit(page)
@@ -381,7 +412,17 @@ class Relay:
     async def _remove(self) -> None:
         acknowledged = self._sending.take_acknowledged()
         await self.store.exchange(acknowledged, 0)
+        self._over(acknowledged)
         self._lanes.removed(acknowledged)
+
+    def _over(self, removed: Collection[OutboxRow] | None = None) -> None:
+        """What troubled the relay is over once it can remove what it publishes, or renew.
+
+        Not when it can read: it would publish the same page without a pause, again and again,
+        where nothing can be removed.
+        """
+        if removed is None or removed:
+            self._troubles = 0
 
     async def _read_more_of_held(self) -> None:
         key = self._lanes.wanting()[0]
@@ -407,6 +448,7 @@ class Relay:
             if raising:
                 raise LeaseLost("another relay took partitions over; taking stock")
             return
+        self._over()
         if renewal.again is not None:
             self._look_again(renewal.again)
             self._look_again(self._lanes.release_held())
@@ -426,10 +468,16 @@ class Relay:
 
     # --- beginning and ending --------------------------------------------------------------------
 
+    @property
+    def _owns_any(self) -> bool:
+        """Whether it has partitions, as far as it may believe that."""
+        return bool(self.store.epochs) and not self._lost
+
     async def _begin(self) -> bool:
         self._forget()  # of a lease before: published again, under the same ids
         if not await self.store.take_lease(self.counters.as_dict()):
             return False
+        self._lost = False
         await self.publisher.open()
         logger.info("relay %s owns %s partitions", self.store.owner, len(self.store.epochs))
         return True
@@ -446,6 +494,7 @@ class Relay:
         self._sending.forget()
         self._lanes.clear()
         self._again = None
+        self._lost = True
         self.store.epochs = {}
 
     async def _wait_out(self, stopped: asyncio.Task[bool]) -> None:
@@ -456,7 +505,7 @@ class Relay:
     async def _end(self) -> None:
         try:
             await self._sending.give_up()
-            if self.store.epochs:
+            if self._owns_any:
                 await self._store_failures()
                 await self._remove()
             await self.store.release_lease()

@@ -3,23 +3,22 @@
 Leases, pages, deletions and failures, on one thread of its own.
 
 A separate thread, because the publisher's event loop must not wait for the database, and one,
-because a relay needs one connection. Whatever fails leaves nothing behind in memory: state
-decides, and it is in the tables.
+because a relay needs one connection. Each of its turns has a deadline. Whatever fails leaves
+nothing behind in memory: state decides, and it is in the tables.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
 from outbox_saga.database import READ_ONLY, Database
+from outbox_saga.deadlines import limit_transaction
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.queries import exchange, partitions, processes
@@ -33,8 +32,10 @@ from outbox_saga.queries.processes import Process
 from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.tables import PARTITIONS
+from outbox_saga_relay.database_thread import DatabaseThread
 from outbox_saga_relay.large_bodies import is_left_out, with_bodies
 from outbox_saga_relay.mark import Mark
+from outbox_saga_relay.wire import Wire, lay_wires, wire_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -113,18 +114,41 @@ class Store:
         self._checked = False
         self._lease_ends = 0.0
         self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox-saga-relay")
+        self._wire: Wire | None = None  # of the connection in use, or the one used last
+        self._thread = DatabaseThread(
+            "outbox-saga-relay", limit=database.deadline, cut=self._cut_wire
+        )
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: work(*args, **kwargs)
-        )
+        return await self._thread.run(lambda: work(*args, **kwargs))
+
+    def hurry(self) -> None:
+        """The relay has been asked to end: the database gets some seconds, not the deadline."""
+        self._thread.hurry()
+
+    @property
+    def _engine(self) -> sa.Engine:
+        engine = self._database.program_engine
+        lay_wires(engine, self._on)
+        return engine
+
+    def _on(self, wire: Wire | None) -> None:
+        """The connection of this wire is in use from now on."""
+        self._wire = wire
+
+    def _cut_wire(self) -> None:
+        wire = self._wire
+        if wire is not None:
+            wire.cut()
 
     def _write(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         self._give_back()  # so that one connection is enough
-        with self._database.begin() as connection:
+        with self._engine.begin() as connection:
+            self._on(wire_of(connection))
+            if self._database.pooler:
+                limit_transaction(connection, self._database.deadline)
             # a relay that stands still must not lock its successor out
             limit_idle_transaction(connection, self._lease)
             return verb(connection, *args, **kwargs)
@@ -133,7 +157,8 @@ class Store:
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         self._give_back()
-        with self._database.engine.connect() as fresh:
+        with self._engine.connect() as fresh:
+            self._on(wire_of(fresh))
             connection = fresh.execution_options(**{READ_ONLY: True})
             with connection.begin():
                 return verb(connection, *args, **kwargs)
@@ -344,7 +369,7 @@ class Store:
         if again is not None:
             self.mark.lower(again)
         blocked = self._blocked
-        marks = exchange.can_exchange(self._database.engine)
+        marks = exchange.can_exchange(self._engine)
         due = self._look_at_due(frozenset(known)) if blocked and limit and marks else None
         above = self.mark.position
         settled = [r for r in acknowledged if _blocked_key(r) in blocked] if blocked else []
@@ -417,6 +442,7 @@ class Store:
                 acknowledged,
                 wanted,
                 archive=self._archive,
+                limit=self._database.deadline if self._database.pooler else None,
             )
         except BaseException:
             self._give_up_kept()  # nothing read or acknowledged survives a reconnect
@@ -464,9 +490,9 @@ class Store:
             above=self.mark.position,
             known=_without(known, (), self.mark.position),
             look_for_blocked=bool(self._blocked),
-            none_if_put_back=exchange.can_exchange(self._database.engine),
+            none_if_put_back=exchange.can_exchange(self._engine),
         )
-        if not exchange.can_exchange(self._database.engine):
+        if not exchange.can_exchange(self._engine):
             return self._look(verbs.anything_to_do, self._tables, self._clock, wanted)
         return verbs.anything_to_do(self._kept_or_new(), self._tables, self._clock, wanted)
 
@@ -475,7 +501,8 @@ class Store:
 
     def _kept_or_new(self) -> sa.Connection:
         if self._kept is None:
-            self._kept = exchange.connect(self._database.engine)
+            self._kept = exchange.connect(self._engine)
+            self._on(wire_of(self._kept))
         return self._kept
 
     async def rest(self) -> None:
@@ -543,8 +570,7 @@ class Store:
 
     def close(self) -> None:
         """Gives the thread and its connection back."""
-        self._thread.submit(self._give_up_kept)
-        self._thread.shutdown(wait=True)
+        self._thread.close(self._give_up_kept)
 
 
 def _blocked_key(row: OutboxRow) -> BlockedKey:

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
-from outbox_saga.database_urls import async_url, shown_url, sync_url
+from outbox_saga.database import Database
+from outbox_saga.database_urls import async_url, connect_args, shown_url, split_pooler, sync_url
 from outbox_saga.errors import ConfigurationError
 
 
@@ -86,3 +87,56 @@ def test_no_password_is_shown_from_wherever_it_stands() -> None:
     assert shown_url("postgres://u:secret@h/d?password=secret&sslmode=require") == (
         "postgres://u:***@h/d?sslmode=require"
     )
+
+
+def test_a_url_says_whether_it_leads_through_a_pooler_and_no_driver_sees_it() -> None:
+    assert split_pooler("postgres://h/d?pooler=true&x=y") == (make_url("postgres://h/d?x=y"), True)
+    assert split_pooler("postgres://h/d?pooler=false") == (make_url("postgres://h/d"), False)
+    assert split_pooler("postgres://h/d") == (make_url("postgres://h/d"), None)
+    for turn in (sync_url, async_url):
+        assert "pooler" not in turn("postgres://h/d?pooler=true").query
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgres://h/d", {}),
+        ("postgres://h/d?pooler=false", {}),
+        ("postgres://h/d?pooler=true", {"prepare_threshold": None}),
+        ("postgresql+psycopg://h/d?pooler=true", {"prepare_threshold": None}),
+        ("sqlite:///x", {}),
+    ],
+)
+def test_through_a_pooler_nothing_is_prepared(url: str, told: dict[str, None]) -> None:
+    assert connect_args(url) == told
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgres://h/d?pooler=yes", "write pooler=true or false"),
+        ("postgres://h/d?pooler=true&pooler=true", "write pooler=true or false"),
+        ("mysql://h/d?pooler=true", "pooler is for PostgreSQL"),
+        ("sqlite:///x?pooler=true", "pooler is for PostgreSQL"),
+        ("postgresql+asyncpg://h/d?pooler=true", "only psycopg is known to work"),
+        ("postgresql+psycopg2://h/d?pooler=true", "only psycopg is known to work"),
+    ],
+)
+def test_a_pooler_that_cannot_be_meant_or_was_not_tried_is_refused(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        connect_args(url)
+
+
+def test_a_database_says_at_once_what_cannot_be_meant() -> None:
+    with pytest.raises(ConfigurationError, match="pooler=False and the option pooler=True"):
+        Database("postgres://h/d?pooler=false", pooler=True)
+    with pytest.raises(ConfigurationError, match="pooler is for PostgreSQL"):
+        Database("sqlite:///x", pooler=True)
+    with pytest.raises(ConfigurationError, match="listen_url is direct"):
+        Database("postgres://h/d", listen_url="postgres://h/d?pooler=true")
+    driver = Database("postgresql+asyncpg://h/d", pooler=True)
+    assert driver.engine.driver == "psycopg"  # the sync one is ours
+    with pytest.raises(ConfigurationError, match="only psycopg is known to work"):
+        _ = driver.async_engine
+    assert Database("postgres://h/d?pooler=true").pooler
+    assert Database("postgres://h/d?pooler=true", pooler=True).url == make_url("postgres://h/d")

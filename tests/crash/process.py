@@ -175,6 +175,7 @@ class Process:
         else:
             await self.database.async_engine.dispose()
             self.database.engine.dispose()
+            self.database.program_engine.dispose()
 
 
 def arriving(envelope: Envelope) -> dict[str, str | None]:

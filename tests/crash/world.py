@@ -74,9 +74,11 @@ class World:
         runs.
         """
         database = Database(self.url, clock=Clock(later))
-        for engine in (self._engines.engine, self._engines.async_engine.sync_engine):
+        ours = self._engines
+        for engine in (ours.engine, ours.program_engine, ours.async_engine.sync_engine):
             engine.dispose(close=False)
-        database._sync, database._async = self._engines.engine, self._engines.async_engine
+        database._sync, database._async = ours.engine, ours.async_engine
+        database._programs = ours.program_engine
         return database
 
     def prepare(self) -> None:

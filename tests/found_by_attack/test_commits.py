@@ -13,9 +13,9 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox_saga.deadlines import cut_after
 from outbox_saga.errors import CommitUnknown
 from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
+from outbox_saga.watchdog import cut_after
 from tests.fixtures.databases import Database
 from tests.write_path.between import Between, between
 from tests.write_path.shop import Order, Said, Shop

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from outbox_saga.deadlines import _watchdog, cut_after
+from outbox_saga.watchdog import _watchdog, cut_after
 
 
 def test_a_child_of_a_fork_has_deadlines_whatever_the_parent_did_at_that_moment() -> None:

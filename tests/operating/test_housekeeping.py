@@ -212,7 +212,7 @@ async def test_no_transaction_removes_more_than_a_batch(house: House) -> None:
     publish(house)
     house.advance(4 * DAY)
     keeping = keeper(house, batch=3)
-    engine = keeping.database.engine
+    engine = keeping.database.program_engine
     counts: list[int] = []
 
     def note(*arguments: Any) -> None:
@@ -457,7 +457,7 @@ async def test_a_user_who_does_not_own_the_archive_prunes_it_row_by_row(
         )
     keeping = keeper(house)
 
-    @event.listens_for(keeping.database.engine, "begin")
+    @event.listens_for(keeping.database.program_engine, "begin")
     def as_keeper(connection: sa.Connection) -> None:
         connection.exec_driver_sql("SET LOCAL ROLE keeper")
 

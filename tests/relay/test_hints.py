@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,8 @@ import sqlalchemy as sa
 from outbox_saga.database import Database
 from outbox_saga.hints import wake_relays
 from outbox_saga.unit_of_work import UnitOfWork
+from outbox_saga_relay.listening import Listener
+from tests.doctor.between import something_between
 from tests.relay.house import House, Said
 from tests.relay.test_running import Broker, running, until
 
@@ -150,3 +154,29 @@ async def test_a_rolled_back_transaction_tells_nobody(house: House) -> None:
     publish(database.engine, "said again")
     assert told == ["!"]
     database.engine.dispose()
+
+
+@pytest.mark.databases("postgres18")
+async def test_a_listener_that_is_cancelled_before_it_listens_leaves_no_connection(
+    house: House,
+) -> None:
+    server = sa.make_url(house.url)
+    assert server.port is not None
+    loop, asked, answered = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    ready = [False]
+
+    def hold_the_answer_to_listen(piece: bytes) -> bytes:
+        if ready[0]:
+            loop.call_soon_threadsafe(asked.set)
+            answered.wait(20)
+        ready[0] = ready[0] or piece.endswith(b"I")  # ReadyForQuery, idle
+        return piece
+
+    with something_between("127.0.0.1", server.port, hold_the_answer_to_listen) as port:
+        url = server.set(port=port).update_query_dict({"sslmode": "disable"})
+        task = asyncio.create_task(Listener(url, None, lambda: None).run())
+        await asyncio.wait_for(asked.wait(), 20)
+        task.cancel()
+        loop.call_soon(answered.set)
+        await asyncio.gather(task, return_exceptions=True)
+    gc.collect()  # a connection that is lost is told of by a warning, and a warning is an error

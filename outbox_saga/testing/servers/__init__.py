@@ -18,6 +18,7 @@ from outbox_saga.testing.servers.database import DatabaseServer
 from outbox_saga.testing.servers.kafka import Kafka
 from outbox_saga.testing.servers.mariadb import MariaDB
 from outbox_saga.testing.servers.nats import Nats
+from outbox_saga.testing.servers.pgbouncer import PgBouncer
 from outbox_saga.testing.servers.place import ServerFailed, ServerUnavailable, Source
 from outbox_saga.testing.servers.postgres import Postgres, Postgres15, Postgres18
 from outbox_saga.testing.servers.rabbitmq import RabbitMQ
@@ -30,6 +31,7 @@ __all__ = [
     "Kafka",
     "MariaDB",
     "Nats",
+    "PgBouncer",
     "Postgres",
     "Postgres15",
     "Postgres18",

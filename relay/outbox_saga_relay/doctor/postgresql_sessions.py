@@ -105,16 +105,24 @@ def pooler(case: DatabaseCase) -> Iterator[Found]:
             "use psycopg (postgresql+psycopg://…)",
         )
     # A pooler answers the connection itself, with numbers of its own for cancelling.
-    if told != case.scalar("SELECT pg_backend_pid()"):
-        prepares = getattr(raw, "prepare_threshold", None) is not None
+    if told == case.scalar("SELECT pg_backend_pid()"):
+        return
+    if getattr(raw, "prepare_threshold", None) is None:
         yield Found(
-            "warning",
-            "a pooler (pgbouncer or the like) stands between this process and the server"
-            + (", and the driver prepares statements" if prepares else ""),
-            "in transaction mode: PgBouncer 1.22 or newer with max_prepared_statements > 0 and "
-            "libpq 17, or a driver that does not prepare; a direct URL for whoever LISTENs; "
-            "settings by ALTER ROLE or ALTER DATABASE, never by SET",
+            "info",
+            "a pooler (pgbouncer or the like) stands between this process and the server",
+            "a direct URL for whoever LISTENs; settings by ALTER ROLE or ALTER DATABASE, never by "
+            "SET; as many server connections as transactions may be open at once",
         )
+        return
+    yield Found(
+        "warning",
+        "a pooler (pgbouncer or the like) stands between this process and the server, and the "
+        "driver prepares statements",
+        "in transaction mode: say so (`?pooler=true` in the URL, or Database(pooler=True)), and "
+        "nothing is prepared; a direct URL for whoever LISTENs; settings by ALTER ROLE or ALTER "
+        "DATABASE, never by SET",
+    )
 
 
 CHECKS: Final[tuple[Check[DatabaseCase], ...]] = (
@@ -153,7 +161,7 @@ CHECKS: Final[tuple[Check[DatabaseCase], ...]] = (
         "whether PgBouncer or another pooler stands in between",
         "In transaction mode LISTEN hears nothing, SET reaches others, and a statement that was "
         "prepared on one session is unknown to the next.",
-        ("warning",),
+        ("warning", "info"),
         pooler,
     ),
 )

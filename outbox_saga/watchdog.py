@@ -1,0 +1,118 @@
+"""Ends a connection whose server does not answer, from another thread: drivers wait for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+Cut = Callable[[], None]
+
+
+class Watch:
+    """One deadline; `passed` says whether it has cut the connections."""
+
+    def __init__(self, ends: float, cuts: Sequence[Cut]) -> None:
+        self.ends = ends
+        self.cuts = cuts
+        self.passed = False
+
+
+class _Watchdog:
+    """One thread for all deadlines of this process; it begins with the first one."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._watches: dict[int, Watch] = {}
+        self._numbers = itertools.count()
+        self._pid: int | None = None
+
+    def watch(self, watch: Watch) -> int:
+        with self._changed:
+            if self._pid != os.getpid():  # the thread did not come along through a fork
+                self._pid, self._watches = os.getpid(), {}
+                threading.Thread(
+                    target=self._run, name="outbox-saga-deadlines", daemon=True
+                ).start()
+            number = next(self._numbers)
+            self._watches[number] = watch
+            self._changed.notify()
+            return number
+
+    def forget(self, number: int) -> None:
+        # waits for a cut that is being made: afterwards the descriptor may be somebody else's
+        with self._changed:
+            self._watches.pop(number, None)
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                for number, watch in list(self._watches.items()):
+                    if watch.ends <= now:
+                        watch.passed = True
+                        del self._watches[number]
+                        for cut in watch.cuts:
+                            # whatever it is (a driver refuses, its connection is closed already):
+                            # this thread has the deadlines of all others
+                            with contextlib.suppress(Exception):
+                                cut()
+                ends = [watch.ends for watch in self._watches.values()]
+                self._changed.wait(min(ends) - now if ends else None)
+
+
+_watchdog = _Watchdog()
+
+
+def _begin_anew() -> None:
+    global _watchdog  # noqa: PLW0603
+    _watchdog = _Watchdog()
+
+
+if hasattr(os, "register_at_fork"):
+    # somebody of the parent's may hold the lock at that moment, and is not there to release it
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
+@contextlib.contextmanager
+def cut_after(seconds: float, connections: Sequence[sa.Connection]) -> Iterator[Watch]:
+    """What these connections do in the block fails, as by a lost connection, after so many
+    seconds.
+
+    SQLite has no server that could be silent: there nothing is cut.
+    """
+    cuts = [cut for connection in connections if (cut := _cut_of(connection)) is not None]
+    watch = Watch(time.monotonic() + seconds, cuts)
+    watchdog = _watchdog
+    number = watchdog.watch(watch)
+    try:
+        yield watch
+    finally:
+        watchdog.forget(number)
+
+
+def _cut_of(connection: sa.Connection) -> Cut | None:
+    driver: Any = connection.connection.driver_connection
+    sock = getattr(driver, "_sock", None)  # pymysql
+    if isinstance(sock, socket.socket):
+        return lambda: _shut(sock)
+    fileno = getattr(driver, "fileno", None)
+    return None if fileno is None else lambda: _shut_number(fileno())
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is lost already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _shut_number(number: int) -> None:
+    # a copy: closing this object must not close the driver's descriptor
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
+        _shut(sock)
