@@ -20,7 +20,7 @@ from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 
 if TYPE_CHECKING:
     from outbox_saga.archive import Archive
-    from outbox_saga.commits import async_commit_outcome, commit_outcome
+    from outbox_saga.commits import async_commit_outcome, commit_outcome, interrupted_commit
     from outbox_saga.database import Database
     from outbox_saga.dead_letters import DeadLetters
     from outbox_saga.decisions import Decision
@@ -61,6 +61,7 @@ _HOMES = {
     "async_commit_outcome": "commits",
     "commit_outcome": "commits",
     "hours": "saga.definition",
+    "interrupted_commit": "commits",
     "is_failure": "results",
     "is_success": "results",
     "minutes": "saga.definition",
@@ -95,6 +96,7 @@ __all__ = [
     "async_commit_outcome",
     "commit_outcome",
     "hours",
+    "interrupted_commit",
     "is_failure",
     "is_success",
     "minutes",

@@ -44,17 +44,25 @@ _NO_SAVEPOINT: frozenset[str] = frozenset()
 Chain = tuple[weakref.ref[SessionTransaction], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Written:
     """What a transaction leaves to be known by, if the answer to its COMMIT never comes.
 
     Args:
         ids: Of its messages.
-        transaction: Gives a row with its id, on PostgreSQL.
+        answer: Gives a row with its id, once, on PostgreSQL.
     """
 
     ids: tuple[UUID, ...]
-    transaction: Callable[[], Any] | None = None
+    answer: Callable[[], Any] | None = None
+    _number: str | None = None
+
+    def transaction(self) -> str | None:
+        """Its id, read from the server's answer when somebody asks for it; None elsewhere."""
+        if self.answer is not None:
+            row, self.answer = self.answer(), None
+            self._number = None if row is None else str(row[0])
+        return self._number
 
 
 Write = Callable[[sa.Connection, list[Any]], "Written | None"]

@@ -119,7 +119,8 @@ class UnitOfWork(Generic[S]):
         max_body: Bytes a body may have.
         max_pending: Messages that may wait in the outbox: while there are as many, a transaction
             that publishes is refused at its commit (OutboxFull), before anything is committed. A
-            soft limit, counted about once a second in each process. None: no limit.
+            soft limit, counted about once a second in each process, by what the transaction that
+            counts can see. None: no limit.
     """
 
     def __init__(

@@ -19,10 +19,15 @@ Cut = Callable[[], None]
 class Watch:
     """One deadline; `passed` says whether it has cut the connections."""
 
-    def __init__(self, ends: float, cuts: Sequence[Cut]) -> None:
+    def __init__(self, ends: float, connections: Sequence[sa.Connection]) -> None:
         self.ends = ends
-        self.cuts = cuts
         self.passed = False
+        self.cuts: list[Cut] = []
+        self.add(connections)
+
+    def add(self, connections: Sequence[sa.Connection]) -> None:
+        """These are cut, too."""
+        self.cuts += [cut for each in connections if (cut := _cut_of(each)) is not None]
 
 
 class _Watchdog:
@@ -59,7 +64,7 @@ class _Watchdog:
                     if watch.ends <= now:
                         watch.passed = True
                         del self._watches[number]
-                        for cut in watch.cuts:
+                        for cut in list(watch.cuts):
                             # whatever it is (a driver refuses, its connection is closed already):
                             # this thread has the deadlines of all others
                             with contextlib.suppress(Exception):
@@ -88,8 +93,7 @@ def cut_after(seconds: float, connections: Sequence[sa.Connection]) -> Iterator[
 
     SQLite has no server that could be silent: there nothing is cut.
     """
-    cuts = [cut for connection in connections if (cut := _cut_of(connection)) is not None]
-    watch = Watch(time.monotonic() + seconds, cuts)
+    watch = Watch(time.monotonic() + seconds, connections)
     watchdog = _watchdog
     number = watchdog.watch(watch)
     try:
@@ -101,10 +105,19 @@ def cut_after(seconds: float, connections: Sequence[sa.Connection]) -> Iterator[
 def _cut_of(connection: sa.Connection) -> Cut | None:
     driver: Any = connection.connection.driver_connection
     sock = getattr(driver, "_sock", None)  # pymysql
-    if isinstance(sock, socket.socket):
-        return lambda: _shut(sock)
     fileno = getattr(driver, "fileno", None)
-    return None if fileno is None else lambda: _shut_number(fileno())
+    if not isinstance(sock, socket.socket) and fileno is None:
+        return None
+
+    def cut() -> None:
+        if connection.closed or connection.invalidated:
+            return  # it is the pool's again, or somebody else's
+        if isinstance(sock, socket.socket):
+            _shut(sock)
+        elif fileno is not None:
+            _shut_number(fileno())
+
+    return cut
 
 
 def _shut(sock: socket.socket) -> None:

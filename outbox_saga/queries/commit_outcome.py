@@ -20,21 +20,33 @@ _STATUS: dict[str | None, Outcome] = {
 }
 ASKED = 500  # ids a statement
 
+# NULL for a number that was not given out yet, which would be an error otherwise
+_ASK = sa.text("""
+SELECT CASE WHEN asked.number < pg_snapshot_xmax(pg_current_snapshot())
+            THEN pg_xact_status(asked.number) END AS status,
+  left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
+FROM (SELECT CAST(CAST(:number AS text) AS xid8) AS number) AS asked
+""")
+
 
 def outcome_of(
     connection: sa.Connection, tables: Tables, ids: Sequence[UUID], transaction: str | None
 ) -> Outcome:
     """What the database says of it now.
 
-    PostgreSQL remembers what became of a transaction by its id. Elsewhere only its messages tell:
-    where one is, it has committed; where none is, it has not, or they have left already.
+    PostgreSQL remembers what became of a transaction by its id, on one timeline. Otherwise only
+    its messages tell: where one is, it has committed; where none is, it has not, or they have left
+    already.
+
+    Args:
+        transaction: Its id and its timeline, as the statement that wrote its messages told.
     """
     if transaction is not None and family(connection) == "postgresql":
-        status: str | None = connection.execute(
-            sa.text("SELECT pg_xact_status(CAST(CAST(:transaction AS text) AS xid8))"),
-            {"transaction": transaction},
-        ).scalar_one()
-        return _STATUS[status]
+        number, _, timeline = transaction.partition(" ")
+        known = connection.execute(_ASK, {"number": number}).one()
+        if known.timeline == timeline:
+            return _STATUS[known.status]
+        # a standby was promoted: by this number it may know another transaction of its own
     for start in range(0, len(ids), ASKED):
         some = ids[start : start + ASKED]
         for table in (tables.outbox, tables.delayed, tables.dead_letter, tables.archive):

@@ -14,15 +14,18 @@ from outbox_saga.queries.dialects import family, skip_locked
 from outbox_saga.queries.driver import Answer
 from outbox_saga.queries.outbox import (
     CHUNK_BYTES,
+    TRANSACTION,
     WROTE,
     lock_number,
     lock_numbers,
     partition_of,
+    statement_bytes,
     try_key_locks,
 )
-from outbox_saga.tables import Tables
+from outbox_saga.tables import PREFIX, Tables
 
 ROWS = 500  # a statement
+DUE = PREFIX + "delayed_due"  # the index by time
 ROUNDS = 5  # looks behind messages whose keys are held
 
 
@@ -71,17 +74,18 @@ def write_delayed(
         )
     if family(connection) != "postgresql":
         return None
-    told = connection.exec_driver_sql("SELECT CAST(pg_current_xact_id() AS text)").first()
+    told = connection.exec_driver_sql(f"SELECT {TRANSACTION}").first()
     return lambda: told
 
 
 def _chunks(messages: Sequence[Delayed]) -> Iterator[Sequence[Delayed]]:
     start = size = 0
     for end, (envelope, _) in enumerate(messages):
-        size += len(envelope.body)
+        more = statement_bytes(envelope)
+        size += more
         if end > start and (end - start == ROWS or size > CHUNK_BYTES):
             yield messages[start:end]
-            start, size = end, len(envelope.body)
+            start, size = end, more
     yield messages[start:]
 
 
@@ -108,9 +112,19 @@ def enter_outbox(connection: sa.Connection, tables: Tables, clock: Clock, limit:
         .order_by(delayed.c.due_at, delayed.c.id)
     )
     connection.execute(sa.insert(outbox).from_select([*names, "created_at"], moved))
-    connection.execute(sa.delete(delayed).where(delayed.c.id.in_(ids)))
+    _remove(connection, delayed, ids)
     connection.info[WROTE] = (connection.engine, tables.schema)
     return len(ids)
+
+
+def _remove(connection: sa.Connection, delayed: sa.Table, ids: list[UUID]) -> None:
+    if family(connection) != "mysql":
+        connection.execute(sa.delete(delayed).where(delayed.c.id.in_(ids)))
+        return
+    # one by one: for many of them MariaDB scans the table, whatever index it is told to use, and
+    # would wait for every row that somebody has not committed yet
+    one = sa.delete(delayed).where(delayed.c.id == sa.bindparam("gone"))
+    connection.execute(one, [{"gone": id_} for id_ in ids])
 
 
 def _free(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -> list[UUID]:
@@ -128,6 +142,9 @@ def _free(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -
             skip_locked(
                 connection,
                 sa.select(delayed.c.id, delayed.c.key)
+                # a scan would lock the rows of all that are not due, too
+                .with_hint(delayed, f"FORCE INDEX ({DUE})", "mysql")
+                .with_hint(delayed, f"FORCE INDEX ({DUE})", "mariadb")
                 .where(due)
                 .order_by(delayed.c.due_at, delayed.c.id)
                 .limit(limit),

@@ -5,6 +5,7 @@ A dialect is imported when a connection of it asks: importing all of them is slo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -88,6 +89,28 @@ def skip_locked(connection: sa.Connection, statement: Any) -> Any:
 def for_update(connection: sa.Connection, statement: Any) -> Any:
     """The SELECT with FOR UPDATE; SQLite has one writer and needs none."""
     return statement if family(connection) == "sqlite" else statement.with_for_update()
+
+
+def delete_among(connection: sa.Connection, table: sa.Table, **among: Sequence[Any]) -> Any:
+    """A DELETE of the rows whose columns are among these values; one of them is the primary key.
+
+    MariaDB and MySQL rather scan a small table, and a DELETE that scans waits for every row that
+    somebody has not committed yet, as long as that takes.
+    """
+    if family(connection) != "mysql":
+        return sa.delete(table).where(
+            *(table.c[name].in_(values) for name, values in among.items())
+        )
+    # as text: SQLAlchemy knows no hint for a DELETE
+    quote = connection.dialect.identifier_preparer
+    name = quote.format_table(table)
+    where = " AND ".join(f"{name}.{quote.quote(column)} IN :{column}" for column in among)
+    return sa.text(f"DELETE {name} FROM {name} FORCE INDEX (PRIMARY) WHERE {where}").bindparams(
+        *(
+            sa.bindparam(column, list(values), type_=table.c[column].type, expanding=True)
+            for column, values in among.items()
+        )
+    )
 
 
 def delete_at_most(

@@ -23,7 +23,7 @@ FEW = 8  # rows of PostgreSQL that are values of one statement, not elements of 
 CHUNK = 1000  # rows a statement; SQLite allows 32,766 parameters and we use 6 a row
 CHUNK_BYTES = (
     4 * 1024 * 1024
-)  # bodies a statement; MariaDB takes packets of 16 MiB, escaping may double a body
+)  # a statement; MariaDB takes packets of 16 MiB, escaping may double it
 
 
 WROTE = "outbox_saga.wrote"  # in a connection's info: it has published since it left the pool
@@ -77,8 +77,8 @@ def write_messages(
         key_locks: False only in tests that show what the lock is for.
 
     Returns:
-        What gives a row with the transaction's id, on PostgreSQL: whoever loses the answer to
-        COMMIT can ask the server by it.
+        What gives a row with the transaction's id and timeline, on PostgreSQL: whoever loses the
+        answer to COMMIT can ask the server by it.
     """
     numbers = lock_numbers(e.key for e in envelopes) if key_locks else []
     write = _WRITE[family(connection)]
@@ -145,11 +145,21 @@ def try_key_locks(
 def _chunks(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
     start = size = 0
     for end, envelope in enumerate(envelopes):
-        size += len(envelope.body)
+        more = statement_bytes(envelope)
+        size += more
         if end > start and (end - start == CHUNK or size > CHUNK_BYTES):
             yield envelopes[start:end]
-            start, size = end, len(envelope.body)
+            start, size = end, more
     yield envelopes[start:]
+
+
+def statement_bytes(envelope: Envelope) -> int:
+    """Bytes of a statement that this message takes, about, before the driver escapes them."""
+    size = len(envelope.body)
+    if envelope.headers:
+        # as JSON a quotation mark is two bytes, and so are the longest letters for their length
+        size += 2 * sum(len(name) + 2 * len(value) for name, value in envelope.headers.items())
+    return size
 
 
 # Positions are handed out above the subquery, so after its locks. It is never left out, because
@@ -160,7 +170,7 @@ _ONE = """
 INSERT INTO {outbox} (id, partition, topic, key, headers, body, created_at)
 SELECT {rows}, clock_timestamp()
 FROM (SELECT {locks} WHERE pg_current_xact_id() IS NOT NULL OFFSET 0) AS locks
-RETURNING CAST(pg_current_xact_id() AS text)
+RETURNING {transaction}
 """
 
 _FEW = """
@@ -169,7 +179,7 @@ SELECT m.id, m.partition, m.topic, m.key, m.headers, m.body, clock_timestamp()
 FROM (VALUES {rows}) AS m(ordinal, id, partition, topic, key, headers, body),
 (SELECT {locks} WHERE pg_current_xact_id() IS NOT NULL OFFSET 0) AS locks
 ORDER BY m.ordinal
-RETURNING CAST(pg_current_xact_id() AS text)
+RETURNING {transaction}
 """
 
 # The CTE must be consumed by an aggregate: unreferenced it takes no lock at all, and under EXISTS
@@ -184,9 +194,13 @@ WITH locks AS MATERIALIZED (
   WHERE (SELECT count(*) FROM locks) >= 0
   ORDER BY m.ordinal
 )
-SELECT CAST(pg_current_xact_id() AS text)
+SELECT {transaction}
 """
 
+# With the timeline: a standby that is promoted without this transaction gives its id out again
+TRANSACTION = (
+    "CAST(pg_current_xact_id() AS text) || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8)"
+)
 _TYPES = ("uuid", "smallint", "text", "text", "text", "bytea")
 _LOCK = "pg_advisory_xact_lock({}, {})"
 
@@ -226,6 +240,7 @@ def _sql_for_few(dialect: sa.Dialect, tables: Tables, rows: int, locks: int) -> 
     class_ = _lock_class(dialect, tables)
     return (_FEW if rows > 1 else _ONE).format(
         outbox=dialect.identifier_preparer.format_table(tables.outbox),
+        transaction=TRANSACTION,
         rows=", ".join(marked),
         locks=", ".join(_LOCK.format(class_, f"CAST({mark('int')} AS int)") for _ in range(locks)),
     )
@@ -236,6 +251,7 @@ def _sql_for_many(dialect: sa.Dialect, tables: Tables, locked: bool) -> str:  # 
     mark = _marks(dialect)
     return _MANY.format(
         outbox=dialect.identifier_preparer.format_table(tables.outbox),
+        transaction=TRANSACTION,
         locks=", " + _LOCK.format(_lock_class(dialect, tables), "number") if locked else "",
         numbers=mark("int"),
         rows=", ".join(f"CAST({mark(type_)} AS {type_}[])" for type_ in _TYPES),

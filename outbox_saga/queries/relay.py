@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from outbox_saga.envelopes import Envelope
 from outbox_saga.payloads import storable
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import family
+from outbox_saga.queries.dialects import delete_among, family
 from outbox_saga.tables import PARTITIONS, Tables
 
 MAX_ERROR = 2000  # characters of an error that are kept
@@ -273,11 +273,9 @@ def delete_published(connection: sa.Connection, tables: Tables, rows: Sequence[O
             "ids": [r.id for r in rows],
         }
         return connection.execute(statement, values).rowcount
+    positions, ids = [r.position for r in rows], [r.id for r in rows]
     return connection.execute(
-        sa.delete(outbox).where(
-            outbox.c.position.in_([r.position for r in rows]),
-            outbox.c.id.in_([r.id for r in rows]),
-        )
+        delete_among(connection, outbox, position=positions, id=ids)
     ).rowcount
 
 

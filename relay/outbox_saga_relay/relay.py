@@ -249,7 +249,9 @@ class Relay:
         if not self._owns_any and not await self._begin():
             return None
         try:
-            await self.store.enter_outbox(self._page_rows)
+            while await self.store.enter_outbox(self._page_rows) == self._page_rows:
+                if self._is_stopping():
+                    break
             page = await self._exchange(self._sending.take_acknowledged())
             if page.put_back:
                 page = await self._exchange([])

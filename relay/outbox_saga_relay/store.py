@@ -388,7 +388,9 @@ class Store:
         if not settled and marks:
             found = self._exchange_at_once(acknowledged, wanted)
         else:
-            found = Exchanged(self._exchange_step_by_step(acknowledged, settled, wanted))
+            rows = self._exchange_step_by_step(acknowledged, settled, wanted)
+            # why an empty page is empty is asked for by another statement
+            found = Exchanged(rows, put_back=bool(marks and limit and not rows))
         rows = found.rows
         page = self._whole(Page(rows, full=0 < limit == len(rows), put_back=found.put_back), room)
         if limit and marks and not (found.put_back and not rows):

@@ -8,8 +8,7 @@ from sqlalchemy.orm import Session
 
 from outbox_saga import commit_outcome
 from outbox_saga.envelopes import seal
-from outbox_saga.errors import CommitUnknown, OutboxFull
-from outbox_saga.queries import backlog
+from outbox_saga.errors import CommitUnknown
 from outbox_saga.queries.outbox import write_messages
 from outbox_saga.unit_of_work import UnitOfWork
 from tests.write_path.shop import Said, Shop
@@ -35,28 +34,6 @@ def test_what_is_not_committed_yet_is_not_taken_for_committed(shop: Shop) -> Non
         said = commit_outcome(engine, CommitUnknown((message.id,)), patience=0.2)
         other.rollback()
     assert said is not True
-
-
-@pytest.mark.databases("mariadb", "postgres18")
-def test_an_outbox_that_was_emptied_meanwhile_is_not_full(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor is one that was filled meanwhile empty, for this transaction and everybody else."""
-    monkeypatch.setattr(backlog, "LOOK", 0.0)
-    with Session(shop.engine) as session, session.begin():
-        for _ in range(5):
-            UnitOfWork(session).publish(Said(word="a"))
-    engine = shop.make_plain_engine(isolation_level="REPEATABLE READ")
-    with Session(engine) as session:
-        session.execute(sa.text("select count(*) from shop_order")).all()  # its snapshot
-        with shop.engine.begin() as relay:
-            relay.execute(sa.delete(shop.tables.outbox))
-        UnitOfWork(session, max_pending=5).publish(Said(word="b"))
-        try:
-            session.commit()
-        except OutboxFull:
-            pytest.fail("nothing waits in the outbox")
-    assert shop.words() == ["b"]
 
 
 @pytest.mark.databases("sqlite", "mariadb", "postgres18")

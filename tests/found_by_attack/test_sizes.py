@@ -17,8 +17,6 @@ pytestmark = pytest.mark.databases("mariadb")
 def test_a_thousand_messages_with_headers_as_long_as_they_may_be(
     shop: Shop, header: str, delay: float | None
 ) -> None:
-    with shop.engine.connect() as connection:
-        print(connection.execute(sa.text("select @@max_allowed_packet")).scalar())
     with Session(shop.engine) as session, session.begin():
         uow = UnitOfWork(session, headers={"h": header})
         for number in range(1000):

@@ -15,7 +15,7 @@ from outbox_saga import commit_outcome, retry_unit
 from outbox_saga.commits import async_commit_outcome
 from outbox_saga.errors import CommitUnknown, ConfigurationError
 from outbox_saga.queries.dialects import is_transient
-from outbox_saga.queries.outbox import lock_numbers, take_key_locks
+from outbox_saga.queries.outbox import TRANSACTION, lock_numbers, take_key_locks
 from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 from tests.fixtures.databases import Database
 from tests.write_path.between import Between, When, between
@@ -194,9 +194,7 @@ def test_a_deadline_that_cannot_be_meant_is_refused(shop: Shop, seconds: float) 
 def test_a_transaction_in_progress_is_waited_for(shop: Shop) -> None:
     """The server may still be at it when the client has lost it."""
     with shop.engine.connect() as connection:
-        transaction = connection.execute(
-            sa.text("select cast(pg_current_xact_id() as text)")
-        ).scalar_one()
+        transaction = connection.execute(sa.text(f"select {TRANSACTION}")).scalar_one()
         unknown = CommitUnknown((), transaction)
         assert commit_outcome(shop.make_plain_engine(), unknown, patience=0.2) is None
         connection.rollback()
