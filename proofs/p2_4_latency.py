@@ -132,11 +132,11 @@ async def _idle(url: str, broker_url: str) -> dict[str, Any]:
     publisher = open_publisher(f"{broker_url}?create=1")
     async with _running(Relay(database, publisher, poll=POLL, lease=LEASE)):
         await asyncio.sleep(3.0)  # the pauses have grown
-        event.listen(database.engine, "before_cursor_execute", count)
+        event.listen(database.program_engine, "before_cursor_execute", count)
         began = time.monotonic()
         await asyncio.sleep(IDLE)
         seconds = time.monotonic() - began
-        event.remove(database.engine, "before_cursor_execute", count)
+        event.remove(database.program_engine, "before_cursor_execute", count)
         with eyes.connect() as connection:
             connections = connection.scalar(
                 sa.text(

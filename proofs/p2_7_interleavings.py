@@ -276,7 +276,7 @@ def tried(on: Stage, name: str, case: Case, *, until_one_is_bad: bool = False) -
     with contextlib.suppress(_Enough):
         explore(
             lambda: case.play(on),
-            [on.engine],
+            on.engines,
             steps=case.steps,
             progress=progress,
         )

@@ -150,6 +150,7 @@ class Stage:
         with self.database.begin() as connection:
             upgrade(connection)
         self.engine = self.database.engine
+        self.engines = [self.engine, self.database.program_engine]  # the latter is the relays'
         self.tables = self.database.tables
         self.broker = Broker()
         self.committed: list[Words] = []
@@ -274,7 +275,8 @@ def least_steps(point: Point) -> bool:
     """Cuts where others could see or hold up something.
 
     A relay's are said by `boundary`, and the look for keys whose time has come; what it stores is
-    cut at the lock and at the commit. Writers: the write and the commit.
+    cut at the lock and at the commit. Operators: the locks and the commit. Writers: the write and
+    the commit.
     """
     if point.kind in ("effect", "commit"):
         return True
@@ -289,6 +291,8 @@ def least_steps(point: Point) -> bool:
         return statement.startswith("SELECT outbox_saga_blocked_key.position FROM") or (
             "FOR UPDATE" in statement
         )
+    if point.actor == "operator":
+        return "FOR UPDATE" in statement  # the rest is seen by nobody before the commit
     return not statement.startswith("SET")
 
 
@@ -304,4 +308,5 @@ def stage() -> Iterator[Stage]:
             yield there
         finally:
             there.close_relays()
-            there.engine.dispose()
+            for engine in there.engines:
+                engine.dispose()

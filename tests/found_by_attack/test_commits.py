@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -130,7 +131,7 @@ def test_a_connection_that_is_closed_meanwhile_does_not_end_the_watchdog(shop: S
         first.invalidate()
     seconds = "pg_sleep(3)" if shop.name != "mariadb" else "sleep(3)"
     with engine.connect() as second, cut_after(0.2, [second]) as watch:
-        with contextlib.suppress(sa.exc.DBAPIError):
+        with contextlib.suppress(DBAPIError):
             second.execute(sa.text(f"select {seconds}"))
         assert watch.passed
 

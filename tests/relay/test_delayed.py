@@ -129,7 +129,9 @@ async def test_two_relays_let_each_message_in_once_whatever_the_order_of_their_s
 
         def write() -> None:
             with database.begin() as connection:
-                UnitOfWork(connection).publish(Said(word="c"), key="a")
+                uow = UnitOfWork(connection)
+                uow.publish(Said(word="later"), key="b", delay=1e6)
+                uow.publish(Said(word="c"), key="a")
 
         def check(run: Run) -> str | None:
             if run.errors:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import sqlalchemy as sa
 
 from outbox_saga.brokers.contract import ACCEPTED, Refused
 from outbox_saga.errors import PublishUnconfirmed, Unpublishable
-from outbox_saga.queries.delayed import enter_outbox
-from outbox_saga.queries.outbox import lock_numbers, take_key_locks
 from outbox_saga.unit_of_work import UnitOfWork
 from tests.relay.house import House, Recorder, Said, word_of
 from tests.relay.test_delayed import say_later
@@ -46,62 +42,6 @@ async def test_a_prepared_transaction_does_not_stop_the_relay_for_all_others(
         if house.name == "mariadb":
             with house.eyes.connect() as other:
                 other.exec_driver_sql("set global innodb_lock_wait_timeout = 50")
-
-
-@pytest.mark.databases("mariadb", "postgres18")
-async def test_letting_delayed_messages_in_is_in_no_circle_with_a_writer(house: House) -> None:
-    """What docs and comments promise: the locks of keys are the last ones, so nobody waits in a
-    circle. The writer publishes a delayed message and one that leaves at once.
-    """
-    say_later(house, 1.0, "a", "b", "c", key="k")
-    house.advance(2.0)
-    errors: list[BaseException] = []
-    from outbox_saga.envelopes import seal
-    from outbox_saga.queries.delayed import Delayed, write_delayed
-
-    def envelope(word: str):  # type: ignore[no-untyped-def]
-        return seal(
-            Said(word=word),
-            key="k",
-            source="s",
-            headers=None,
-            topic=None,
-            correlation_id=None,
-            causation_id=None,
-        )
-
-    written, inside = threading.Event(), threading.Event()
-
-    def write() -> None:  # as delayed_writer and then message_writer do at one commit
-        try:
-            with house.eyes.begin() as connection:
-                write_delayed(connection, house.tables, [Delayed(envelope("later"), 60.0)])
-                written.set()
-                inside.wait(10)
-                take_key_locks(connection, house.tables, lock_numbers(["k"]))
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    written.wait(10)
-    try:
-        engine = house.database.engine
-
-        @sa.event.listens_for(engine, "before_cursor_execute")
-        def before(conn, cursor, statement, parameters, context, many):  # type: ignore[no-untyped-def]
-            if statement.startswith("INSERT INTO outbox_saga_outbox"):
-                inside.set()  # we hold the lock of `k`
-                import time
-
-                time.sleep(0.5)
-
-        with house.database.begin() as connection:
-            enter_outbox(connection, house.tables, house.clock, 100)
-    except BaseException as error:  # noqa: BLE001
-        errors.append(error)
-    thread.join()
-    assert errors == []
 
 
 @pytest.mark.databases("postgres18", "sqlite")
