@@ -52,12 +52,14 @@ def each_point(
         database = house.another_database()
         points = CrashPoints(at)
         points.watch_engine(database.engine)
+        points.watch_engine(database.program_engine)  # that of housekeeping
         try:
             work(database)
         except ProcessDied:
             points.bury(house.eyes)
         if not points.dead:
             database.engine.dispose()
+            database.program_engine.dispose()
             check()
             return points.count
         try:
