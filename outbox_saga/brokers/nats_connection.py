@@ -254,7 +254,9 @@ class Connection:
         self.mark_lost()
 
     async def _error(self, error: Exception) -> None:
-        self.last_problem = error
+        # a server that says no closes the connection, and the client may see a reset after it
+        if not (self.last_problem is not None and isinstance(error, OSError)):
+            self.last_problem = error
         # nats-py reports a permission violation as a plain Error on a connection that stays up,
         # and as nothing else.
         if type(error) is nats.errors.Error and self.client.is_connected:

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 _AGAIN: Final = Retry(initial=0.5, max_delay=60.0)
 _RECONNECT: Final = Retry(initial=0.1, max_delay=3.0)
 # Seconds a pull request stands at the server. Short, since the server does not tell when it
-# forgets one.
-_EXPIRES: Final = 5.0
+# forgets one, and since whoever stops waits for its end.
+_EXPIRES: Final = 1.0
+_LATE: Final = 0.25  # seconds after that, at most, until its end has come
 # A message held back for an earlier one of its key comes at least so long after it.
 _BEHIND: Final = 0.25
 
@@ -156,7 +157,20 @@ class NatsSubscriber:
                 await self._woken(expires - now if self._requested else _EXPIRES)
         finally:
             self._stopping = stopped.done()
+            if self._stopping:
+                await self._request_over(connection)
             await connection.drain(subscription)
+
+    async def _request_over(self, connection: Connection) -> None:
+        """Until the standing pull request brings nothing more; what still comes is given back.
+
+        Whoever leaves before loses messages for as long as `ack_wait`: the server takes those for
+        delivered that it sends while the subscription goes (seen with 2.9 and 2.15).
+        """
+        ends = time.monotonic() + _EXPIRES + _LATE
+        while self._requested and not connection.lost and (left := ends - time.monotonic()) > 0:
+            self._wake.clear()
+            await self._woken(left)
 
     async def _pause(self, stopped: asyncio.Task[None], error: BrokerUnavailable) -> None:
         self._failures += 1
