@@ -165,7 +165,7 @@ class NatsSubscriber:
         """Until the standing pull request brings nothing more; what still comes is given back.
 
         Whoever leaves before loses messages for as long as `ack_wait`: the server takes those for
-        delivered that it sends while the subscription goes (seen with 2.9 and 2.15).
+        delivered that it sends while the subscription goes (seen with nats-server 2.15.1).
         """
         ends = time.monotonic() + _EXPIRES + _LATE
         while self._requested and not connection.lost and (left := ends - time.monotonic()) > 0:
