@@ -20,7 +20,8 @@ from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 
 if TYPE_CHECKING:
     from outbox_saga.archive import Archive
-    from outbox_saga.commits import async_commit_outcome, commit_outcome, interrupted_commit
+    from outbox_saga.commit_outcomes import async_commit_outcome, commit_outcome
+    from outbox_saga.commits import interrupted_commit
     from outbox_saga.database import Database
     from outbox_saga.dead_letters import DeadLetters
     from outbox_saga.decisions import Decision
@@ -58,8 +59,8 @@ _HOMES = {
     "Success": "results",
     "SyncHandlerContext": "handler_context",
     "SyncStepContext": "saga.context",
-    "async_commit_outcome": "commits",
-    "commit_outcome": "commits",
+    "async_commit_outcome": "commit_outcomes",
+    "commit_outcome": "commit_outcomes",
     "hours": "saga.definition",
     "interrupted_commit": "commits",
     "is_failure": "results",

@@ -1,23 +1,17 @@
-"""A COMMIT whose answer never came: an error of its own, and the question to the database.
+"""A COMMIT whose answer never came has an error of its own; and COMMIT has a deadline.
 
-try:
-    with unit_of_work(Session) as uow:
-        ...
-except CommitUnknown as unknown:
-    if commit_outcome(engine, unknown) is False:
-        ...  # certainly rolled back: do it again
+What became of it the database is asked by `outbox_saga.commit_outcomes`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -27,100 +21,18 @@ from sqlalchemy.orm import Session
 
 from outbox_saga.errors import CommitUnknown, ConfigurationError
 from outbox_saga.pending import Written, connections_of, what_was_written
-from outbox_saga.queries.commit_outcome import Outcome, outcome_of
-from outbox_saga.queries.dialects import family, is_transient, leaves_commit_open
-from outbox_saga.tables import tables_in
-from outbox_saga.watchdog import cut_after
+from outbox_saga.queries.dialects import leaves_commit_open
+from outbox_saga.watchdog import Watch, cut_after
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 COMMIT_TIMEOUT = 30.0  # seconds
-AGAIN = 0.05  # seconds between two questions
-_ANSWERS: dict[Outcome, bool | None] = {"committed": True, "rolled back": False}
-_sending: ContextVar[list[list[Written]] | None] = ContextVar("outbox_saga.sending", default=None)
 _COMMITS = re.compile(
     r"(XA COMMIT|COMMIT PREPARED)\b", re.IGNORECASE
 )  # COMMITs that are statements
 _UNKNOWN = "outbox_saga_commit_unknown"
 _NOT_SENT = "nothing was committed within {} s: COMMIT had not been sent; do the unit again"
-
-
-def commit_outcome(
-    engine: sa.Engine,
-    unknown: CommitUnknown,
-    *,
-    schema: str | None = None,
-    patience: float = 30.0,
-) -> bool | None:
-    """True: it has committed. False: it certainly has not, and may be done again.
-
-    None: the database cannot tell. On PostgreSQL that means it is still at it after `patience`,
-    or does not answer. MariaDB and SQLite keep no record of transactions: there a message in our
-    tables says True, and otherwise it is None, unless an archive keeps what has left (then look
-    before its window ends; None there means it has not committed).
-
-    Args:
-        engine: Of the same database. After a failover ask the server that answers now: what it
-            says is what holds.
-        unknown: As it was raised.
-        schema: Of our tables.
-        patience: Seconds, at most, to wait for a transaction in progress and for a database that
-            does not answer.
-    """
-    ends, tables = time.monotonic() + patience, tables_in(schema)
-    found: Outcome
-    while True:
-        try:
-            with engine.connect() as connection:
-                _see_what_is_committed(connection)
-                found = outcome_of(connection, tables, *_evidence(unknown))
-        except DBAPIError as error:
-            if not is_transient(error):
-                raise
-            found = "in progress"
-        if found != "in progress" or time.monotonic() + AGAIN >= ends:
-            return _ANSWERS.get(found)
-        time.sleep(AGAIN)
-
-
-async def async_commit_outcome(
-    engine: AsyncEngine,
-    unknown: CommitUnknown,
-    *,
-    schema: str | None = None,
-    patience: float = 30.0,
-) -> bool | None:
-    """As `commit_outcome`, on an async engine."""
-    ends, tables = time.monotonic() + patience, tables_in(schema)
-    found: Outcome
-    while True:
-        try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + patience):
-                async with engine.connect() as connection:
-                    await connection.run_sync(_see_what_is_committed)
-                    found = await connection.run_sync(
-                        lambda c: outcome_of(c, tables, *_evidence(unknown))
-                    )
-        except TimeoutError:
-            return None
-        except DBAPIError as error:
-            if not is_transient(error):
-                raise
-            found = "in progress"
-        if found != "in progress" or time.monotonic() + AGAIN >= ends:
-            return _ANSWERS.get(found)
-        await asyncio.sleep(AGAIN)
-
-
-def _see_what_is_committed(connection: sa.Connection) -> None:
-    """At READ UNCOMMITTED, MariaDB would show rows of a transaction that is still open."""
-    if family(connection) == "mysql":
-        connection.execution_options(isolation_level="READ COMMITTED")
-
-
-def _evidence(unknown: CommitUnknown) -> tuple[tuple[UUID, ...], str | None]:
-    return unknown.message_ids, unknown.transaction
 
 
 def check_commit_timeout(seconds: float | None) -> None:
@@ -132,7 +44,7 @@ def check_commit_timeout(seconds: float | None) -> None:
 
 
 def commit_within(session: Session, seconds: float | None) -> None:
-    """Flushes and commits, or fails after so many seconds.
+    """Flushes and commits, or fails after so many seconds, counted from the flush.
 
     Raises:
         CommitUnknown: COMMIT was sent, and time was up before its answer came.
@@ -141,14 +53,12 @@ def commit_within(session: Session, seconds: float | None) -> None:
     if seconds is None:
         session.commit()
         return
-    with cut_after(seconds, connections_of(session)) as watch, _noting() as sent:
+    with cut_after(seconds, connections_of(session)) as watch, _noting(watch) as sent:
         try:
-            session.flush()
-            watch.add(connections_of(session))  # the flush may have been the first to need one
             session.commit()
         except DBAPIError as error:
-            if not watch.passed:
-                raise
+            if not watch.passed or not leaves_commit_open(error):
+                raise  # the server has answered, however late
             raise _too_late(sent, seconds) from error
 
 
@@ -188,21 +98,38 @@ def interrupted_commit(error: BaseException | None) -> CommitUnknown | None:
 # --- what is under way ---------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """One that is under way: its deadline, and of each COMMIT sent what was written before it."""
+
+    watch: Watch | None
+    sent: list[list[Written]]
+
+
+_under_way: ContextVar[_Commit | None] = ContextVar("outbox_saga.commit", default=None)
+
+
 @contextmanager
-def _noting() -> Iterator[list[list[Written]]]:
+def _noting(watch: Watch | None = None) -> Iterator[list[list[Written]]]:
     """A list that gets, of each COMMIT that is about to be sent, what was written before it."""
-    sent: list[list[Written]] = []
-    token = _sending.set(sent)
+    commit = _Commit(watch, [])
+    token = _under_way.set(commit)
     try:
-        yield sent
+        yield commit.sent
     finally:
-        _sending.reset(token)
+        _under_way.reset(token)
+
+
+def _has_begun(connection: sa.Connection, *_: Any) -> None:
+    commit = _under_way.get()
+    if commit is not None and commit.watch is not None:
+        commit.watch.add([connection])  # the flush was the first to need it
 
 
 def _about_to_commit(connection: sa.Connection, *_: Any) -> None:
-    sent = _sending.get()
-    if sent is not None:
-        sent.append(what_was_written(connection))
+    commit = _under_way.get()
+    if commit is not None:
+        commit.sent.append(what_was_written(connection))
 
 
 def _too_late(sent: list[list[Written]], seconds: float) -> Exception:
@@ -242,6 +169,8 @@ def _told_apart(context: ExceptionContext) -> BaseException | None:
 
 # on the class, as the other listeners of a transaction's end
 event.listen(sa.Engine, "handle_error", _told_apart)
+event.listen(sa.Engine, "begin", _has_begun)
+event.listen(sa.Engine, "begin_twophase", _has_begun)
 # behind the listeners that write: what stands here is the last thing before COMMIT
 event.listen(sa.Engine, "commit", _about_to_commit)
 event.listen(sa.Engine, "commit_twophase", _about_to_commit)

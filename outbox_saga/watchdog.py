@@ -13,6 +13,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from outbox_saga.sockets import end_socket
+
 Cut = Callable[[], None]
 
 
@@ -26,8 +28,12 @@ class Watch:
         self.add(connections)
 
     def add(self, connections: Sequence[sa.Connection]) -> None:
-        """These are cut, too."""
-        self.cuts += [cut for each in connections if (cut := _cut_of(each)) is not None]
+        """These are cut, too; at once, when it has passed already."""
+        cuts = [cut for each in connections if (cut := _cut_of(each)) is not None]
+        self.cuts += cuts
+        if self.passed:  # the other thread may have gone through them by now
+            for cut in cuts:
+                cut()
 
 
 class _Watchdog:
@@ -112,20 +118,6 @@ def _cut_of(connection: sa.Connection) -> Cut | None:
     def cut() -> None:
         if connection.closed or connection.invalidated:
             return  # it is the pool's again, or somebody else's
-        if isinstance(sock, socket.socket):
-            _shut(sock)
-        elif fileno is not None:
-            _shut_number(fileno())
+        end_socket(sock.fileno() if isinstance(sock, socket.socket) else fileno())
 
     return cut
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is lost already
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-def _shut_number(number: int) -> None:
-    # a copy: closing this object must not close the driver's descriptor
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
-        _shut(sock)

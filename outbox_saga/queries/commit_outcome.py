@@ -20,10 +20,11 @@ _STATUS: dict[str | None, Outcome] = {
 }
 ASKED = 500  # ids a statement
 
-# NULL for a number that was not given out yet, which would be an error otherwise
+# pg_xact_status refuses numbers that were not given out yet. One beyond the snapshot was: on this
+# timeline the server itself told it; no transaction with it, or a later one, had ended by then
 _ASK = sa.text("""
 SELECT CASE WHEN asked.number < pg_snapshot_xmax(pg_current_snapshot())
-            THEN pg_xact_status(asked.number) END AS status,
+            THEN pg_xact_status(asked.number) ELSE 'in progress' END AS status,
   left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
 FROM (SELECT CAST(CAST(:number AS text) AS xid8) AS number) AS asked
 """)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,6 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+
+from outbox_saga.sockets import end_socket
 
 _WIRE = "outbox_saga.wire"
 _here = threading.local()  # who wants to know of the connections that this thread makes
@@ -34,7 +34,7 @@ class Wire:
             # a duplicate: by the time it is cut the driver may have closed its own, and its number
             # may be another socket's
             descriptor = os.dup(driver.fileno())
-            self._cut = lambda: _shut(descriptor)
+            self._cut = lambda: end_socket(descriptor)
             self._close = weakref.finalize(self, os.close, descriptor)
 
     def cut(self) -> None:
@@ -82,9 +82,3 @@ def _closed(dbapi_connection: Any, record: Any) -> None:  # noqa: ARG001 - SQLAl
     wire = record.info.pop(_WIRE, None)
     if wire is not None:
         wire.close()
-
-
-def _shut(descriptor: int) -> None:
-    # it may have ended by itself, or be a socket of another family than we take it for
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as line:
-        line.shutdown(socket.SHUT_RDWR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from outbox_saga.errors import CommitUnknown
 from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
-from outbox_saga.watchdog import cut_after
+from outbox_saga.watchdog import _watchdog, cut_after
 from tests.fixtures.databases import Database
 from tests.write_path.between import Between, between
 from tests.write_path.shop import Order, Said, Shop
@@ -125,9 +124,10 @@ def test_a_connection_that_is_closed_meanwhile_does_not_end_the_watchdog(shop: S
     engine = shop.make_plain_engine()
     with engine.connect() as first:
         with cut_after(0.1, [first]) as watch:
+            gone_through = threading.Event()
+            watch.cuts.append(gone_through.set)  # the last one
             first.connection.driver_connection.close()  # type: ignore[union-attr]
-            while not watch.passed:
-                time.sleep(0.01)
+            assert gone_through.wait(30)
         first.invalidate()
     seconds = "pg_sleep(3)" if shop.name != "mariadb" else "sleep(3)"
     with engine.connect() as second, cut_after(0.2, [second]) as watch:
@@ -148,19 +148,21 @@ def test_a_connection_that_is_the_pools_again_is_not_cut(shop: Shop) -> None:
     def tell(session: Any, ended: Any) -> None:
         if ended.parent is None and not given_back.is_set():
             given_back.set()
-            over.wait(10)
+            over.wait(60)
 
     def first() -> None:
-        with unit_of_work(sessionmaker(engine, class_=Mine), commit_timeout=0.4) as uow:
+        with unit_of_work(sessionmaker(engine, class_=Mine), commit_timeout=1.0) as uow:
             uow.publish(Said(word="a"))
 
     thread = threading.Thread(target=first)
     thread.start()
     given_back.wait(10)
+    gone_through = threading.Event()
+    next(iter(_watchdog._watches.values())).cuts.append(gone_through.set)  # the last one
     try:
         with engine.begin() as connection:
             connection.execute(sa.text("select 1"))
-            time.sleep(0.8)
+            assert gone_through.wait(30)
             connection.execute(sa.text("select 1"))
     finally:
         over.set()

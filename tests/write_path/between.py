@@ -13,7 +13,12 @@ from typing import Literal
 import sqlalchemy as sa
 
 _COMMIT = re.compile(rb"(?<![A-Z])COMMIT", re.IGNORECASE)  # not AUTOCOMMIT
-When = Literal["before the server has it", "before the answer comes back", "the answer hangs"]
+When = Literal[
+    "before the server has it",
+    "before the answer comes back",
+    "the answer hangs",
+    "every answer hangs",  # of whatever was asked, not of COMMIT alone
+]
 
 
 @dataclass(eq=False)
@@ -29,7 +34,7 @@ class _Pair:
 
 
 class Between:
-    """Passes bytes on until `lose` is set and a COMMIT comes by.
+    """Passes bytes on until `lose` is set (and, unless every answer hangs, a COMMIT comes by).
 
     Args:
         url: Of the database; `url` of this object leads through it.
@@ -58,7 +63,7 @@ class Between:
     def _to_server(self, pair: _Pair) -> None:
         with contextlib.suppress(OSError):
             while data := pair.client.recv(65536):
-                if self.lose and _COMMIT.search(data):
+                if self.lose and self.lose != "every answer hangs" and _COMMIT.search(data):
                     self.lost += 1
                     if self.lose == "before the server has it":
                         break
@@ -69,6 +74,8 @@ class Between:
     def _to_client(self, pair: _Pair) -> None:
         with contextlib.suppress(OSError):
             while data := pair.server.recv(65536):
+                if self.lose == "every answer hangs":
+                    continue
                 if not pair.committing:
                     pair.client.sendall(data)
                 elif self.lose != "the answer hangs":
