@@ -92,10 +92,10 @@ def _chunks(messages: Sequence[Delayed]) -> Iterator[Sequence[Delayed]]:
 def enter_outbox(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -> int:
     """How many messages whose time has come are in the outbox now, and wait no longer.
 
-    Each enters once, whoever else does the same at this moment; they enter in the order in which
-    they are due, under the locks of their keys, as everything that enters the outbox. It waits for
-    nobody: messages of a key that a writer holds just now enter the next time, and hold up no
-    others.
+    Each enters once, whoever else does the same at this moment; those of a key enter in the order
+    in which they are due, under the lock of the key, as everything that enters the outbox. It
+    waits for nobody: messages of a key that a writer holds just now enter the next time, and hold
+    up no others.
 
     Args:
         connection: In a transaction of its own: it ends with the locks of many keys.
@@ -128,31 +128,56 @@ def _remove(connection: sa.Connection, delayed: sa.Table, ids: list[UUID]) -> No
 
 
 def _free(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -> list[UUID]:
-    """The messages that are due, locked with the locks of their keys.
+    """The messages that are due, locked with the locks of their keys."""
+    free, seen, busy = list[UUID](), list[UUID](), set[str]()
+    for _ in range(ROUNDS):
+        # read without a lock: who locked rows first might get the lock of their key second, and
+        # would let them in behind later ones
+        wanted = limit - len(free)
+        due = _due(connection, tables, clock, seen, busy, wanted)
+        held = try_key_locks(connection, tables, lock_numbers(row.key for row in due))
+        mine = [row.id for row in due if row.key is None or lock_number(row.key) in held]
+        free += _locked(connection, tables, clock, mine)
+        if len(due) < wanted or len(free) == limit:
+            break
+        seen += mine
+        busy |= {row.key for row in due if row.key is not None and row.id not in set(mine)}
+    return free
+
+
+def _due(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    seen: list[UUID],
+    busy: set[str],
+    limit: int,
+) -> Sequence[sa.Row[UUID, str | None]]:
+    delayed = tables.delayed
+    found = sa.select(delayed.c.id, delayed.c.key).where(delayed.c.due_at <= clock.now())
+    if seen:
+        found = found.where(delayed.c.id.not_in(seen))
+    if busy:
+        found = found.where(sa.or_(delayed.c.key.is_(None), delayed.c.key.not_in(busy)))
+    return connection.execute(_by_time(delayed, found).limit(limit)).all()
+
+
+def _locked(
+    connection: sa.Connection, tables: Tables, clock: Clock, ids: list[UUID]
+) -> list[UUID]:
+    """Those of them that are still there; messages without a key another relay may have taken.
 
     Locking the rows gives this transaction its id, which has to come before any position does.
     """
-    delayed, busy = tables.delayed, list[str]()
-    free: list[UUID] = []
-    for _ in range(ROUNDS):
-        due = delayed.c.due_at <= clock.now()
-        if busy:
-            due = sa.and_(due, sa.or_(delayed.c.key.is_(None), delayed.c.key.not_in(busy)))
-        rows = connection.execute(
-            skip_locked(
-                connection,
-                sa.select(delayed.c.id, delayed.c.key)
-                # a scan would lock the rows of all that are not due, too
-                .with_hint(delayed, f"FORCE INDEX ({DUE})", "mysql")
-                .with_hint(delayed, f"FORCE INDEX ({DUE})", "mariadb")
-                .where(due)
-                .order_by(delayed.c.due_at, delayed.c.id)
-                .limit(limit),
-            )
-        ).all()
-        held = try_key_locks(connection, tables, lock_numbers(row.key for row in rows))
-        free = [row.id for row in rows if row.key is None or lock_number(row.key) in held]
-        if free or not rows:
-            break
-        busy += {row.key for row in rows}  # all of these are held: look behind them
-    return free
+    if not ids:
+        return []
+    delayed = tables.delayed
+    found = sa.select(delayed.c.id).where(delayed.c.due_at <= clock.now(), delayed.c.id.in_(ids))
+    return list(connection.scalars(skip_locked(connection, _by_time(delayed, found))))
+
+
+def _by_time(delayed: sa.Table, found: sa.Select[Any]) -> sa.Select[Any]:
+    # a scan would lock the rows of all that are not due, too
+    for name in ("mysql", "mariadb"):
+        found = found.with_hint(delayed, f"FORCE INDEX ({DUE})", name)
+    return found.order_by(delayed.c.due_at, delayed.c.id)

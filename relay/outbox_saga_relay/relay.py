@@ -119,6 +119,7 @@ class Relay:
         self._hinted = False
         self._held_was_last = False
         self._again: int | None = None
+        self._more_is_due = False
         self._stop: asyncio.Event | None = None
         self._outage = Outage(outage, seed=str(self.store.owner))
         self._lanes = Lanes(max(16, page_rows // 8))
@@ -219,7 +220,7 @@ class Relay:
             while not self._is_stopping():
                 page = await self._publish_page()
                 more = page is not None and (page.rows or page.put_back or self._lanes.rows)
-                if not more and self._again is None:
+                if not more and self._again is None and not self._more_is_due:
                     break
         finally:
             stopped.cancel()
@@ -246,12 +247,13 @@ class Relay:
 
     async def _publish_page(self) -> Page | None:
         """One page to its end; None without a lease."""
+        self._more_is_due = False
         if not self._owns_any and not await self._begin():
             return None
         try:
-            while await self.store.enter_outbox(self._page_rows) == self._page_rows:
-                if self._is_stopping():
-                    break
+            # one page of them: of all that may be due the lease would not wait for the end
+            entered = await self.store.enter_outbox(self._page_rows)
+            self._more_is_due = entered == self._page_rows
             page = await self._exchange(self._sending.take_acknowledged())
             if page.put_back:
                 page = await self._exchange([])

@@ -6,14 +6,27 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from outbox_saga.envelopes import seal
+from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.queries.clock import DATABASE_CLOCK
 from outbox_saga.queries.delayed import Delayed, enter_outbox, write_delayed
+from outbox_saga.queries.outbox import write_messages
 from outbox_saga.queries.relay import delete_published
 from outbox_saga.unit_of_work import UnitOfWork
 from tests.write_path.shop import Said, Shop
 
 pytestmark = pytest.mark.databases("mariadb", "postgres18")
+
+
+def another() -> Envelope:
+    return seal(
+        Said(word="w"),
+        key="w",
+        headers=None,
+        topic=None,
+        source="s",
+        correlation_id=None,
+        causation_id=None,
+    )
 
 
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
@@ -30,16 +43,7 @@ def test_entering_does_not_wait_for_a_writer_of_a_delayed_message(
     writer = shop.make_plain_engine(isolation_level=isolation)
     relay = shop.make_plain_engine(isolation_level="READ COMMITTED")
     with writer.connect() as other, relay.connect() as mine:
-        envelope = seal(
-            Said(word="w"),
-            key="w",
-            headers=None,
-            topic=None,
-            source="s",
-            correlation_id=None,
-            causation_id=None,
-        )
-        write_delayed(other, shop.tables, [Delayed(envelope, delay)])
+        write_delayed(other, shop.tables, [Delayed(another(), delay)])
         if shop.name == "mariadb":
             mine.execute(sa.text("set innodb_lock_wait_timeout = 1"))
         else:
@@ -49,17 +53,8 @@ def test_entering_does_not_wait_for_a_writer_of_a_delayed_message(
             # and the writer of another delayed message does not wait for it, either
             if shop.name == "mariadb":
                 other.execute(sa.text("set innodb_lock_wait_timeout = 1"))
-            for another in (0.0, 0.001, 3600.0):
-                envelope = seal(
-                    Said(word="w"),
-                    key="w",
-                    headers=None,
-                    topic=None,
-                    source="s",
-                    correlation_id=None,
-                    causation_id=None,
-                )
-                write_delayed(other, shop.tables, [Delayed(envelope, another)])
+            for later in (0.0, 0.001, 3600.0):
+                write_delayed(other, shop.tables, [Delayed(another(), later)])
         finally:
             mine.rollback()
             other.rollback()
@@ -74,19 +69,8 @@ def test_removing_does_not_wait_for_a_writer(shop: Shop, count: int) -> None:
     rows = shop.rows()
     writer = shop.make_plain_engine()
     relay = shop.make_plain_engine(isolation_level="READ COMMITTED")
-    from outbox_saga.queries.outbox import write_messages
-
     with writer.connect() as other, relay.connect() as mine:
-        envelope = seal(
-            Said(word="w"),
-            key="w",
-            headers=None,
-            topic=None,
-            source="s",
-            correlation_id=None,
-            causation_id=None,
-        )
-        write_messages(other, shop.tables, [envelope])
+        write_messages(other, shop.tables, [another()])
         if shop.name == "mariadb":
             mine.execute(sa.text("set innodb_lock_wait_timeout = 1"))
         try:
