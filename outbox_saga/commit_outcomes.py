@@ -40,10 +40,10 @@ def commit_outcome(
     """True: it has committed. False: it certainly has not, and may be done again. None: the
     database cannot tell, and it may be either.
 
-    PostgreSQL remembers its transactions: None there means that it is still at it after `patience`,
-    does not answer, or is a standby that was promoted meanwhile, which numbers its transactions
-    anew. MariaDB and SQLite keep no record: there a message that is still in our tables says True,
-    and whatever else they find is None.
+    PostgreSQL remembers its transactions: None there means that it is still at it after
+    `patience`, does not answer, or is a standby that was promoted meanwhile, which numbers its
+    transactions anew. MariaDB and SQLite keep no record: there a message that is still in our
+    tables says True, and whatever else they find is None.
 
     It speaks of the database of the outbox alone, where a session committed to several.
 
@@ -103,8 +103,9 @@ class _Question:
     def ask(self, connection: sa.Connection) -> Outcome:
         if family(connection) != "mysql":
             return outcome_of(connection, self._tables, self._ids, self._transaction)
-        # at READ UNCOMMITTED it would show rows of a transaction that is still open. By statements,
-        # for the engine may be in AUTOCOMMIT, and SQLAlchemy's option lets the driver's errors out
+        # at READ UNCOMMITTED it would show rows of a transaction that is still open. By
+        # statements, for the engine may be in AUTOCOMMIT, and SQLAlchemy's option lets the
+        # driver's errors out
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.exec_driver_sql("START TRANSACTION")
         found = outcome_of(connection, self._tables, self._ids, self._transaction)

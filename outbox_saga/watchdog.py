@@ -111,13 +111,14 @@ def cut_after(seconds: float, connections: Sequence[sa.Connection]) -> Iterator[
 def _cut_of(connection: sa.Connection) -> Cut | None:
     driver: Any = connection.connection.driver_connection
     sock = getattr(driver, "_sock", None)  # pymysql
-    fileno = getattr(driver, "fileno", None)
-    if not isinstance(sock, socket.socket) and fileno is None:
+    owner = sock if isinstance(sock, socket.socket) else driver
+    fileno: Callable[[], int] | None = getattr(owner, "fileno", None)
+    if fileno is None:
         return None
 
     def cut() -> None:
         if connection.closed or connection.invalidated:
             return  # it is the pool's again, or somebody else's
-        end_socket(sock.fileno() if isinstance(sock, socket.socket) else fileno())
+        end_socket(fileno())
 
     return cut

@@ -152,7 +152,7 @@ def _due(
     seen: list[UUID],
     busy: set[str],
     limit: int,
-) -> Sequence[sa.Row[UUID, str | None]]:
+) -> Sequence[sa.Row[Any]]:
     delayed = tables.delayed
     found = sa.select(delayed.c.id, delayed.c.key).where(delayed.c.due_at <= clock.now())
     if seen:
@@ -176,7 +176,7 @@ def _locked(
     return list(connection.scalars(skip_locked(connection, _by_time(delayed, found))))
 
 
-def _by_time(delayed: sa.Table, found: sa.Select[Any]) -> sa.Select[Any]:
+def _by_time(delayed: sa.Table, found: Any) -> Any:
     # a scan would lock the rows of all that are not due, too
     for name in ("mysql", "mariadb"):
         found = found.with_hint(delayed, f"FORCE INDEX ({DUE})", name)
