@@ -62,6 +62,10 @@ COMMANDS = {
         "outbox_saga_relay.waiting_command:waiting",
         "Look at messages that handlers failed on, try them again, or discard them.",
     ),
+    "status": Lazy(
+        "outbox_saga_relay.status_command:status",
+        "Show what waits, for whom, and who is at work.",
+    ),
     "audit": Lazy(
         "outbox_saga_relay.audit_command:audit", "List what operators did, when, and why."
     ),

@@ -1,4 +1,4 @@
-"""Stretches of time and moments, as people write them on a command line."""
+"""Stretches of time and moments, as people write them on a command line, and read them there."""
 
 from __future__ import annotations
 
@@ -71,3 +71,12 @@ def at(moment: dt.datetime | dt.timedelta | None, now: dt.datetime) -> dt.dateti
 
 STRETCH = Stretch()
 MOMENT = Moment()
+
+
+def spoken(value: float) -> str:
+    """A stretch of time for people, from seconds."""
+    if value < 120:
+        return f"{value:.0f} s" if value >= 10 or value == int(value) else f"{value:.1f} s"
+    if value < 7200:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:.0f} h" if value < 172_800 else f"{value / 86_400:.0f} days"

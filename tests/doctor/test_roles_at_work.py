@@ -24,6 +24,7 @@ from outbox_saga.brokers.contract import ACCEPTED, Refused
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import BrokerUnavailable, SagaStartConflict, Unpublishable
 from outbox_saga.queries import sagas
+from outbox_saga.queries.overview import Count, overview
 from outbox_saga_relay.relay import Relay
 from tests.doctor.logins import Logins
 from tests.fixtures.databases import Database as EmptyDatabase
@@ -233,3 +234,15 @@ async def test_a_program_with_a_role_that_is_not_its_own_changes_nothing(
 
     assert house.waiting() == ["stays"]
     assert recorder.attempts == []
+
+
+async def test_an_observer_may_look_at_what_waits_and_who_is_at_work(
+    house: House, logins: Logins
+) -> None:
+    house.say("secret", key="k")
+    database = Database(logins.url("observer"))
+    with database.begin() as connection:
+        found = overview(connection, database.tables, database.clock)
+    await database.close()
+
+    assert found.outbox == Count(1)

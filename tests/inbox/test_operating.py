@@ -46,6 +46,8 @@ async def test_a_listing_says_what_waits_why_and_for_what(
         assert [m.state for m in await messages.list(state=state)] == [state]
     assert len(await messages.list(key="k")) == 2
     assert len(await messages.list(consumer="nobody")) == 0
+    status = await asyncio.to_thread(CliRunner().invoke, main, ["status", "-d", house.url])
+    assert f"{found[0].consumer}\t1\t1\t1" in status.stdout.splitlines()
     first = (await messages.list(limit=1))[0]
     assert await messages.list(after=first.position, limit=1) == found[1:2]
     one = await messages.show(found[1].position)

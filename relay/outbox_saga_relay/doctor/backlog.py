@@ -9,7 +9,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from outbox_saga_relay.doctor.cases import DatabaseCase
-from outbox_saga_relay.doctor.findings import Check, Found, seconds
+from outbox_saga_relay.doctor.findings import Check, Found
+from outbox_saga_relay.times import spoken
 
 _COUNTED = 100_000  # rows; counting millions of them would be a load of its own
 _NAMED = 5
@@ -46,7 +47,7 @@ def pending(case: DatabaseCase) -> Iterator[Found]:
     if held is None:
         yield Found(
             "warning",
-            f"{many} messages wait in the outbox, the first for {seconds(age)}, and no relay has "
+            f"{many} messages wait in the outbox, the first for {spoken(age)}, and no relay has "
             "a lease",
             "start one: outbox-saga relay --database-url … --broker …",
         )
@@ -54,7 +55,7 @@ def pending(case: DatabaseCase) -> Iterator[Found]:
     late = age >= case.limits.long
     yield Found(
         "warning" if late else "info",
-        f"{many} messages wait in the outbox, the first for {seconds(age)}",
+        f"{many} messages wait in the outbox, the first for {spoken(age)}",
         "look at the relay's log, at parked keys and at the broker" if late else "nothing",
     )
 
@@ -67,7 +68,7 @@ def delayed(case: DatabaseCase) -> Iterator[Found]:
     if count:
         yield Found(
             "warning",
-            f"{many} delayed messages are due since more than {seconds(case.limits.long)}",
+            f"{many} delayed messages are due since more than {spoken(case.limits.long)}",
             "start a relay, which lets them in",
         )
 
@@ -145,7 +146,7 @@ def stuck_sagas(case: DatabaseCase) -> Iterator[Found]:
     if late:
         yield Found(
             "warning",
-            f"{many} sagas are due since more than {seconds(case.limits.long)}",
+            f"{many} sagas are due since more than {spoken(case.limits.long)}",
             "start an orchestrator that knows them: outbox-saga orchestrate SERVICE",
         )
 

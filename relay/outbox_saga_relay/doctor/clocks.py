@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from outbox_saga_relay.doctor.cases import DatabaseCase
-from outbox_saga_relay.doctor.findings import Check, Found, seconds
+from outbox_saga_relay.doctor.findings import Check, Found
+from outbox_saga_relay.times import spoken
 
 
 def skew(case: DatabaseCase) -> Iterator[Found]:
@@ -21,7 +22,7 @@ def skew(case: DatabaseCase) -> Iterator[Found]:
     if abs(apart) - took / 2 >= case.limits.skew:
         yield Found(
             "warning",
-            f"the database's clock is {seconds(abs(apart))} "
+            f"the database's clock is {spoken(abs(apart))} "
             f"{'ahead of' if apart > 0 else 'behind'} this machine's",
             "let both machines take their time from the same place (NTP)",
         )

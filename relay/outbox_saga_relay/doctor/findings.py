@@ -99,12 +99,3 @@ def report(findings: Iterable[Finding], checks: Iterable[str]) -> Report:
     """The findings in order: the worst level first, within a level as they were found."""
     ordered = sorted(findings, key=lambda finding: LEVELS.index(finding.level))
     return Report(tuple(ordered), tuple(checks))
-
-
-def seconds(value: float) -> str:
-    """A duration for people."""
-    if value < 120:
-        return f"{value:.0f} s" if value >= 10 or value == int(value) else f"{value:.1f} s"
-    if value < 7200:
-        return f"{value / 60:.0f} min"
-    return f"{value / 3600:.0f} h" if value < 172_800 else f"{value / 86_400:.0f} days"

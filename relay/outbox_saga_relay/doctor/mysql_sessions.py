@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from outbox_saga_relay.doctor.cases import DatabaseCase
-from outbox_saga_relay.doctor.findings import CannotLook, Check, Found, seconds
+from outbox_saga_relay.doctor.findings import CannotLook, Check, Found
+from outbox_saga_relay.times import spoken
 
 _LONG_LOCK_WAIT = 120  # seconds; the server's own default is 50
 _SHORT_LOCK_WAIT = 2
@@ -60,7 +61,7 @@ def lock_waits(case: DatabaseCase) -> Iterator[Found]:
         )
         yield Found(
             "warning",
-            f"innodb_lock_wait_timeout is {seconds(waits)}: {does}",
+            f"innodb_lock_wait_timeout is {spoken(waits)}: {does}",
             "set innodb_lock_wait_timeout to something between 5 and 50",
         )
 
@@ -121,7 +122,7 @@ def old_transactions(case: DatabaseCase) -> Iterator[Found]:
     ):
         yield Found(
             "warning",
-            f"connection {number} holds a transaction open for {seconds(float(age))}",
+            f"connection {number} holds a transaction open for {spoken(float(age))}",
             f"end it: KILL {number}",
         )
 

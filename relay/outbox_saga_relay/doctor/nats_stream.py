@@ -7,8 +7,9 @@ from typing import Final
 
 from outbox_saga.errors import BrokerUnavailable
 from outbox_saga_relay.doctor.cases import NatsCase
-from outbox_saga_relay.doctor.findings import CannotLook, Check, Found, seconds
+from outbox_saga_relay.doctor.findings import CannotLook, Check, Found
 from outbox_saga_relay.doctor.nats_server import OUR_HEADERS
+from outbox_saga_relay.times import spoken
 
 _NANOSECONDS = 1_000_000_000
 _MENDS = {
@@ -158,9 +159,9 @@ def dedup_window(case: NatsCase) -> Iterator[Found]:
     if window < horizon:
         yield Found(
             "warning",
-            f"the stream {case.settings.stream} drops repeats within {seconds(window)}, and the "
-            f"relay may send one again after {seconds(horizon)}",
-            f"set duplicate_window to {seconds(2 * horizon)} or more; consumers need the inbox "
+            f"the stream {case.settings.stream} drops repeats within {spoken(window)}, and the "
+            f"relay may send one again after {spoken(horizon)}",
+            f"set duplicate_window to {spoken(2 * horizon)} or more; consumers need the inbox "
             "anyway, since an outage outlasts every window",
         )
 
@@ -200,7 +201,7 @@ def consumers(case: NatsCase) -> Iterator[Found]:
             yield Found(
                 "error",
                 f"consumer {name} is deleted, with its place in the stream, when it is away for "
-                f"{seconds(config['inactive_threshold'] / _NANOSECONDS)}",
+                f"{spoken(config['inactive_threshold'] / _NANOSECONDS)}",
                 "set inactive_threshold to 0",
             )
         if config.get("mem_storage"):

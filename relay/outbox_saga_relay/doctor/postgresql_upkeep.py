@@ -8,7 +8,8 @@ from typing import Final
 import sqlalchemy as sa
 
 from outbox_saga_relay.doctor.cases import DatabaseCase
-from outbox_saga_relay.doctor.findings import CannotLook, Check, Found, Level, seconds
+from outbox_saga_relay.doctor.findings import CannotLook, Check, Found, Level
+from outbox_saga_relay.times import spoken
 
 _QUEUE_NEARLY_FULL = 0.5  # from here on it is a matter of minutes
 
@@ -90,7 +91,7 @@ def old_transactions(case: DatabaseCase) -> Iterator[Found]:
         yield Found(
             "warning",
             f"pid {pid} ({user} in {database}, {state}) holds a transaction open for "
-            f"{seconds(float(age))}",
+            f"{spoken(float(age))}",
             f"end it: SELECT pg_terminate_backend({pid})",
         )
     for gid, database, age in case.rows(
@@ -103,7 +104,7 @@ def old_transactions(case: DatabaseCase) -> Iterator[Found]:
     ):
         yield Found(
             "warning",
-            f"the prepared transaction {gid!r} in {database} is {seconds(float(age))} old, and "
+            f"the prepared transaction {gid!r} in {database} is {spoken(float(age))} old, and "
             "holds its locks",
             "let its coordinator finish it, or COMMIT PREPARED / ROLLBACK PREPARED it",
         )
