@@ -175,19 +175,19 @@ class UnitOfWork(Generic[S]):
             NoTransaction: There is no transaction to share the fate of.
             AutocommitRefused: The connection commits every statement by itself.
         """
-        seconds = _seconds(delay)
+        seconds = delay_seconds(delay)
         envelope = self._seal(message, key=key, headers=headers, topic=topic)
-        self._keep(envelope, seconds)
+        self.keep_sealed(envelope, seconds)
         return envelope.id
 
     def publish_many(
         self, messages: Sequence[Message], *, key: str | None = None, delay: Delay | None = None
     ) -> list[UUID]:
         """As `publish` for each, in this order: all of them leave, or none."""
-        seconds = _seconds(delay)
+        seconds = delay_seconds(delay)
         envelopes = [self._seal(message, key=key) for message in messages]
         for envelope in envelopes:
-            self._keep(envelope, seconds)
+            self.keep_sealed(envelope, seconds)
         return [envelope.id for envelope in envelopes]
 
     def publish_body(
@@ -207,7 +207,7 @@ class UnitOfWork(Generic[S]):
 
         JSON is checked as strictly as a model's.
         """
-        seconds = _seconds(delay)
+        seconds = delay_seconds(delay)
         envelope = seal_body(
             body,
             type_=type,
@@ -222,10 +222,11 @@ class UnitOfWork(Generic[S]):
             causation_id=self._causation_id,
             max_body=self._max_body,
         )
-        self._keep(envelope, seconds)
+        self.keep_sealed(envelope, seconds)
         return envelope.id
 
-    def _keep(self, envelope: Envelope, seconds: float) -> None:
+    def keep_sealed(self, envelope: Envelope, seconds: float = 0.0) -> None:
+        """As `publish`, for a message that was sealed already; it leaves after so many seconds."""
         if self._max_pending is not None:
             self.keep(self._max_pending, limit_keeper(self.tables))
         if seconds:
@@ -268,8 +269,8 @@ class UnitOfWork(Generic[S]):
         return {**self._headers, **(headers or {})}
 
 
-def _seconds(delay: Delay | None) -> float:
-    """The delay in seconds; 0 for none."""
+def delay_seconds(delay: Delay | None) -> float:
+    """The delay in seconds; 0 for none. Raises MessageRefused for what is no delay."""
     if delay is None:
         return 0.0
     seconds = delay.total_seconds() if isinstance(delay, dt.timedelta) else delay

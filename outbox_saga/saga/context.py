@@ -12,11 +12,12 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from outbox_saga.envelopes import Envelope, seal
+from outbox_saga.envelopes import seal
 from outbox_saga.errors import CommitRefused
 from outbox_saga.instances import Direction
 from outbox_saga.messages import Message
-from outbox_saga.unit_of_work import UnitOfWork, message_writer
+from outbox_saga.queries.delayed import Delayed
+from outbox_saga.unit_of_work import Delay, UnitOfWork, delay_seconds
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -58,15 +59,24 @@ class _Context(Generic[D]):
         self.source = source
         self.correlation_id = correlation_id
         self._uow = uow
-        self.kept: list[Envelope] = []
+        self.kept: list[Delayed] = []
 
     def publish(
-        self, message: Message, *, key: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        message: Message,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: Delay | None = None,
     ) -> UUID:
         """The message leaves if, and only if, this step succeeds; returns its id.
 
+        Args:
+            delay: As of `UnitOfWork.publish`, counted from when the step's outcome is stored.
+
         Raises as `UnitOfWork.publish`.
         """
+        seconds = delay_seconds(delay)
         envelope = seal(
             message,
             key=key,
@@ -76,10 +86,10 @@ class _Context(Generic[D]):
             causation_id=self.key,
         )
         if self._uow is not None:
-            self._uow.keep(envelope, message_writer(self._uow.tables))
+            self._uow.keep_sealed(envelope, seconds)
         else:
             # an external step has no transaction of its own: written with its outcome
-            self.kept.append(envelope)
+            self.kept.append(Delayed(envelope, seconds))
         return envelope.id
 
     def _lent(self) -> Any:

@@ -33,14 +33,13 @@ from outbox_saga.calling import (
     told,
 )
 from outbox_saga.database import Database
-from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
 from outbox_saga.ids import idempotency_key
 from outbox_saga.instances import Direction, Instance
 from outbox_saga.lent_session import LentSession
 from outbox_saga.queries import sagas, transition
+from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
-from outbox_saga.queries.outbox import write_messages
 from outbox_saga.results import Failure, Success
 from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
 from outbox_saga.saga.definition import Action, Saga, Step
@@ -287,7 +286,7 @@ class Execution:
 
     async def _outside(
         self, hand: Hand, todo: Call, step: Step, action: Action, *, asking: bool = False
-    ) -> tuple[Happened, list[Envelope]]:
+    ) -> tuple[Happened, list[Delayed]]:
         started = hand.surroundings(None).now
         asynchronous = inspect.iscoroutinefunction(action)
         try:
@@ -330,7 +329,7 @@ class Execution:
 
         future.add_done_callback(forget)
 
-    async def _report(self, hand: Hand, happened: Happened, kept: list[Envelope]) -> Decision:
+    async def _report(self, hand: Hand, happened: Happened, kept: list[Delayed]) -> Decision:
         try:
             decision, instance = await self.database.run(self._record_alone, hand, happened, kept)
         except MessageRefused as error:
@@ -353,7 +352,7 @@ class Execution:
     # --- the transition --------------------------------------------------------------------------
 
     def _record_alone(
-        self, connection: sa.Connection, hand: Hand, happened: Happened, kept: list[Envelope]
+        self, connection: sa.Connection, hand: Hand, happened: Happened, kept: list[Delayed]
     ) -> tuple[Decision, Instance]:
         # a process that stands still before the commit must not keep the row from its successor
         limit_idle_transaction(connection, hand.lease)
@@ -364,7 +363,7 @@ class Execution:
         connection: sa.Connection,
         hand: Hand,
         happened: Happened,
-        kept: list[Envelope],
+        kept: list[Delayed],
     ) -> tuple[Decision, Instance]:
         """Compare-and-set and history, in the transaction of `connection`; the caller commits.
 
@@ -402,8 +401,9 @@ class Execution:
                 break
         else:
             raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
-        if kept:
-            write_messages(connection, tables, kept)
+        uow = UnitOfWork(connection, schema=tables.schema)
+        for message in kept:
+            uow.keep_sealed(*message)
         deaths = seen.deaths if isinstance(happened, Resumed) else 0
         moved = replace(seen, revision=seen.revision + 1, state=decision.state, deaths=deaths)
         return decision, moved

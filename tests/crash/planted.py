@@ -12,8 +12,8 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from outbox_saga.database import Database
-from outbox_saga.envelopes import Envelope
 from outbox_saga.lent_session import LentSession
+from outbox_saga.queries.delayed import Delayed
 from outbox_saga.saga.definition import Action, Saga, Step
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.orchestrator import Orchestrator
@@ -52,7 +52,7 @@ class RemakesTheKey(Execution):
 
     async def _outside(
         self, hand: Hand, todo: Call, step: Step, action: Action, *, asking: bool = False
-    ) -> tuple[Happened, list[Envelope]]:
+    ) -> tuple[Happened, list[Delayed]]:
         def remade(context: Any) -> Any:
             context.key = str(uuid5(UUID(context.key), str(todo.attempt)))
             return action(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from typing import Any
@@ -11,13 +12,13 @@ import pytest
 import sqlalchemy as sa
 
 from outbox_saga import NotDone
-from outbox_saga.errors import LeaseLost, NoTransaction, SagaStartConflict
+from outbox_saga.errors import LeaseLost, MessageRefused, NoTransaction, SagaStartConflict
 from outbox_saga.ids import new_id
 from outbox_saga.queries import leases, sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.progress import Call, Resumed, Run
-from tests.saga.shop import Order, Shop, refuse, stock
+from tests.saga.shop import Order, Reserved, Shop, refuse, stock
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +46,32 @@ async def test_a_saga_runs_to_its_end_and_its_history_reads_like_it(shop: Shop) 
     ]
     assert await shop.shelf() == (99, 1)
     assert await shop.published() == 1
+
+
+@pytest.mark.parametrize("step", ["reserve", "charge"])
+async def test_what_a_step_publishes_with_a_delay_waits_for_its_time(
+    shop: Shop, step: str
+) -> None:
+    """A local step's in its own transaction, an external one's in that of its outcome."""
+    before = await shop.published()
+
+    def remind(context: Any) -> None:
+        context.publish(Reserved(order_id=7), key="tea", delay=3600)
+        context.publish(Reserved(order_id=8), key="tea", delay=None)
+        with pytest.raises(MessageRefused, match="delay"):
+            context.publish(Reserved(order_id=9), delay=-1)
+
+    shop.hooks[step] = remind
+    id_ = await shop.start()
+    await shop.to_the_end()
+
+    assert (await shop.instance(id_)).state.status == "completed"
+    assert await shop.published() == before + 2  # the step's own, and the one without a delay
+    database = shop.service.database
+    (delayed,) = await database.look(lambda c: c.execute(sa.select(database.tables.delayed)).all())
+    assert json.loads(delayed.body) == {"order_id": 7}
+    headers = json.loads(delayed.headers)
+    assert headers["correlation_id"] == str(id_)
 
 
 async def test_a_business_no_undoes_what_was_done_in_reverse(shop: Shop) -> None:
