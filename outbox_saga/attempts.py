@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
 
-from outbox_saga.calling import to_the_end
+from outbox_saga.calling import NoThread, to_the_end
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import AlteredMessage, HandlerBusy, LeaseLost, MessageRefused
@@ -24,6 +23,7 @@ from outbox_saga.queries.dialects import brief
 from outbox_saga.queries.inbox import Arrival
 from outbox_saga.queries.waiting import Failed
 from outbox_saga.thread_watch import ThreadWatch, Work
+from outbox_saga.worker_threads import Threads
 
 logger = logging.getLogger("outbox_saga.inbox")
 
@@ -39,7 +39,7 @@ class Attempts:
         source: Of what handlers publish.
     """
 
-    def __init__(self, database: Database, threads: Executor, source: str) -> None:
+    def __init__(self, database: Database, threads: Threads, source: str) -> None:
         self.watch = ThreadWatch()
         self._database = database
         self._threads = threads
@@ -83,6 +83,8 @@ class Attempts:
             )
         except LeaseLost:
             raise
+        except NoThread as error:  # nothing ran: the message has not failed
+            raise HandlerBusy(str(error)) from None
         except AlteredMessage:
             return "altered"
         except MessageRefused as refused:

@@ -8,12 +8,16 @@ import inspect
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from outbox_saga.errors import OutboxSagaError
+from outbox_saga.worker_threads import Threads
 
 T = TypeVar("T")
+
+STUBBORN = 5.0  # seconds that cancelled code gets to tidy up
+LOOK = 30.0  # seconds between two looks whether there will be a thread at all
+_left_alone: set[asyncio.Task[Any]] = set()
 
 
 class Misbehaved(OutboxSagaError):
@@ -50,36 +54,79 @@ class Deadline:
             return True
 
 
+class NoThread(NothingRan):
+    """All threads are held by code that outlived its time: certainly nothing was done."""
+
+
 class OutOfTime(TimeoutError):
-    """Its time is over, and we ended it; any other TimeoutError is its own."""
+    """Its time is over, and we ended it; any other TimeoutError is its own.
+
+    Args:
+        task: What goes on all the same, because it swallowed its cancellation.
+    """
+
+    def __init__(self, task: asyncio.Task[Any] | None = None) -> None:
+        super().__init__(
+            ""
+            if task is None
+            else "its time is over, and it goes on: it swallowed its cancellation"
+        )
+        self.task = task
 
 
 async def call_in_time(action: Callable[[Any], Any], context: Any, seconds: float | None) -> Any:
     """The answer of an `async def` action within so many seconds (None: whenever it comes).
 
+    It runs in a task of its own: one that cancels its own task cancels nothing of ours, and one
+    that does not end when it is cancelled is left to itself.
+
     Raises:
         OutOfTime: Its time is over; it was cancelled.
         Misbehaved: It let out a cancellation that nobody asked for, or SystemExit.
     """
-    timer = asyncio.timeout(seconds)
+    task = asyncio.create_task(_contained(action, context))
     try:
-        async with timer:
-            return await action(context)
-    except TimeoutError:
-        if timer.expired():
-            raise OutOfTime from None
-        raise
+        await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise Misbehaved("it was cancelled from inside; await tasks that others cancel") from None
-    except SystemExit:
+        await _end(task)
+        raise
+    if not task.done():
+        await _end(task)
+        if not task.done():
+            raise OutOfTime(task)
+        if task.cancelled() or task.exception() is not None:
+            raise OutOfTime
+    if task.cancelled():
+        raise Misbehaved("it was cancelled from inside; await tasks that others cancel")
+    return task.result()
+
+
+async def _contained(action: Callable[[Any], Any], context: Any) -> Any:
+    try:
+        return await action(context)
+    except SystemExit:  # a task would end the loop with it
         raise Misbehaved("it called sys.exit(); raise an error instead") from None
 
 
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancels it, and waits a moment for what it does then."""
+    task.cancel()
+    try:
+        await asyncio.wait({task}, timeout=STUBBORN)
+    finally:
+        if not task.done():
+            _left_alone.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(_has_ended)
+
+
+def _has_ended(task: asyncio.Task[Any]) -> None:
+    _left_alone.discard(task)
+    if not task.cancelled():
+        task.exception()  # it was asked for: nobody needs to be told that nobody did
+
+
 async def begin_in_thread(
-    threads: Executor, work: Callable[[], T], seconds: float
+    threads: Threads, work: Callable[[], T], seconds: float
 ) -> tuple[asyncio.Future[T], bool]:
     """The work, and whether it ended within so many seconds of its begin in the thread.
 
@@ -94,11 +141,14 @@ async def begin_in_thread(
 
 
 async def time_in_thread(
-    threads: Executor, work: Callable[[Callable[[], None]], T], seconds: float | None
+    threads: Threads, work: Callable[[Callable[[], None]], T], seconds: float | None
 ) -> tuple[asyncio.Future[T], bool]:
     """The work, and whether it ended within so many seconds of the moment it called what it gets.
 
     What comes before that call (waiting for a lock, say) is not its time. None: no limit.
+
+    Raises:
+        NoThread: None was free for so long, and all are held by what outlived its time.
     """
     loop = asyncio.get_running_loop()
     begun = asyncio.Event()
@@ -114,14 +164,27 @@ async def time_in_thread(
             # a future cannot carry them, or would end the process with them
             raise Misbehaved(f"it raised {type(error).__name__}") from error
 
-    future = loop.run_in_executor(threads, run)
+    submitted = threads.submit(run)
+    future = asyncio.wrap_future(submitted)
     beginning = asyncio.create_task(begun.wait())
+    either: set[asyncio.Future[Any]] = {beginning, future}
+    patience = LOOK if seconds is None else seconds
     try:
-        either: set[asyncio.Future[Any]] = {beginning, future}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        while not begun.is_set() and not future.done():
+            await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if threads.all_overdue and submitted.cancel():
+                raise NoThread(
+                    "all threads are held by plain `def` code that outlived its timeout; give "
+                    "what it waits for a timeout of its own (the HTTP client, say)"
+                )
+        done, _ = await asyncio.wait({future}, timeout=seconds)
+    except asyncio.CancelledError:
+        submitted.cancel()  # unless it has begun: nobody waits for it any more
+        raise
     finally:
         beginning.cancel()
-    done, _ = await asyncio.wait({future}, timeout=seconds)
+    if not done:
+        threads.outlived(future)
     return future, bool(done)
 
 

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # how long a SQLite writer waits for another one
 DEADLINE = 30.0  # seconds
+# who keeps a session that was given back, in code that did not end in time, begins nothing with it
+_LENT: dict[str, Any] = {"expire_on_commit": False, "close_resets_only": False}
 READ_ONLY = "outbox_saga_read_only"  # execution option: this transaction only reads
 
 
@@ -178,7 +180,7 @@ class Database:
 
         Rolled back unless its lender settles it.
         """
-        session = LentSession(self.engine, expire_on_commit=False)
+        session = LentSession(self.engine, **_LENT)
         try:
             yield session
         finally:
@@ -189,9 +191,7 @@ class Database:
         """As `lend`, on the async engine."""
         from sqlalchemy.ext.asyncio import AsyncSession
 
-        session = AsyncSession(
-            self.async_engine, sync_session_class=LentSession, expire_on_commit=False
-        )
+        session = AsyncSession(self.async_engine, sync_session_class=LentSession, **_LENT)
         try:
             yield session
         finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from uuid import UUID
 
 from outbox_saga.attempts import Attempts
@@ -22,6 +21,7 @@ from outbox_saga.inbox import NOTHING, Turn
 from outbox_saga.keeping import keep, keep_unread, opened
 from outbox_saga.queries import waiting
 from outbox_saga.queries.waiting import Failed, Leased
+from outbox_saga.worker_threads import Threads
 
 logger = logging.getLogger("outbox_saga.inbox")
 
@@ -40,7 +40,7 @@ class Handling:
         handlers: Who wants what.
     """
 
-    def __init__(self, database: Database, threads: Executor, handlers: Handlers) -> None:
+    def __init__(self, database: Database, threads: Threads, handlers: Handlers) -> None:
         self.database = database
         self.handlers = handlers
         self._attempts = Attempts(database, threads, handlers.source)

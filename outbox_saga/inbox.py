@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Executor
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,6 @@ import sqlalchemy as sa
 from outbox_saga.answers import outgoing
 from outbox_saga.calling import (
     Deadline,
-    Misbehaved,
     OutOfTime,
     call_in_time,
     time_in_thread,
@@ -45,6 +44,7 @@ from outbox_saga.queries import claims, waiting
 from outbox_saga.queries.inbox import Arrival, body_hash, note_arrival
 from outbox_saga.queries.waiting import Leased
 from outbox_saga.unit_of_work import UnitOfWork
+from outbox_saga.worker_threads import Threads
 
 logger = logging.getLogger("outbox_saga.inbox")
 
@@ -72,7 +72,7 @@ NOTHING = Turn()
 
 async def handle_once(
     database: Database,
-    threads: Executor,
+    threads: Threads,
     consumer: str,
     envelope: Envelope,
     message_class: type[Message],
@@ -142,7 +142,7 @@ class _Attempt:
         self._turn = turn
 
     async def in_task(
-        self, _: Executor, message: Message, handler: Callable[[Any], Any]
+        self, _: Threads, message: Message, handler: Callable[[Any], Any]
     ) -> Arrival:
         async with self._database.lend_async() as session:
             lent = session.sync_session
@@ -153,18 +153,19 @@ class _Attempt:
             context = HandlerContext(message, self._envelope, self._uow(session), self._consumer)
             try:
                 with _blaming_the_handler():
-                    answer = await call_in_time(_in_its_own_task(handler), context, self._timeout)
+                    answer = await call_in_time(handler, context, self._timeout)
                     self._publish(context, answer)
-            except OutOfTime:
-                await session.run_sync(lambda _: lent.abandon())
-                raise self._out_of_time() from None
+            except OutOfTime as error:
+                in_use = error.task is not None
+                await session.run_sync(lambda _: lent.abandon(in_use=in_use))
+                raise self._out_of_time(str(error)) from None
             # nothing of the user's runs from here on; a cancelled commit would leave its outcome
             # unknown
             await to_the_end(session.run_sync(lambda _: self._settle(lent)))
             return arrival
 
     async def in_thread(
-        self, threads: Executor, message: Message, handler: Callable[[Any], Any]
+        self, threads: Threads, message: Message, handler: Callable[[Any], Any]
     ) -> Arrival:
         deadline = Deadline()
 
@@ -239,20 +240,9 @@ class _Attempt:
         if not held:
             raise LeaseLost(f"message {id_} was taken over; this attempt was rolled back")
 
-    def _out_of_time(self) -> HandlerFailed:
-        return HandlerFailed(f"timed out after {self._timeout} s", code="handler_timeout")
-
-
-def _in_its_own_task(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The handler, so that one that cancels its own task cancels nothing of ours."""
-
-    async def run(context: Any) -> Any:
-        try:
-            return await handler(context)
-        except SystemExit:  # a task would end the loop with it
-            raise Misbehaved("it called sys.exit(); raise an error instead") from None
-
-    return lambda context: asyncio.create_task(run(context))
+    def _out_of_time(self, more: str = "") -> HandlerFailed:
+        told = f"timed out after {self._timeout} s"
+        return HandlerFailed(f"{told}: {more}" if more else told, code="handler_timeout")
 
 
 @contextmanager

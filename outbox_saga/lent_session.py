@@ -176,13 +176,16 @@ class LentSession(Session):
         self._unguard()
         super().rollback()
 
-    def abandon(self) -> None:
+    def abandon(self, *, in_use: bool = False) -> None:
         """Ends the transaction after an interrupted statement, whose connection may be in the
         middle of an answer.
+
+        Args:
+            in_use: Somebody may be at it even now.
         """
         self._unguard()
-        if self.get_bind().dialect.name in ("mysql", "mariadb"):
-            super().invalidate()  # its protocol has no way back
+        if in_use or self.get_bind().dialect.name in ("mysql", "mariadb"):
+            super().invalidate()  # MariaDB's protocol has no way back
         else:
             super().rollback()
 

@@ -16,7 +16,6 @@ import functools
 import importlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -39,6 +38,7 @@ from outbox_saga.saga.orchestrator import Orchestrator
 from outbox_saga.service_units import ServiceUnitOfWork
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga.waiting import WaitingRoom
+from outbox_saga.worker_threads import WorkerThreads
 
 logger = logging.getLogger("outbox_saga.service")
 
@@ -85,7 +85,7 @@ class Service:
         self.concurrency = concurrency
         self.lease = lease
         self.poll = poll
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-handler")
+        self._threads = WorkerThreads(concurrency, "outbox-saga-handler")
         self.handling = Handling(self.database, self._threads, self.handlers)
 
     # --- publishing ------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
+
+from outbox_saga.worker_threads import Threads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class ThreadWatch:
             self._inside[work].append(tell)
             return True
 
-    def executor(self, threads: Executor, work: Work) -> Executor:
+    def executor(self, threads: Threads, work: Work) -> Threads:
         """These threads, for this work."""
         return _Watched(self, threads, work)
 
@@ -60,8 +62,8 @@ class ThreadWatch:
             tell()
 
 
-class _Watched(Executor):
-    def __init__(self, watch: ThreadWatch, threads: Executor, work: Work) -> None:
+class _Watched(Threads):
+    def __init__(self, watch: ThreadWatch, threads: Threads, work: Work) -> None:
         self._watch = watch
         self._threads = threads
         self._work = work
@@ -75,3 +77,10 @@ class _Watched(Executor):
             raise
         future.add_done_callback(lambda _: self._watch.leave(self._work))
         return future
+
+    def outlived(self, work: asyncio.Future[Any]) -> None:
+        self._threads.outlived(work)
+
+    @property
+    def all_overdue(self) -> bool:
+        return self._threads.all_overdue

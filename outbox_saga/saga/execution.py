@@ -15,7 +15,6 @@ import logging
 import math
 import time
 from collections import Counter
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
@@ -25,6 +24,7 @@ import sqlalchemy as sa
 from outbox_saga.calling import (
     Deadline,
     NothingRan,
+    OutOfTime,
     begin_in_thread,
     call_in_time,
     place,
@@ -61,6 +61,7 @@ from outbox_saga.saga.progress import (
     decide,
 )
 from outbox_saga.unit_of_work import UnitOfWork
+from outbox_saga.worker_threads import Threads
 
 logger = logging.getLogger("outbox_saga.saga")
 
@@ -112,12 +113,12 @@ class Execution:
     Knows one database and a pool of threads for plain `def` actions.
     """
 
-    def __init__(self, database: Database, threads: Executor) -> None:
+    def __init__(self, database: Database, threads: Threads) -> None:
         self.database = database
         self.threads = threads
         self.lateness = 600.0  # seconds that the answer of a call that came late is kept
         self._troubles: Counter[tuple[UUID, str, str]] = Counter()
-        self._late: dict[tuple[UUID, str], asyncio.Future[Any]] = {}
+        self._late: dict[tuple[UUID, Flight], asyncio.Future[Any]] = {}
 
     async def resume(self, hand: Hand, happened: Happened) -> Decision:
         """Commits the transition for what happened, in a transaction of its own."""
@@ -183,7 +184,8 @@ class Execution:
             try:
                 answer = await call_in_time(action, context, step.timeout)
             except TimeoutError as error:
-                await session.run_sync(lambda _: lent.abandon())
+                in_use = isinstance(error, OutOfTime) and error.task is not None
+                await session.run_sync(lambda _: lent.abandon(in_use=in_use))
                 late = f"timed out after {step.timeout} s" if not str(error) else told(error)
                 return _errored(todo, late, started)
             happened = _answered(todo, answer, started)
@@ -262,9 +264,9 @@ class Execution:
         step = hand.definition.steps[todo.step]
         assert step.query is not None
         call = Call(todo.step, "do", todo.attempt)
-        late = self._late.get((hand.instance.id, todo.step))
+        late = self._late.get((hand.instance.id, (todo.step, "do")))
         if late is not None:
-            # our own thread is still calling: nobody can believe "not found" before it has ended
+            # our own call still goes on: nobody can believe "not found" before it has ended
             await asyncio.wait({late}, timeout=step.timeout)
             if not late.done():
                 happened: Happened = _errored(call, "still calling", None, unknown=True)
@@ -295,22 +297,28 @@ class Execution:
             )
         except Exception as error:  # noqa: BLE001  # users' validators
             return _errored(todo, f"its data does not load ({place(error)})", started), []
-        if time.monotonic() >= hand.lease_ends:
-            # this process stood still since the intent was committed: whoever has the instance now
-            # calls under the same key
-            raise LeaseLost(f"saga {hand.instance.id}: the lease ran out before the call was made")
+
+        def called() -> Any:
+            if time.monotonic() >= hand.lease_ends:
+                # this process stood still since the intent was committed: whoever has the instance
+                # now calls under the same key
+                raise LeaseLost(f"saga {hand.instance.id}: its lease ran out before the call")
+            return action(context)
+
         try:
             if asynchronous:
-                answer = await call_in_time(action, context, step.timeout)
+                answer = await call_in_time(lambda _: called(), context, step.timeout)
             else:
-                future, in_time = await begin_in_thread(
-                    self.threads, lambda: action(context), step.timeout
-                )
+                future, in_time = await begin_in_thread(self.threads, called, step.timeout)
                 if not in_time and not asking:
                     self._keep_late(hand, todo, future)
                 answer = future.result() if in_time else await _no_answer()
             return _answered(todo, answer, started), context.kept
+        except LeaseLost:
+            raise
         except TimeoutError as error:
+            if isinstance(error, OutOfTime) and error.task is not None and not asking:
+                self._keep_late(hand, todo, error.task)
             late = f"no answer within {step.timeout} s" if not str(error) else told(error)
             return _errored(todo, late, started, unknown=True), []
         except (NotDone, NothingRan) as error:
@@ -320,12 +328,16 @@ class Execution:
             return _errored(todo, told(error), started, unknown=True), []
 
     def _keep_late(self, hand: Hand, todo: Call, future: asyncio.Future[Any]) -> None:
-        key = (hand.instance.id, todo.step)
+        key: tuple[UUID, Flight] = (hand.instance.id, (todo.step, todo.direction))
         self._late[key] = future
+
+        def pop() -> None:
+            if self._late.get(key) is future:  # and not of a later attempt, which is late, too
+                del self._late[key]
 
         def forget(ended: asyncio.Future[Any]) -> None:
             _ended_late(ended)
-            asyncio.get_running_loop().call_later(self.lateness, self._late.pop, key, None)
+            asyncio.get_running_loop().call_later(self.lateness, pop)
 
         future.add_done_callback(forget)
 

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from outbox_saga.calling import place
@@ -23,6 +22,7 @@ from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.progress import Call, Decision, Flight, Query, Resumed
+from outbox_saga.worker_threads import WorkerThreads
 
 logger = logging.getLogger("outbox_saga.saga")
 
@@ -82,7 +82,7 @@ class Orchestrator:
                 lease,
                 longest,
             )
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="outbox-saga-step")
+        self._threads = WorkerThreads(concurrency, "outbox-saga-step")
         self._execution = Execution(database, self._threads)
         self._hands: dict[Any, Hand] = {}
         self._stopping = False

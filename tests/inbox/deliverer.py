@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 from outbox_saga.database import Database
@@ -19,6 +18,7 @@ from outbox_saga.handler_context import HandlerContext
 from outbox_saga.inbox import handle_once
 from outbox_saga.messages import Event
 from outbox_saga.queries.dialects import is_transient
+from outbox_saga.worker_threads import WorkerThreads
 
 
 class Said(Event, topic="talk"):
@@ -35,7 +35,7 @@ async def main(url: str, ids: list[UUID]) -> None:
 
     database = Database(url)
     new = 0
-    with ThreadPoolExecutor(1) as threads:
+    with WorkerThreads(1, "test") as threads:
         await database.look(lambda connection: connection.exec_driver_sql("select 1").all())
         sys.stdout.write("ready\n")
         sys.stdout.flush()

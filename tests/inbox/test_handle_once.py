@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.inbox import handle_once
 from outbox_saga.queries.inbox import Arrival
 from outbox_saga.results import Failure, Success
+from outbox_saga.worker_threads import WorkerThreads
 from tests.relay.house import PATIENCE, House, Said, till
 
 Deliver = Callable[..., Any]
@@ -33,7 +33,7 @@ def hello(word: str = "hello") -> Envelope:
 @pytest.fixture
 async def deliver(house: House) -> AsyncIterator[Deliver]:
     """`await deliver(envelope, handler)`, through one database and one pool of threads."""
-    with ThreadPoolExecutor(8) as threads:
+    with WorkerThreads(8, "test") as threads:
 
         async def through(envelope: Envelope, handler: Any, consumer: str = "listener") -> Arrival:
             return await handle_once(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -22,13 +22,14 @@ from outbox_saga.handling import Handling
 from outbox_saga.queries import waiting
 from outbox_saga.testing.interleaving import Exploration, Play, Point, Run, explore
 from outbox_saga.waiting import WaitingRoom
+from outbox_saga.worker_threads import Threads
 from tests.inbox.processes import FEW, note_in_thread, said
 from tests.relay.house import House, Said, till
 
 pytestmark = pytest.mark.databases("postgres18")
 
 
-class Inline(Executor):
+class Inline(Threads):
     """Runs at once, in the thread that asks: the explorer knows an actor by its thread."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -38,6 +39,13 @@ class Inline(Executor):
         except BaseException as error:  # noqa: BLE001  # as an executor does
             future.set_exception(error)
         return future
+
+    def outlived(self, work: asyncio.Future[Any]) -> None:
+        raise AssertionError("nothing here outlives its time")
+
+    @property
+    def all_overdue(self) -> bool:
+        return False
 
 
 class OneThread(Database):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from outbox_saga import HandlerContext, Retry, SyncHandlerContext
+from outbox_saga import HandlerContext, Retry, SyncHandlerContext, calling
 from outbox_saga.errors import ConfigurationError, HandlerBusy
 from outbox_saga.handlers import Handlers
 from tests.inbox.processes import LATER, MakeProcess, Moods, note, note_in_thread, said
@@ -89,6 +90,58 @@ def _free(house: House) -> bool:
             return True
     except DBAPIError:
         return False
+
+
+async def test_an_async_handler_that_swallows_its_cancellation_has_failed_and_holds_up_nothing(
+    house: House, process: MakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "STUBBORN", 0.02)
+    let_go, refused = asyncio.Event(), list[str]()
+
+    async def stubborn(handle: HandlerContext[Said]) -> None:
+        await note(handle)
+        while not let_go.is_set() and handle.message.word == "one":
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+        if let_go.is_set():
+            try:
+                await note(handle)
+            except SQLAlchemyError as error:
+                refused.append(type(error).__name__)
+
+    listener = process(stubborn, timeout=0.1)
+    await asyncio.wait_for(listener.deliver(said("one", key="k")), PATIENCE)
+    await asyncio.wait_for(listener.deliver(said("two", key="j")), PATIENCE)
+    (row,) = house.set_aside()
+    assert row.error_code == "handler_timeout"
+    assert "swallowed its cancellation" in row.error
+    assert house.notes() == ["two"]
+    let_go.set()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait(set(calling._left_alone))
+    assert len(refused) == 1
+    assert house.notes() == ["two"]
+    pool: Any = listener.service.database.async_engine.pool
+    assert pool.checkedout() == 0
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_message_is_delivered_later_when_every_thread_is_held_by_handlers_out_of_time(
+    house: House, process: MakeProcess
+) -> None:
+    over = threading.Event()
+
+    def hang(handle: SyncHandlerContext[Said]) -> None:
+        over.wait(PATIENCE)
+
+    listener = process(hang, timeout=0.1)
+    listener.service._threads._size = 1
+    listener.service._threads._max_workers = 1
+    await asyncio.wait_for(listener.deliver(said("one")), PATIENCE)
+    with pytest.raises(HandlerBusy, match="all threads are held"):
+        await asyncio.wait_for(listener.deliver(said("two")), PATIENCE)
+    over.set()
+    assert [row.error_code for row in house.set_aside()] == ["handler_timeout"]
 
 
 async def test_a_timeout_that_a_handler_raises_by_itself_is_its_own_error(

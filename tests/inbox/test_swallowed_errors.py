@@ -9,7 +9,6 @@ import concurrent.futures
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +21,7 @@ from outbox_saga.errors import CommitRefused, HandlerFailed
 from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
 from outbox_saga.inbox import handle_once
 from outbox_saga.queries.inbox import Arrival
+from outbox_saga.worker_threads import WorkerThreads
 from tests.relay.house import PATIENCE, House, Said, till
 
 Deliver = Callable[..., Any]
@@ -30,7 +30,7 @@ Deliver = Callable[..., Any]
 @pytest.fixture
 async def deliver(house: House) -> AsyncIterator[Deliver]:
     """`await deliver(envelope, handler)`, through one database and one pool of threads."""
-    with ThreadPoolExecutor(4) as threads:
+    with WorkerThreads(4, "test") as threads:
 
         async def through(envelope: Envelope, handler: Any) -> Arrival:
             return await asyncio.wait_for(

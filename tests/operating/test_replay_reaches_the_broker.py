@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from uuid import UUID
 
@@ -16,6 +15,7 @@ from outbox_saga.envelopes import Envelope
 from outbox_saga.inbox import handle_once
 from outbox_saga.queries.archive import archive_published
 from outbox_saga.testing.servers import Nats
+from outbox_saga.worker_threads import WorkerThreads
 from tests.brokers.conformance import Stored, publishing
 from tests.brokers.nats_under_test import NatsUnderTest
 from tests.fixtures.services import Services
@@ -42,7 +42,7 @@ async def handled(house: House, stored: list[Stored]) -> list[str]:
         house_till = sa.text("insert into till (note) values (:word)")
         handle.session.execute(house_till, {"word": handle.message.word})
 
-    with ThreadPoolExecutor(1) as threads:
+    with WorkerThreads(1, "test") as threads:
         return [
             await handle_once(
                 house.database,
