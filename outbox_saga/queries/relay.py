@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from outbox_saga.envelopes import Envelope
 from outbox_saga.payloads import storable
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import delete_among, family
+from outbox_saga.queries.dialects import delete_among, family, for_update
 from outbox_saga.tables import PARTITIONS, Tables
 
 MAX_ERROR = 2000  # characters of an error that are kept
@@ -343,6 +343,20 @@ def unblock(connection: sa.Connection, tables: Tables, row: OutboxRow) -> None:
     )
 
 
+def unblock_gone(connection: sa.Connection, tables: Tables, positions: Sequence[int]) -> list[int]:
+    """Of the positions that keys wait for, those that nobody will try again, being removed; the
+    keys wait no longer. An owner before us had its ack after we were refused.
+    """
+    blocked, outbox = tables.blocked_key, tables.outbox
+    waits = sa.and_(blocked.c.position.in_(positions), blocked.c.until.is_not(None))
+    is_there = sa.exists().where(outbox.c.position == blocked.c.position)
+    gone = list(connection.scalars(sa.select(blocked.c.position).where(waits, ~is_there)))
+    if gone:
+        statement = sa.delete(blocked).where(waits, blocked.c.position.in_(gone))
+        connection.execute(statement)
+    return gone
+
+
 def block(
     connection: sa.Connection,
     tables: Tables,
@@ -371,15 +385,16 @@ def block(
 
 
 def still_there(connection: sa.Connection, tables: Tables, row: OutboxRow) -> bool:
-    """Whether the row waits in the outbox; an owner before us may have had its ack meanwhile."""
+    """Whether the row waits in the outbox; an owner before us may have had its ack meanwhile.
+
+    It is locked, because that owner may remove it at any moment: a key would be parked for it, and
+    there would be no dead letter by which anybody could unpark it.
+    """
     outbox = tables.outbox
-    return bool(
-        connection.execute(
-            sa.select(sa.literal(1)).where(
-                outbox.c.position == row.position, outbox.c.id == row.id
-            )
-        ).first()
+    statement = sa.select(outbox.c.position).where(
+        outbox.c.position == row.position, outbox.c.id == row.id
     )
+    return connection.execute(for_update(connection, statement)).first() is not None
 
 
 def bury(

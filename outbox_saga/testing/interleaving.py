@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -255,6 +255,11 @@ class _Actor:
         self._turn = threading.Semaphore(0)
         self.thread = threading.Thread(target=self._live, name=f"actor {name}", daemon=True)
 
+    def __str__(self) -> str:
+        if self.state == "done":
+            return f"{self.name}: done" + (f", {self.error!r}" if self.error else "")
+        return f"{self.name}: {self.state}, then {self.next}"
+
     def _live(self) -> None:
         _here.actor = self
         try:
@@ -325,6 +330,7 @@ class _Stage:
                 self._settle(run, last=actor)
         except BaseException as error:
             error.add_note(run.report())
+            error.add_note("\n".join(map(str, self._actors)))
             raise
         finally:
             self._clear()
@@ -411,7 +417,31 @@ def _stage(
         for engine in engines:
             engine.connect().close()  # a first connect has statements of its own
             stack.enter_context(_hooks(engine.dialect, waits))
+        stack.enter_context(_no_pipelines(engines[0].dialect))
         yield _Stage(steps, waits, patience)
+
+
+@contextmanager
+def _no_pipelines(dialect: sa.Dialect) -> Iterator[None]:
+    """While open, what actors send by a pipeline of psycopg goes one by one.
+
+    The server carries it out one by one as well, with others in between; but it begins when it
+    likes, and who stands still between two statements knows nothing of how far it is.
+    """
+    if dialect.driver != "psycopg":
+        yield
+        return
+    dbapi: Any = dialect.loaded_dbapi
+    real = dbapi.Connection.pipeline
+
+    def pipeline(connection: Any) -> AbstractContextManager[Any]:
+        return real(connection) if getattr(_here, "actor", None) is None else nullcontext()
+
+    dbapi.Connection.pipeline = pipeline
+    try:
+        yield
+    finally:
+        dbapi.Connection.pipeline = real
 
 
 @contextmanager

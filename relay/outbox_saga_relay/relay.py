@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
@@ -118,6 +119,7 @@ class Relay:
         self._wake = asyncio.Event()
         self._hinted = False
         self._held_was_last = False
+        self._due_at = math.inf
         self._again: int | None = None
         self._more_is_due = False
         self._stop: asyncio.Event | None = None
@@ -322,6 +324,10 @@ class Relay:
         if self._hinted:
             self._hinted = False
             pace.hinted(now)
+        if now >= self._due_at:
+            pace.hinted(now)  # once: what is due and cannot be read yet must not keep us awake
+        due = self.store.next_due
+        self._due_at = math.inf if due is None else now + due
         if now >= pace.renew_at:
             pace.renewed(now)
             return self._renew_or_lose()
@@ -350,15 +356,13 @@ class Relay:
         now = time.monotonic()
         if busy:
             return self._lease
-        moments = [pace.renew_at - now]
+        moments = [pace.renew_at - now, self._due_at - now]
         if not self._outage.lasts and self._has_room():
             moments.append(pace.read_at - now)
         if self._outage.lasts and self._lanes.has_ready and not self._lanes.flying:
             moments.append(self._outage.next_probe)
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
-        if (due := self.store.next_due) is not None:
-            moments.append(due)
         return max(0.0, min(moments))
 
     async def _woken(self, within: float) -> None:

@@ -325,9 +325,10 @@ class Store:
 
     @property
     def next_due(self) -> float | None:
-        """Seconds until the first blocked key may be tried again."""
-        due = min((waiting.due for waiting in list(self._blocked.values())), default=math.inf)
-        return None if due == math.inf else max(0.0, due - time.monotonic())
+        """Seconds until the next blocked key may be tried again; not of those that may be now."""
+        now = time.monotonic()
+        due = min((w.due for w in list(self._blocked.values()) if w.due > now), default=math.inf)
+        return None if due == math.inf else due - now
 
     @property
     def blocked(self) -> int:
@@ -397,7 +398,24 @@ class Store:
             # of the page as it is taken: the mark must not pass what was cut off
             highest = page.rows[-1].position if page.rows else None
             self.mark.read(found.oldest, highest, full=page.full)
+        if self._blocked and limit:
+            self._forget_gone(page, frozenset(known))
         return page
+
+    def _forget_gone(self, page: Page, known: Collection[int]) -> None:
+        """A key whose time has come and whose row the page should have had waits for nothing."""
+        now, reading = time.monotonic(), frozenset(self._reading())
+        end = page.rows[-1].position if page.full else math.inf
+        seen = {row.position for row in page.rows} | set(known)
+        missed = [
+            key
+            for key, waiting in self._blocked.items()
+            if waiting.due <= now and key[0] in reading and key[2] < end and key[2] not in seen
+        ]
+        if missed:
+            positions = [position for _, _, position in missed]
+            gone = self._write(verbs.unblock_gone, self._tables, positions)
+            self._blocked = {k: w for k, w in self._blocked.items() if k[2] not in gone}
 
     def _look_at_due(self, known: Collection[int]) -> list[int]:
         """The mark is below every key whose time has come, until it has been read."""
@@ -547,7 +565,8 @@ class Store:
             if not partitions.holds_lease(connection, self._tables, self._clock, self.owner, mine):
                 raise LeaseLost("another relay owns the partitions; its own attempts decide")
             # a row that is gone was published by an owner before us: nothing waits for it
-            there = [f for f in failures if verbs.still_there(connection, self._tables, f.row)]
+            in_order = sorted(failures, key=lambda failed: failed.row.position)
+            there = [f for f in in_order if verbs.still_there(connection, self._tables, f.row)]
             for failed in there:
                 self._store_failure(connection, failed, self.attempts(failed.row) + 1)
             return there

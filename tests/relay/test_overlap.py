@@ -1,0 +1,94 @@
+"""A relay that was overtaken still sends what it has read; its successor copes with it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import BrokerUnavailable
+from outbox_saga.queries.relay import Failed
+from outbox_saga.testing.interleaving import Play, Run, explore
+from outbox_saga_relay.pace import Pace
+from outbox_saga_relay.store import Store
+from tests.relay.house import House, Recorder, accept
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_key_is_parked_only_together_with_its_dead_letter(house: House) -> None:
+    """In every order of the steps of a relay that removes a message, and of one that buries it."""
+    databases = [house.another_database() for _ in range(2)]
+    first, second = (Store(database, lease=1000.0) for database in databases)
+
+    def play() -> Play:
+        house.empty()
+        house.say("one", key="k")
+        assert first._take_lease({})
+        (row,) = first._exchange([], 10, None, [], [], None).rows
+        house.advance(1001)
+        assert second._take_lease({})
+
+        def check(run: Run) -> str | None:
+            parked = [found.position for found in house.blocked()]
+            dead = [found.position for found in house.dead()]
+            if run.errors or house.waiting() or parked != dead:
+                return f"parked {parked}, dead {dead}, left {house.waiting()}, {run.errors}"
+            return None
+
+        return Play(
+            {
+                "removes": lambda: first._exchange([row], 0, None, [], [], None),
+                "buries": lambda: second._store_failures([Failed(row, None, "no", "never")]),
+            },
+            check,
+        )
+
+    try:
+        found = explore(play, [database.program_engine for database in databases])
+    finally:
+        for store in (first, second):
+            store._give_up_kept()
+    assert found.exhausted
+    assert not found.problems, found.report()
+
+
+async def test_a_key_does_not_wait_for_a_message_that_another_relay_has_removed(
+    house: House,
+) -> None:
+    no = Refused(BrokerUnavailable("not now", code="not_now"))
+    sent = Recorder(lambda _: no)
+    successor = house.relay(sent, lease=1000.0)
+
+    async def overtaken(_: Envelope) -> Outcome:
+        house.advance(1001)
+        await successor.run_once()
+        assert [b.error_code for b in house.blocked()] == ["not_now"]
+        return ACCEPTED
+
+    house.say("one", key="k")
+    await house.relay(Recorder(overtaken), lease=1000.0).run_once()
+    assert house.waiting() == []
+    house.advance(61)
+    assert (await successor.store.renew_lease()).held  # it knows how late it is
+    await successor.run_once()
+    assert house.blocked() == []
+    assert successor.store.blocked == 0
+    sent.answer = accept
+    house.say("two", key="k")
+    assert await successor.run_once() == 1
+
+
+async def test_a_relay_does_not_spin_while_the_time_of_a_key_has_come(house: House) -> None:
+    no = Refused(BrokerUnavailable("not now", code="not_now"))
+    relay = house.relay(Recorder(lambda _: no), lease=1000.0)
+    house.say("one", key="k")
+    await relay.run_once()
+    house.advance(61)
+    assert (await relay.store.renew_lease()).held
+    now = time.monotonic()
+    pace = Pace(relay.poll, 1000.0, now)
+    pace.looked(now, found=False)
+    relay._next_turn(pace, stopping=False)
+    assert relay._patience(pace, busy=False) > 0
