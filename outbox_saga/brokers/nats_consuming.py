@@ -209,7 +209,8 @@ class NatsSubscriber:
 
     async def _receive(self, message: Msg) -> None:
         """Takes a message or a status; never waits for a handler, or the next would wait too."""
-        if (code := status(message)) is not None:
+        # a message has somewhere to be answered; anybody may give one a header named Status
+        if not message.reply and (code := status(message)) is not None:
             if code != _HEARTBEAT:
                 self._requested = 0
                 if code in _ENDED_WELL:
