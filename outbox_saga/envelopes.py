@@ -185,6 +185,11 @@ def replayed(metadata: str) -> str:
         return metadata  # no broker has ever seen it
 
 
+def replays_of(metadata: str) -> int:
+    """How often the row with this metadata was replayed before."""
+    return int(from_json(metadata).get("replay", 0))
+
+
 def _encode(text: str) -> str:
     return quote(text, safe=_SAFE + " ") if text.isascii() is False or "%" in text else text
 
