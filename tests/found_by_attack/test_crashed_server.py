@@ -34,7 +34,8 @@ def engine(
     def crash(connection: sa.Connection) -> None:
         server.kill()
 
-    with pytest.raises(CommitUnknown) as told, unit_of_work(sessionmaker(engine)) as uow:
+    work = unit_of_work(sessionmaker(engine))
+    with pytest.raises(CommitUnknown) as told, work as uow:  # noqa: PT012
         uow.session.add(Order(note="paid"))
         uow.publish(Said(word="a"), key="k")
     event.remove(engine, "commit", crash)
