@@ -64,6 +64,11 @@ class Lanes:
         return bool(self._ready)
 
     @property
+    def has_choice(self) -> bool:
+        """Whether more than one row may be sent now."""
+        return len(self._ready) > 1
+
+    @property
     def held(self) -> dict[str, int]:
         """The keys of which no more is read for now, with the position to go on behind."""
         return self._held
@@ -146,8 +151,8 @@ class Lanes:
         """These are in the outbox no longer."""
         self._known.difference_update([row.position for row in rows])
 
-    def returned(self, row: OutboxRow) -> None:
-        """It did not go after all, and is the next of its key again."""
+    def returned(self, row: OutboxRow, *, last: bool = False) -> None:
+        """It did not go after all, and is the next of its key again; `last`: after other keys."""
         self._flying -= 1
         if row.key is None:
             del self._loose[row.position]
@@ -155,7 +160,10 @@ class Lanes:
             lane = self._lanes[row.key]
             lane.flying = None
             lane.waiting.appendleft(row)
-        self._ready.appendleft(row)
+        if last:
+            self._ready.append(row)
+        else:
+            self._ready.appendleft(row)
 
     def refused(self, row: OutboxRow) -> None:
         """Its key is blocked: it and all that wait behind it are left in the outbox."""

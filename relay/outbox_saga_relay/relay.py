@@ -345,7 +345,7 @@ class Relay:
             return self._store_failures()
         if self.store.leaving and not self._lanes.flying_of(self.store.leaving):
             return self._hand_over()
-        if not stopping and not self._outage.lasts:
+        if not stopping and self._may_read:
             reads = now >= pace.read_at and self._has_room()
             # in turn with pages: neither a long backlog of one key nor of all others goes first
             if self._lanes.wanting() and not (reads and self._held_was_last):
@@ -367,11 +367,16 @@ class Relay:
         if busy:
             return min(self._lease, self._sends_again_in)
         moments = [pace.renew_at - now, self._due_at - now, self._sends_again_in]
-        if not self._outage.lasts and self._has_room():
+        if self._may_read and self._has_room():
             moments.append(pace.read_at - now)
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
         return max(0.0, min(moments))
+
+    @property
+    def _may_read(self) -> bool:
+        """In an outage no more than it takes to ask with another message each time."""
+        return not self._outage.lasts or not self._lanes.has_choice
 
     @property
     def _sends_again_in(self) -> float:

@@ -161,7 +161,8 @@ class Sending:
             self._outage.down(error)
             # a message that goes alone and takes the connection with it is to blame
             if not (lost and lone_probe):
-                self._lanes.returned(row)
+                # what is said of the broker may be true of this message alone: next time another
+                self._lanes.returned(row, last=lone_probe)
                 return
         self._fail(row, error)
 
