@@ -33,6 +33,7 @@ from outbox_saga.queries.dialects import brief, is_transient, ran_out_of_time
 from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.retries import Retry
 from outbox_saga_relay.counters import Counters
+from outbox_saga_relay.head_start import MANY, HeadStart
 from outbox_saga_relay.lanes import Lanes
 from outbox_saga_relay.listening import Listener
 from outbox_saga_relay.outage import Outage
@@ -116,6 +117,7 @@ class Relay:
         self._troubles = 0
         self._lost = False  # whatever the store says it owns: a call that was left behind may
         self._wake = asyncio.Event()
+        self._head_start = HeadStart(self._wake.set)
         self._hinted = False
         self._held_was_last = False
         self._again: int | None = None
@@ -301,20 +303,25 @@ class Relay:
                     turn.result()
                     turn = None
                 stopping = self._is_stopping()
-                if not stopping and not self.store.lease_may_be_over:
-                    self._sending.dispatch(self._page_rows)
                 if turn is None:
                     work = self._next_turn(pace, stopping=stopping)
                     if work is not None:
                         turn = asyncio.create_task(work)
-                        turn.add_done_callback(lambda _: self._wake.set())
+                        turn.add_done_callback(self._turn_is_over)
                     elif stopping and not self._sending.busy:
                         return
+                may_send = not stopping and not self.store.lease_may_be_over
+                if may_send and not self._head_start.left:
+                    self._sending.dispatch(self._page_rows)
                 await self._woken(self._patience(pace, busy=turn is not None))
         finally:
             await self._sending.give_up()
             if turn is not None:
                 await asyncio.gather(turn, return_exceptions=True)
+
+    def _turn_is_over(self, _turn: asyncio.Task[None]) -> None:
+        self._head_start.end()
+        self._wake.set()
 
     def _next_turn(self, pace: Pace, *, stopping: bool) -> Coroutine[Any, Any, None] | None:
         """What the database is asked for next; None: nothing for now."""
@@ -338,6 +345,8 @@ class Relay:
             if reads:
                 self._held_was_last = False
                 pace.removed(now)
+                if self._lanes.ready >= MANY:
+                    self._head_start.begin()
                 return self._read(pace)
         many = len(sending.acknowledged) >= self._page_rows
         if sending.acknowledged and (many or stopping or now >= pace.remove_at):
@@ -349,11 +358,11 @@ class Relay:
         """Seconds until something is due by itself."""
         now = time.monotonic()
         if busy:
-            return self._lease
+            return self._head_start.left or self._lease
         moments = [pace.renew_at - now]
         if not self._outage.lasts and self._has_room():
             moments.append(pace.read_at - now)
-        if self._outage.lasts and self._lanes.has_ready and not self._lanes.flying:
+        if self._outage.lasts and self._lanes.ready and not self._lanes.flying:
             moments.append(self._outage.next_probe)
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
@@ -397,6 +406,7 @@ class Relay:
             known=lanes.positions(-1),
             held=lanes.held,
             again=again,
+            sent=self._head_start.teller() if self._head_start.left else None,
         )
         self._over(acknowledged)
         lanes.removed(acknowledged)
@@ -525,7 +535,7 @@ class Relay:
     def _fit(self, page: Page) -> None:
         """The next page has about `page_bytes`: bodies of 256 KiB must not fill the memory."""
         if page.rows:
-            average = sum(len(row.body) for row in page.rows) / len(page.rows) + 1
+            average = sum([len(row.body) for row in page.rows]) / len(page.rows) + 1
             self._limit = max(1, min(self._page_rows, int(self._page_bytes / average)))
 
 
