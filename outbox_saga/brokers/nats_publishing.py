@@ -61,7 +61,7 @@ _OTHER_STREAM: Final = 10060  # expected stream does not match
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
 
-# The part of the timeout after which one to whom nobody answered anything asks whether anybody does.
+# The part of the timeout after which one to whom nobody answered asks whether anybody does.
 _ASKING: Final = 0.75
 
 # Every so many messages others get their turn: nats-py writes to the socket in a task of its own.

@@ -55,7 +55,8 @@ def no_route(settings: NatsSettings, subject: str, routes: Routes) -> BrokerUnav
     if routes is None or any(covers(pattern, subject) for pattern in routes):
         return no_stream(settings)  # or it has come a moment later: ask again
     return BrokerUnavailable(
-        f"the stream {settings.stream} does not take the subject {subject}; add it to its subjects",
+        f"the stream {settings.stream} does not take the subject {subject}; add it to its "
+        "subjects",
         code="no_route",
     )
 
