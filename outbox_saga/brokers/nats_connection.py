@@ -48,7 +48,8 @@ Take = Callable[[Msg | None], None]
 
 def status(message: Msg) -> str | None:
     """The status in a message the server itself wrote (`503`: nobody listens there), or None."""
-    if message.data or message.headers is None:
+    # A delivered message has a reply subject, whatever headers somebody gave it.
+    if message.data or message.reply or message.headers is None:
         return None
     return message.headers.get("Status")
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -32,15 +31,14 @@ from outbox_saga.brokers.nats_stream import (
     no_stream,
     warn_of_losses,
 )
+from outbox_saga.brokers.outgoing import check_outgoing
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import (
     BrokerError,
     BrokerUnavailable,
-    MessageRefused,
     PublishUnconfirmed,
     Unpublishable,
 )
-from outbox_saga.messages import check_topic
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,6 @@ _FULL: Final = {
 }
 _OTHER_STREAM: Final = 10060  # expected stream does not match
 
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
 
 # The part of the timeout after which one to whom nobody answered asks whether anybody does.
@@ -303,14 +300,8 @@ def _address(
     envelope: Envelope, settings: NatsSettings, max_payload: int
 ) -> tuple[str, dict[str, str]]:
     """Subject and headers; Unpublishable for what makes the server cut the connection."""
-    try:
-        subject = settings.subject(
-            check_topic(envelope.topic)
-        )  # a literal `*` would be stored as such
-    except MessageRefused as error:
-        raise Unpublishable(error.reason, code="invalid_subject") from None
-    if not all(map(_HEADER_NAME.fullmatch, envelope.headers)):
-        raise Unpublishable("the name of a header is no token (RFC 9110)", code="invalid_headers")
+    check_outgoing(envelope)  # a literal `*` would be stored as such
+    subject = settings.subject(envelope.topic)
     headers = {name: _kept(value) for name, value in envelope.to_headers().items()}
     # The stream drops repeats of it within its window, and an operator's replay is none of those.
     repeat = f":{envelope.replay}" if envelope.replay else ""
