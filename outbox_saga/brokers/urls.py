@@ -37,7 +37,13 @@ class BrokerUrl:
         """The parts of this URL; raises ConfigurationError for what cannot work."""
         # by hand: the urlsplit of newer Pythons takes no brackets behind a comma
         scheme, _, rest = url.partition("://")
-        rest, _, query = rest.partition("#")[0].partition("?")
+        rest, _, query = rest.partition("?")
+        if "#" in rest + query or "@" in query or "@" in rest.partition("/")[2]:
+            # told of as an option's name or value, it would show a part of the password
+            raise ConfigurationError(
+                "the broker's URL has a '#', or an '@' behind its hosts; percent-encode '/', '?', "
+                "'#' and '@' in a password, and '#' and '@' in an option"
+            )
         place, _, path = rest.partition("/")
         if place.count("[") != place.count("]"):
             raise ConfigurationError("the broker's URL is not a URL; check its brackets")
