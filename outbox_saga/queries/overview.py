@@ -27,7 +27,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Handling:
-    """What waits for one consumer's handlers.
+    """What waits for one consumer's handlers; `more` says that there may be.
 
     Args:
         again: Failed, and are tried again.
@@ -36,9 +36,9 @@ class Handling:
     """
 
     consumer: str
-    again: int
-    behind: int
-    dead: int
+    again: Count
+    behind: Count
+    dead: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +113,28 @@ def _count(connection: sa.Connection, table: sa.Table, *where: Any) -> Count:
 
 
 def _handling(connection: sa.Connection, tables: Tables) -> tuple[Handling, ...]:
-    table = tables.inbox_waiting
-    some = sa.select(table.c.consumer, table.c.until).limit(COUNTED).subquery()
-
-    def rows_where(condition: Any) -> Any:
-        return sa.func.sum(sa.case((condition, 1), else_=0))
-
-    found = connection.execute(
-        sa.select(
-            some.c.consumer,
-            rows_where(some.c.until < ASLEEP),
-            rows_where(some.c.until >= ASLEEP),
-            rows_where(some.c.until.is_(None)),
-        )
-        .group_by(some.c.consumer)
-        .order_by(some.c.consumer)
+    until = tables.inbox_waiting.c.until
+    # each by itself: a million of one kind must not hide the others
+    states = until < ASLEEP, until >= ASLEEP, until.is_(None)
+    counts = [_by_consumer(connection, tables, state) for state in states]
+    consumers = sorted(set[str]().union(*(found for found, _ in counts)))
+    return tuple(
+        Handling(consumer, *(Count(found.get(consumer, 0), more) for found, more in counts))
+        for consumer in consumers
     )
-    return tuple(Handling(consumer, *map(int, counts)) for consumer, *counts in found)
+
+
+def _by_consumer(
+    connection: sa.Connection, tables: Tables, state: Any
+) -> tuple[dict[str, int], bool]:
+    """How many in this state each consumer has; whether there are more than were counted."""
+    consumer = tables.inbox_waiting.c.consumer
+    some = sa.select(consumer).where(state).limit(COUNTED + 1).subquery()
+    rows = connection.execute(
+        sa.select(some.c.consumer, sa.func.count()).group_by(some.c.consumer)
+    ).all()
+    found: dict[str, int] = {row[0]: row[1] for row in rows}
+    return found, sum(found.values()) > COUNTED
 
 
 def _processes(connection: sa.Connection, tables: Tables, now: dt.datetime) -> tuple[Working, ...]:

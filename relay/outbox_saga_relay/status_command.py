@@ -65,7 +65,7 @@ def _show(found: Overview, *, as_json: bool) -> None:
         _next_table()
         print_rows(
             ("consumer", "tried again", "behind", "dead"),
-            [(h.consumer, f"{h.again:,}", f"{h.behind:,}", f"{h.dead:,}") for h in found.handling],
+            [(h.consumer, *map(_at_least, (h.again, h.behind, h.dead))) for h in found.handling],
         )
     _next_table()
     if not found.processes:
@@ -83,6 +83,10 @@ def _next_table() -> None:
 
 def _said(count: Count) -> str:
     return f"more than {count.rows:,}" if count.more else f"{count.rows:,}"
+
+
+def _at_least(count: Count) -> str:
+    return f"{count.rows:,} or more" if count.more else f"{count.rows:,}"
 
 
 def _row(process: Working) -> tuple[str, ...]:

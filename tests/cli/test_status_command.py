@@ -11,9 +11,12 @@ import sys
 import pytest
 import sqlalchemy as sa
 
+from outbox_saga import Retry
+from outbox_saga.queries import overview
 from outbox_saga.queries.overview import COUNTED
 from outbox_saga.unit_of_work import UnitOfWork
 from tests.cli.conftest import Command
+from tests.inbox.processes import Moods, processes, said
 from tests.operating.yard import die
 from tests.relay.house import House, Recorder, Said
 
@@ -106,6 +109,23 @@ async def test_it_counts_no_further_than_it_has_to(house: House, command: Comman
     assert told["delayed"] == {"rows": COUNTED, "more": True}
     plain = await command("status", "-d", house.url)
     assert f"delayed\tmore than {COUNTED:,}, 0 of them due" in plain.stdout
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_many_of_one_consumer_hide_none_of_another(
+    house: House, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "COUNTED", 3)
+    async with processes(house) as process:
+        busy = process(Moods("poison", "x").asynchronous)
+        await busy.deliver(said("poison", key="k"), *(said("x", key="k") for _ in range(5)))
+        one = process(Moods("poison").asynchronous, consumer="other", retry=Retry(max_attempts=1))
+        await one.deliver(said("poison"))
+    plain = await command("status", "-d", house.url)
+    assert [line.split("\t") for line in plain.stdout.splitlines()[-2:]] == [
+        ["listener", "1", "4 or more", "0"],
+        ["other", "0", "0 or more", "1"],
+    ]
 
 
 def looking(house: House, *options: str) -> subprocess.Popen[str]:
