@@ -283,6 +283,7 @@ def _act(
         raise click.UsageError("--seen is the version of one dead letter: give one ID")
     matching = _matching(database, told)
     plan = _plan(database, ids, matching)
+    gone = len(set(ids)) - plan.count if ids else 0
     if told["seen"] is not None and plan.sample[0].version != told["seen"]:
         raise SeenChanged(f"dead letter {ids[0]} has died again since you looked; look again")
     if told["only_plan"]:
@@ -296,6 +297,7 @@ def _act(
     decision = decided(told["operator"], told["reason"])
     if ids:
         swept = _each(database, plan.sample, decision, one)
+        swept = Swept(swept.done, swept.changed + gone)
     else:
         with stoppable() as stop, progress(verb, plan.count) as show_progress:
             swept = sweep(decision, matching).run(
@@ -316,7 +318,13 @@ def _plan(database: Database, ids: Sequence[UUID], matching: Matching) -> Plan:
     with database.begin() as connection:
         if not ids:
             return letters.plan(connection, matching, sample=LINES)
-        chosen = [letters.get(connection, id_) for id_ in dict.fromkeys(ids)]
+        chosen: list[DeadLetter] = []
+        for id_ in dict.fromkeys(ids):
+            try:
+                chosen.append(letters.get(connection, id_))
+            except SeenChanged:  # of several, some may have been acted on before
+                if len(ids) == 1:
+                    raise
     chosen.sort(key=lambda letter: letter.position)
     return Plan(len(chosen), sum(not each.keeps_its_place for each in chosen), [], chosen)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from outbox_saga.database import Database
+from outbox_saga.errors import SeenChanged
 from outbox_saga.waiting_messages import State, WaitingMessage, WaitingMessages
 from outbox_saga_relay.database_options import database_url_option, schema_option
 from outbox_saga_relay.operator_options import decided, operator_option, reason_option
@@ -126,13 +127,7 @@ def retry(
     """Give the messages at these places one more attempt now, or when it is their turn."""
     decision = decided(operator, reason)
 
-    async def act(messages: WaitingMessages) -> None:
-        for position in positions:
-            seen = await messages.show(position)
-            await messages.retry(seen, decision)
-            click.echo(f"{position}: tried again", err=True)
-
-    _ask(database_url, schema, act)
+    _act(database_url, schema, positions, "tried again", lambda m, seen: m.retry(seen, decision))
 
 
 @waiting.command()
@@ -149,13 +144,34 @@ def discard(
     """Discard the messages at these places; the later ones of their keys go on without them."""
     decision = decided(operator, reason)
 
-    async def act(messages: WaitingMessages) -> None:
-        for position in positions:
-            seen = await messages.show(position)
-            await messages.discard(seen, decision)
-            click.echo(f"{position}: discarded", err=True)
+    _act(database_url, schema, positions, "discarded", lambda m, seen: m.discard(seen, decision))
 
-    _ask(database_url, schema, act)
+
+def _act(
+    database_url: str,
+    schema: str | None,
+    positions: tuple[int, ...],
+    done: str,
+    verb: Callable[[WaitingMessages, WaitingMessage], Awaitable[None]],
+) -> None:
+    """Each by itself: of several, some may have been acted on before; the others are."""
+
+    async def act(messages: WaitingMessages) -> int:
+        changed = 0
+        for position in positions:
+            try:
+                await verb(messages, await messages.show(position))
+            except SeenChanged as error:
+                if len(positions) == 1:
+                    raise
+                click.echo(f"{position}: {error}", err=True)
+                changed += 1
+            else:
+                click.echo(f"{position}: {done}", err=True)
+        return changed
+
+    if _ask(database_url, schema, act):
+        raise click.exceptions.Exit(1)
 
 
 def _ask(
