@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import threading
 import time
@@ -44,6 +45,11 @@ def new_id() -> UUID:
     value |= 0x8000_0000_0000_0000
     value |= int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
     return UUID(int=value)
+
+
+def lowest_id(moment: dt.datetime) -> UUID:
+    """All ids that `new_id` made before this moment are lower, by the clock of who made them."""
+    return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 def saga_id(source: str, saga: str, business_key: str) -> UUID:

@@ -13,6 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from outbox_saga.envelopes import Envelope, replays_of
+from outbox_saga.ids import lowest_id
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import family, for_update
 from outbox_saga.queries.outbox import write_messages
@@ -162,11 +163,15 @@ def count_published(
         forgotten_before: Inboxes may have forgotten what they handled before this moment.
     """
     archive = tables.archive
-    old = (
-        sa.case((archive.c.published_at < forgotten_before, 1), else_=0)
-        if forgotten_before is not None
-        else sa.literal(0)
-    )
+    old: Any = sa.literal(0)
+    if forgotten_before is not None:
+        # a copy that inboxes dropped was handled when its message first came
+        copy = archive.c.headers.contains('"replay":', autoescape=True)
+        first_came_before = archive.c.id < lowest_id(forgotten_before)
+        forgotten = sa.or_(
+            archive.c.published_at < forgotten_before, sa.and_(copy, first_came_before)
+        )
+        old = sa.case((forgotten, 1), else_=0)
     statement = (
         sa.select(
             archive.c.topic,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 
-from outbox_saga.archive import Archive, Sent
+from outbox_saga.archive import Archive, Published, Sent
 from tests.operating.test_archive import publish
 from tests.operating.yard import ADA
 from tests.relay.house import House
@@ -24,6 +25,22 @@ async def test_a_message_that_was_published_twice_is_sent_once(house: House) -> 
             sent += publish(house)
             house.advance(1)
         assert (sent, replay.sent) == (3, Sent(3, 0))
+
+
+async def test_a_copy_that_inboxes_dropped_is_as_old_as_its_message(house: House) -> None:
+    """It was handled when it first came: by now inboxes may have forgotten that."""
+    day = 86_400
+    house.say("a")
+    publish(house)
+    archive = Archive(house.database)
+    house.advance(29 * day)
+    archive.replay(ADA).run()
+    publish(house)
+    house.advance(2 * day)
+    with house.database.begin() as connection:
+        since = house.clock.read(connection) - dt.timedelta(days=5)
+        plan = archive.plan(connection, Published(since=since), inbox_window=30 * day)
+    assert (plan.count, plan.forgotten) == (1, 1)
 
 
 async def test_the_last_copy_counts_on_in_whichever_batch_it_is(house: House) -> None:
