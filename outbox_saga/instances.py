@@ -17,8 +17,14 @@ Phase = Literal[
     "undoing",  # as calling, for the compensation
     "undone",
     "stuck",  # needs a person
+    "skipped",  # its when= said no
 ]
 Direction = Literal["do", "undo"]
+
+# whoever waits for a step with one of these may begin
+OVER: frozenset[Phase] = frozenset({"done", "skipped"})
+# nothing of it is there to be undone
+NOTHING_LEFT: frozenset[Phase] = frozenset({"waiting", "failed", "undone", "skipped"})
 
 ENDED: frozenset[Status] = frozenset({"completed", "compensated", "stuck"})
 
@@ -35,6 +41,8 @@ class StepState:
         unknown: An attempt ended without a definite outcome.
         error: Of the last attempt.
         generation: Of the idempotency key; only an operator raises it.
+        chosen: Its when= said yes.
+        wrote: The fields of the data that it returned, where a parallel step might, too.
     """
 
     phase: Phase = "waiting"
@@ -45,6 +53,8 @@ class StepState:
     unknown: bool = False
     error: str | None = None
     generation: int = 0
+    chosen: bool = False
+    wrote: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,7 @@ class Instance:
     state: SagaState = field(repr=False)  # data may be personal: never in a log
     deaths: int = 0
     orphaned: bool = False
+    started_at: dt.datetime | None = None  # by the database's clock; None before it is read back
 
 
 def dump_progress(state: SagaState) -> str:
@@ -114,6 +125,10 @@ def dump_progress(state: SagaState) -> str:
             entry["error"] = step.error
         if step.generation:
             entry["generation"] = step.generation
+        if step.chosen:
+            entry["chosen"] = True
+        if step.wrote:
+            entry["wrote"] = list(step.wrote)
         steps[name] = entry
     return json.dumps({"steps": steps}, ensure_ascii=False, separators=(",", ":"))
 
@@ -122,8 +137,9 @@ def load_progress(text: str) -> dict[str, StepState]:
     """The steps of a stored progress."""
     steps: dict[str, StepState] = {}
     for name, entry in json.loads(text)["steps"].items():
-        due = entry.pop("due", None)
-        steps[name] = StepState(due=dt.datetime.fromisoformat(due) if due else None, **entry)
+        due, wrote = entry.pop("due", None), tuple(entry.pop("wrote", ()))
+        moment = dt.datetime.fromisoformat(due) if due else None
+        steps[name] = StepState(due=moment, wrote=wrote, **entry)
     return steps
 
 

@@ -71,7 +71,7 @@ def columns(tables: Tables) -> list[sa.Column[Any]]:
     c = tables.saga.c
     return [
         c.id, c.name, c.version, c.shape, c.source, c.business_key, c.correlation_id,
-        c.revision, c.epoch, c.state, c.data, c.progress, c.reason, c.deaths,
+        c.revision, c.epoch, c.state, c.data, c.progress, c.reason, c.deaths, c.started_at,
     ]  # fmt: skip
 
 
@@ -89,6 +89,7 @@ def instance_of(row: Any) -> Instance:
         epoch=row.epoch,
         state=SagaState(row.state, json.loads(row.data), load_progress(row.progress), row.reason),
         deaths=row.deaths,
+        started_at=row.started_at,
     )
 
 
