@@ -18,13 +18,14 @@ Phase = Literal[
     "undone",
     "stuck",  # needs a person
     "skipped",  # its when= said no
+    "listening",  # waits for an event, or for its time
 ]
 Direction = Literal["do", "undo"]
 
 # whoever waits for a step with one of these may begin
 OVER: frozenset[Phase] = frozenset({"done", "skipped"})
 # nothing of it is there to be undone
-NOTHING_LEFT: frozenset[Phase] = frozenset({"waiting", "failed", "undone", "skipped"})
+NOTHING_LEFT: frozenset[Phase] = frozenset({"waiting", "failed", "undone", "skipped", "listening"})
 
 ENDED: frozenset[Status] = frozenset({"completed", "compensated", "stuck"})
 
@@ -43,6 +44,7 @@ class StepState:
         generation: Of the idempotency key; only an operator raises it.
         chosen: Its when= said yes.
         wrote: The fields of the data that it returned, where a parallel step might, too.
+        early: What its event brought, which came before the step began.
     """
 
     phase: Phase = "waiting"
@@ -55,6 +57,7 @@ class StepState:
     generation: int = 0
     chosen: bool = False
     wrote: tuple[str, ...] = ()
+    early: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ def dump_progress(state: SagaState) -> str:
             entry["generation"] = step.generation
         if step.chosen:
             entry["chosen"] = True
+        if step.early is not None:
+            entry["early"] = step.early
         if step.wrote:
             entry["wrote"] = list(step.wrote)
         steps[name] = entry

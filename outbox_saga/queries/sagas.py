@@ -104,6 +104,22 @@ def read(
     return None if row is None else instance_of(row)
 
 
+def of_correlation(
+    connection: sa.Connection, tables: Tables, name: str, correlation_id: str
+) -> list[UUID]:
+    """The instances of this saga in this conversation that have not ended."""
+    saga = tables.saga
+    return list(
+        connection.scalars(
+            sa.select(saga.c.id).where(
+                saga.c.correlation_id == correlation_id,
+                saga.c.name == name,
+                saga.c.state.not_in(ENDED),
+            )
+        )
+    )
+
+
 def compare_and_set(
     connection: sa.Connection,
     tables: Tables,

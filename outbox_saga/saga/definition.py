@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
@@ -21,6 +21,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from outbox_saga.errors import DefinitionError
+from outbox_saga.messages import Event
 from outbox_saga.retries import Retry
 from outbox_saga.saga import rules
 from outbox_saga.saga.data import SagaData
@@ -30,10 +31,12 @@ from outbox_saga.saga.steps import (
     DEFAULT_TIMEOUT,
     FORWARD_RETRY,
     Action,
+    Awaited,
     NothingToUndo,
     Predicate,
     Step,
     all_before,
+    nobody_acts,
     nothing_to_undo,
 )
 from outbox_saga.unit_of_work import UnitOfWork
@@ -151,35 +154,133 @@ class Saga(Generic[D]):
         Raises:
             DefinitionError: A rule is broken; the message names the rule and the mend.
         """
-        where = f"saga {self.name}, step {name!r}"
+        return self._add(
+            Step(
+                name=name,
+                action=action,
+                compensation=compensation,
+                external=external,
+                idempotent=idempotent,
+                query=query,
+                timeout=timeout,
+                retry=retry or FORWARD_RETRY,
+                compensation_retry=compensation_retry,
+                after=tuple(_names(after) or ()),
+                pivot=pivot,
+                reads=_fields(reads),
+                writes=_fields(writes),
+                when=when,
+            ),
+            placed=after is not None,
+            lasting=retry is None,
+        )
+
+    def wait_for(
+        self,
+        name: str,
+        message_class: type[Event],
+        *,
+        timeout: float,
+        take: Callable[[Any], Mapping[str, Any] | None] | None = None,
+        business_key: Callable[[Any], str] | None = None,
+        compensation: Action | NothingToUndo = nothing_to_undo,
+        compensation_retry: Retry = COMPENSATION_RETRY,
+        after: str | Iterable[str] | None = None,
+        pivot: bool = False,
+        reads: str | Iterable[str] | None = None,
+        writes: str | Iterable[str] | None = None,
+        when: Predicate | None = None,
+    ) -> Self:
+        """Adds a step that is done when an event comes, and returns the saga.
+
+        One that comes before the step begins is kept for it; one that comes too late, or twice,
+        is written to the history and changes nothing.
+
+        Args:
+            message_class: Of the event. It is for the instance whose correlation id it carries, as
+                everything does that was published in answer to what the saga published.
+            timeout: Seconds that it waits, by the database's clock; then the step has failed.
+            take: Gets the event; the fields it returns are merged into the saga's data.
+            business_key: Gets the event; it is for the instance with this key instead.
+            compensation: What undoes that which the event told of; a local step.
+
+        The other arguments are those of `step`, which also says what is raised.
+        """
+        return self._add(
+            Step(
+                name=name,
+                action=nobody_acts,
+                compensation=compensation,
+                external=False,
+                idempotent=False,
+                query=None,
+                timeout=timeout,
+                retry=AFTER_PIVOT_RETRY,  # it is not tried, so no rule of attempts is broken
+                compensation_retry=compensation_retry,
+                after=tuple(_names(after) or ()),
+                pivot=pivot,
+                reads=_fields(reads),
+                writes=_fields(writes),
+                when=when,
+                kind="event",
+                event=Awaited(message_class, take, business_key),
+            ),
+            placed=after is not None,
+        )
+
+    def timer(
+        self,
+        name: str,
+        seconds: float | Callable[[Any], float],
+        *,
+        after: str | Iterable[str] | None = None,
+        when: Predicate | None = None,
+    ) -> Self:
+        """Adds a step that is done after so many seconds, never earlier, and returns the saga.
+
+        Counted by the database's clock from the moment when what it waits for was done.
+
+        Args:
+            seconds: Or a function of the data that returns them; asked once, when the step begins.
+        """
+        return self._add(
+            Step(
+                name=name,
+                action=nobody_acts,
+                compensation=nothing_to_undo,
+                external=False,
+                idempotent=False,
+                query=None,
+                timeout=DEFAULT_TIMEOUT,
+                retry=AFTER_PIVOT_RETRY,
+                compensation_retry=COMPENSATION_RETRY,
+                after=tuple(_names(after) or ()),
+                pivot=False,
+                when=when,
+                kind="timer",
+                seconds=seconds,
+            ),
+            placed=after is not None,
+        )
+
+    def _add(self, step: Step, *, placed: bool, lasting: bool = False) -> Self:
+        """Args:
+        placed: Its place is as it says; otherwise it is found.
+        lasting: Beyond the pivot it is tried for long.
+        """
+        where = f"saga {self.name}, step {step.name!r}"
         if self._shape is not None:
             raise DefinitionError(f"{where}: the saga is in use already; add all steps before")
-        step = Step(
-            name=name,
-            action=action,
-            compensation=compensation,
-            external=external,
-            idempotent=idempotent,
-            query=query,
-            timeout=timeout,
-            retry=retry or FORWARD_RETRY,
-            compensation_retry=compensation_retry,
-            after=tuple(_names(after) or ()),
-            pivot=pivot,
-            reads=None if reads is None else frozenset(_names(reads) or ()),
-            writes=None if writes is None else frozenset(_names(writes) or ()),
-            when=when,
-        )
-        if after is None:
-            by_fields = reads is not None or writes is not None
+        if not placed:
+            by_fields = step.reads is not None or step.writes is not None
             last = tuple(self._steps)[-1:]
             step = replace(
                 step, after=rules.touched_before(step, self._steps) if by_fields else last
             )
         rules.check_step(where, step, self._steps, self.data.model_fields)
-        self._steps[name] = step
-        if retry is None and self.beyond_pivot(name):
-            self._steps[name] = replace(step, retry=AFTER_PIVOT_RETRY)
+        self._steps[step.name] = step
+        if lasting and self.beyond_pivot(step.name):
+            self._steps[step.name] = replace(step, retry=AFTER_PIVOT_RETRY)
         return self
 
     @property
@@ -215,7 +316,14 @@ class Saga(Generic[D]):
         rules.check_graph(self.name, self._steps)
         self._parallel = {name: frozenset(self.parallel_to(name)) for name in self._steps}
         shape = [
-            [s.name, s.external, list(s.after), s.pivot, s.compensation is not nothing_to_undo]
+            [
+                s.name,
+                s.kind if s.kind != "action" else s.external,
+                list(s.after),
+                s.pivot,
+                s.compensation is not nothing_to_undo,
+                *([s.event.message_class.type_name] if s.event is not None else []),
+            ]
             for s in self._steps.values()
         ]
         document = json.dumps(
@@ -276,6 +384,10 @@ class Saga(Generic[D]):
     def fields_of(self, added: object) -> Mapping[str, Any] | None:
         """As `SagaData.fields_of`."""
         return self._data.fields_of(added)
+
+
+def _fields(given: str | Iterable[str] | None) -> frozenset[str] | None:
+    return None if given is None else frozenset(_names(given) or ())
 
 
 def _names(given: str | Iterable[str] | None) -> Iterable[str] | None:

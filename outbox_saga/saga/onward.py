@@ -7,16 +7,27 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from outbox_saga.instances import ENDED, NOTHING_LEFT, OVER, Direction, Entry, SagaState, StepState
+from outbox_saga.instances import (
+    ENDED,
+    NOTHING_LEFT,
+    OVER,
+    Direction,
+    Entry,
+    Phase,
+    SagaState,
+    Status,
+    StepState,
+)
 from outbox_saga.payloads import storable
 from outbox_saga.retries import Retry
-from outbox_saga.saga.changes import MAX_REASON, fail, pivot_done, stick, turn_back
+from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import Call, Decision, Query, Run, Surroundings, ToDo
 from outbox_saga.saga.steps import Step, nothing_to_undo
 
 # after a step's own retries, an unknown outcome is settled on this longer policy
 SETTLING = Retry(max_attempts=24, initial=1.0, max_delay=60.0)
+MAX_SECONDS = 100 * 366 * 86_400.0  # that anything waits; dates end at some time
 
 
 def next_decision(
@@ -63,12 +74,15 @@ def _deadline(definition: Saga[Any], state: SagaState, around: Surroundings) -> 
     return around.started_at + dt.timedelta(seconds=definition.deadline)
 
 
+_WAITS: dict[Status, tuple[Phase, ...]] = {
+    "running": ("waiting", "calling", "listening"),
+    "compensating": ("calling", "done", "undoing"),
+}
+
+
 def _moments(state: SagaState) -> Iterator[dt.datetime]:
     for step in state.steps.values():
-        waits = (
-            ("waiting", "calling") if state.status == "running" else ("calling", "done", "undoing")
-        )
-        if step.due is not None and step.phase in waits:
+        if step.due is not None and step.phase in _WAITS[state.status]:
             yield step.due
 
 
@@ -91,6 +105,11 @@ def _forward(
                 step = state.steps[rule.name]
                 if step.phase != "waiting":
                     continue
+            if rule.kind != "action":
+                state = _listen(definition, state, rule, around, entries)
+                if state.status != "running":
+                    return state
+                continue
             if not _has_room(definition, around, todo):
                 continue
             if rule.external:
@@ -99,7 +118,46 @@ def _forward(
                 todo.append(Run(rule.name, "do", step.attempts + 1))
         elif step.phase == "calling" and _has_room(definition, around, todo):
             state = _settle(state, rule, around, entries, todo)
+        elif step.phase == "listening":
+            state = _heard_nothing(definition, state, rule, entries)
+            if state.status != "running":
+                return state
     return state
+
+
+def _listen(
+    definition: Saga[Any], state: SagaState, rule: Step, around: Surroundings, entries: list[Entry]
+) -> SagaState:
+    """The step begins to wait; or is done at once, if its event was there before."""
+    step = state.steps[rule.name]
+    if step.early is not None:
+        return finish(definition, state, rule.name, step.early, entries, "its event came early")
+    try:
+        seconds = rule.timeout if rule.kind == "event" else _time_of(definition, state, rule)
+    except Exception as error:  # noqa: BLE001  # users' code
+        reason = f"how long to wait could not be told ({type(error).__name__})"
+        return fail(definition, state, rule.name, 0, reason, entries, None)
+    due = around.now + dt.timedelta(seconds=seconds)
+    entries.append(Entry("RUNNING", rule.name, None, f"waits for {seconds:g} s"))
+    return state.with_step(rule.name, phase="listening", due=due)
+
+
+def _time_of(definition: Saga[Any], state: SagaState, timer: Step) -> float:
+    asked = timer.seconds
+    seconds = float(asked(definition.load(state.data)) if callable(asked) else asked)
+    if not 0 <= seconds < MAX_SECONDS:
+        raise ValueError(seconds)
+    return seconds
+
+
+def _heard_nothing(
+    definition: Saga[Any], state: SagaState, rule: Step, entries: list[Entry]
+) -> SagaState:
+    """The time of a step that waits is over."""
+    if rule.event is None:
+        return finish(definition, state, rule.name, None, entries, None)
+    reason = f"no {rule.event.message_class.type_name} came within {rule.timeout:g} s"
+    return fail(definition, state, rule.name, 0, reason, entries, None)
 
 
 def _has_room(definition: Saga[Any], around: Surroundings, todo: list[ToDo]) -> bool:

@@ -17,13 +17,13 @@ hand only one thing killed it.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import Entry, SagaState, StepState
 from outbox_saga.payloads import storable
-from outbox_saga.saga.changes import MAX_REASON, fail, pivot_done, stick, turn_back
+from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import (
     Decision,
@@ -88,20 +88,17 @@ def _done(
             name, phase="undone", due=None, undo_attempts=happened.attempt, input=None, error=None
         )
     if step.phase in ("waiting", "calling"):
-        data = definition.merge(state.data, happened.added, definition.steps[name].writes)
-        entries.append(Entry("STEP_COMPLETED", name, happened.attempt, None, happened.started_at))
-        state = state.with_step(
+        attempt, started = happened.attempt, happened.started_at
+        return finish(
+            definition,
+            state,
             name,
-            phase="done",
-            due=None,
-            attempts=max(step.attempts, happened.attempt),
-            input=None,
-            unknown=False,
-            error=None,
-            wrote=_wrote(definition, state, name, happened.added),
+            happened.added,
+            entries,
+            None,
+            attempt=attempt,
+            started_at=started,
         )
-        state = replace(state, data=data)
-        return _only_forward(state, entries) if definition.steps[name].pivot else state
     if step.phase in ("failed", "undone") and definition.steps[name].external:
         # A late success: nobody expected it any more, but the effect is there and must be undone
         data = definition.merge(state.data, happened.added, definition.steps[name].writes)
@@ -111,26 +108,6 @@ def _done(
         state = state.with_step(name, phase="done", due=None, input=None)
         return replace(turn_back(state, "a late success", entries), data=data)
     return _ignored(state, happened, entries)
-
-
-def _wrote(definition: Saga[Any], state: SagaState, name: str, added: object) -> tuple[str, ...]:
-    """The fields that a step has returned, kept where a parallel one might return them, too.
-
-    Raises MessageRefused if one has: which of both would stay depended on who came last.
-    """
-    parallel = definition.parallel_to(name)
-    fields = definition.fields_of(added) if parallel else None
-    if fields is None:
-        return ()
-    for other in sorted(parallel):
-        for field in state.steps[other].wrote:
-            if field in fields:
-                raise MessageRefused(
-                    f"$.{field}",
-                    f"steps {other} and {name} run in parallel and both return it; order them by "
-                    "after=, or let each return a field of its own",
-                )
-    return tuple(sorted(fields))
 
 
 def _unusable(
@@ -145,16 +122,28 @@ def _unusable(
     return turn_back(state, f"{happened.step}: {happened.reason}", entries)
 
 
-def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
-    """The pivot was carried out while the saga waited to be undone: nothing may be undone now."""
-    if state.status != "compensating":
-        return state
-    entries.append(Entry("RUNNING", None, None, "the pivot was carried out"))
-    for name, step in state.steps.items():
-        if step.phase == "failed":
-            reason = f"beside the pivot: {step.error}"
-            state = stick(state, name, "STEP_FAILED", step.attempts, reason, entries)
-    return replace(state, status="running", reason=None)
+def arrived(
+    definition: Saga[Any], state: SagaState, name: str, brought: Mapping[str, Any]
+) -> tuple[SagaState, tuple[Entry, ...]]:
+    """The state after the event of this step has come; what follows, `decide` says.
+
+    Args:
+        brought: The fields of the data that it brings.
+
+    Raises:
+        MessageRefused: They do not fit the saga's data; nothing was decided.
+    """
+    entries: list[Entry] = []
+    step = state.steps[name]
+    if state.status == "running" and step.phase == "listening":
+        state = finish(definition, state, name, brought, entries, None)
+    elif state.status == "running" and step.phase == "waiting" and step.early is None:
+        definition.merge(state.data, brought, definition.steps[name].writes)
+        entries.append(Entry("EVENT_STORED", name, None, "it came before the step began"))
+        state = state.with_step(name, early=dict(brought))
+    else:
+        entries.append(Entry("IGNORED", name, None, "its event came too late, or again"))
+    return state, tuple(entries)
 
 
 def _refused(

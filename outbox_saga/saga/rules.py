@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 
 from outbox_saga.errors import DefinitionError
+from outbox_saga.messages import Event
 from outbox_saga.saga.steps import Step, all_before
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
@@ -47,6 +49,7 @@ def check_step(
             f"{where}: idempotent= and query= are for external steps; a local step commits with "
             "the saga"
         )
+    _check_waiting(where, step)
     if step.when is not None and not callable(step.when):
         raise DefinitionError(f"{where}: when= must be a function of the data, not {step.when!r}")
     for other in step.after:
@@ -62,6 +65,24 @@ def check_step(
                     f"{where}: {kind}={name!r} is no field of the data; there are "
                     f"{', '.join(sorted(fields))}"
                 )
+
+
+def _check_waiting(where: str, step: Step) -> None:
+    if step.event is not None:
+        awaited: object = step.event.message_class
+        if not (inspect.isclass(awaited) and issubclass(awaited, Event)):
+            raise DefinitionError(f"{where}: it can wait for an Event class, not {awaited!r}")
+        if awaited.topic is None:
+            raise DefinitionError(
+                f"{where}: {awaited.__name__} has no topic, so it comes from nowhere; declare "
+                f'`class {awaited.__name__}(Event, topic="…")`'
+            )
+    seconds = step.seconds
+    if step.kind == "timer" and not callable(seconds) and not 0 <= seconds < float("inf"):
+        raise DefinitionError(
+            f"{where}: {seconds} is no time to wait; give seconds, 0 or more and finite, or a "
+            "function of the data that returns them"
+        )
 
 
 def check_graph(saga: str, steps: Mapping[str, Step]) -> None:

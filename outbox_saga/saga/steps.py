@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, Literal, NoReturn, TypeAlias, final
 
+from outbox_saga.messages import Message
 from outbox_saga.retries import Retry
 
 Action: TypeAlias = Callable[[Any], Any]
 Predicate: TypeAlias = Callable[[Any], bool]
+Kind: TypeAlias = Literal["action", "event", "timer"]
 
 DEFAULT_TIMEOUT = 30.0
 FORWARD_RETRY = Retry(max_attempts=3)
@@ -38,9 +40,33 @@ def hours(number: float) -> float:
     return number * 3600.0
 
 
+def nobody_acts(_: Any) -> NoReturn:
+    """The action of a step that only waits."""
+    raise AssertionError("a step that waits is never carried out")
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """The event that a step waits for.
+
+    Args:
+        message_class: Its class.
+        take: Which fields of the saga's data it brings; None: none.
+        business_key: Of the instance it is for; None: that is told by its correlation id.
+    """
+
+    message_class: type[Message]
+    take: Callable[[Any], Mapping[str, Any] | None] | None = None
+    business_key: Callable[[Any], str] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a saga. See `Saga.step` for the fields."""
+    """One step of a saga.
+
+    See `Saga.step`, `Saga.wait_for` and `Saga.timer` for the fields. The timeout of a step that
+    waits is how long it does.
+    """
 
     name: str
     action: Action
@@ -56,6 +82,9 @@ class Step:
     reads: frozenset[str] | None = None
     writes: frozenset[str] | None = None
     when: Predicate | None = None
+    kind: Kind = "action"
+    event: Awaited | None = None
+    seconds: float | Callable[[Any], float] = 0.0  # of a timer
 
 
 def all_before(steps: Mapping[str, Step], name: str) -> set[str]:

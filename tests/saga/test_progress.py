@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from outbox_saga import Retry, Saga, nothing_to_undo
+from outbox_saga import Event, Retry, Saga, nothing_to_undo
 from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import ENDED, SagaState, dump_progress, load_progress
 from outbox_saga.saga.happened import (
@@ -31,7 +31,7 @@ from outbox_saga.saga.happened import (
     Unusable,
 )
 from outbox_saga.saga.onward import SETTLING
-from outbox_saga.saga.progress import decide, initial
+from outbox_saga.saga.progress import arrived, decide, initial
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LEASE = 30.0
@@ -636,3 +636,98 @@ def test_a_deadline_undoes_nothing_once_the_pivot_was_carried_out() -> None:
     late = decide(definition, state, Resumed(), _until(1000))
 
     assert (late.state.status, late.todo) == ("running", (Run("send", "do", 1),))
+
+
+# --- steps that wait -----------------------------------------------------------------------------
+
+
+class Paid(Event, topic="payments"):
+    amount: int
+
+
+def _patient(**options: Any) -> Saga[Data]:
+    return (
+        Saga("patient", data=Data, **options)
+        .step("order", act, compensation=act)
+        .wait_for("paid", Paid, timeout=100, take=lambda paid: {"n": paid.amount})
+        .timer("cool", 30)
+        .step("send", act, compensation=act)
+        .check()
+    )
+
+
+def _ordered(definition: Saga[Data]) -> SagaState:
+    state = initial(definition, {"n": 0})
+    return decide(definition, state, Done("order", "do", 1), _until(1)).state
+
+
+def test_a_saga_waits_for_its_event_and_then_for_its_time_and_goes_on() -> None:
+    definition = _patient()
+    state = initial(definition, {"n": 0})
+    waits = decide(definition, state, Done("order", "do", 1), _until(1))
+    assert (waits.todo, waits.busy) == ((), False)
+    assert waits.due == START + dt.timedelta(seconds=101)
+
+    state, entries = arrived(definition, waits.state, "paid", {"n": 5})
+    assert [e.transition for e in entries] == ["STEP_COMPLETED"]
+    assert state.data == {"n": 5}
+    cools = decide(definition, state, Resumed(), _until(50))
+    assert cools.due == START + dt.timedelta(seconds=80)
+
+    early = decide(definition, cools.state, Resumed(), _until(79))
+    assert (early.todo, early.due) == ((), START + dt.timedelta(seconds=80))
+
+    assert decide(definition, early.state, Resumed(), _until(80)).todo == (Run("send", "do", 1),)
+
+
+def test_an_event_that_comes_before_its_step_is_kept_for_it() -> None:
+    definition = _patient()
+    state, entries = arrived(definition, initial(definition, {"n": 0}), "paid", {"n": 5})
+    assert [e.transition for e in entries] == ["EVENT_STORED"]
+    assert load_progress(dump_progress(state)) == state.steps
+
+    again, entries = arrived(definition, state, "paid", {"n": 6})
+    assert (again, [e.transition for e in entries]) == (state, ["IGNORED"])
+
+    decision = decide(definition, state, Done("order", "do", 1), _until(1))
+
+    assert decision.state.steps["paid"].phase == "done"
+    assert decision.state.data == {"n": 5}
+    assert decision.state.steps["cool"].phase == "listening"
+
+
+def test_an_event_that_does_not_come_in_time_undoes_the_saga_and_is_ignored_afterwards() -> None:
+    definition = _patient()
+    state = _ordered(definition)
+
+    decision = decide(definition, state, Resumed(), _until(101))
+
+    assert decision.todo == (Run("order", "undo", 1),)
+    assert decision.state.reason == "paid: no Paid came within 100 s"
+    late, entries = arrived(definition, decision.state, "paid", {"n": 5})
+    assert (late, [e.transition for e in entries]) == (decision.state, ["IGNORED"])
+
+
+def test_a_deadline_ends_the_waiting_for_an_event() -> None:
+    definition = _patient(deadline=60)
+    state = _ordered(definition)
+    assert decide(definition, state, Resumed(), _until(2)).due == START + dt.timedelta(seconds=60)
+
+    decision = decide(definition, state, Resumed(), _until(60))
+
+    assert decision.todo == (Run("order", "undo", 1),)
+    assert decision.state.reason == "its deadline of 60 s has passed"
+
+
+def test_a_timer_whose_time_cannot_be_told_undoes_the_saga() -> None:
+    definition = (
+        Saga("odd", data=Data)
+        .step("order", act, compensation=act)
+        .timer("cool", lambda data: float("nan"))
+        .check()
+    )
+
+    decision = decide(definition, initial(definition, {"n": 0}), Done("order", "do", 1), _until(1))
+
+    assert decision.todo == (Run("order", "undo", 1),)
+    assert "how long to wait could not be told" in (decision.state.reason or "")
