@@ -139,6 +139,12 @@ def _given(**options: Any) -> dict[str, Any]:
 )
 @click.option("--page-rows", type=click.IntRange(1, 5000), help="Rows read at once.")
 @click.option(
+    "--max-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MESSAGES",
+    help="Messages sent in a second at most. [default: as many as the broker takes]",
+)
+@click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
     default=DEADLINE,
@@ -183,6 +189,7 @@ def relay(
     lease: float | None,
     poll: float | None,
     page_rows: int | None,
+    max_rate: float | None,
     deadline: float,
     *,
     once: bool,
@@ -201,7 +208,9 @@ def relay(
     from outbox_saga_relay.relay import Relay
 
     _log_to_stderr(log_level)
-    options = _given(lease=lease, poll=poll, page_rows=page_rows, listen=listen_url)
+    options = _given(
+        lease=lease, poll=poll, page_rows=page_rows, max_rate=max_rate, listen=listen_url
+    )
     options |= {"skip_poison": skip_poison} | ({"listen": False} if no_listen else {})
     options |= {"archive": archive_window > 0}
     if service is not None:

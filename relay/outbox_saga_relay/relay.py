@@ -67,6 +67,7 @@ class Relay:
         retry: Backoff of a message the broker did not take; attempts are not limited, only a
             broker's definite no ends them.
         outage: Backoff while the broker takes nothing at all; no attempt is counted then.
+        max_rate: Messages sent in a second at most, for a broker that others need, too.
         skip_poison: Topics whose keys go on when a message of theirs becomes a dead letter. The
             key of any other topic is parked, which keeps its order.
         service: Whose relay it is, for those who look.
@@ -88,6 +89,7 @@ class Relay:
         poll: float = 0.25,
         retry: Retry = MESSAGE_RETRY,
         outage: Retry = OUTAGE_RETRY,
+        max_rate: float | None = None,
         skip_poison: Collection[str] = (),
         service: str = "",
         archive: bool = False,
@@ -95,6 +97,8 @@ class Relay:
     ) -> None:
         if not 1 <= page_rows <= MAX_PAGE:
             raise ConfigurationError(f"page_rows is {page_rows}; give 1 to {MAX_PAGE}")
+        if max_rate is not None and not 0 < max_rate < float("inf"):
+            raise ConfigurationError(f"max_rate is {max_rate}; give messages a second")
         if isinstance(skip_poison, str):
             raise ConfigurationError("skip_poison is one string; give a collection of topics")
         self.store = Store(database, lease=lease, service=service, archive=archive)
@@ -123,7 +127,7 @@ class Relay:
         self._again: int | None = None
         self._more_is_due = False
         self._stop: asyncio.Event | None = None
-        self._outage = Outage(outage, seed=str(self.store.owner))
+        self._outage = Outage(outage, seed=str(self.store.owner), most=max_rate)
         self._lanes = Lanes(max(16, page_rows // 8))
         self._sending = Sending(
             publisher,
@@ -264,8 +268,14 @@ class Relay:
             try:
                 # a page of one key may be as many rounds as it has rows
                 while not self._is_stopping() and self._sending.down is None:
-                    rows = self._lanes.take(1 if self._outage.lasts else self._page_rows)
+                    allowed = 1 if self._outage.lasts else self._outage.allowance(0)
+                    if not allowed and self._lanes.has_ready:
+                        self._wake.clear()
+                        await self._woken(self._outage.pause(0))
+                        continue
+                    rows = self._lanes.take(min(self._page_rows, allowed))
                     if rows:
+                        self._outage.sent(len(rows))
                         await self._sending.send(rows)
                     elif self._sending.failures:
                         failed = True
@@ -355,15 +365,20 @@ class Relay:
         """Seconds until something is due by itself."""
         now = time.monotonic()
         if busy:
-            return self._lease
-        moments = [pace.renew_at - now, self._due_at - now]
+            return min(self._lease, self._sends_again_in)
+        moments = [pace.renew_at - now, self._due_at - now, self._sends_again_in]
         if not self._outage.lasts and self._has_room():
             moments.append(pace.read_at - now)
-        if self._outage.lasts and self._lanes.has_ready and not self._lanes.flying:
-            moments.append(self._outage.next_probe)
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
         return max(0.0, min(moments))
+
+    @property
+    def _sends_again_in(self) -> float:
+        """Seconds until something that waits for the broker's sake alone may be sent."""
+        if not self._lanes.has_ready or self._is_stopping() or self.store.lease_may_be_over:
+            return math.inf
+        return self._outage.pause(self._lanes.flying)
 
     async def _woken(self, within: float) -> None:
         try:

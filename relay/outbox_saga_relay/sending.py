@@ -69,6 +69,7 @@ class Sending:
             rows = self._lanes.take(min(batch, allowed)) if allowed else []
             if not rows:
                 return
+            self._outage.sent(len(rows))
             call = asyncio.create_task(self.send(rows))
             self._calls.add(call)
             call.add_done_callback(self._ended)
