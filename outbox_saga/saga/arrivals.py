@@ -16,7 +16,7 @@ from outbox_saga.database import Database
 from outbox_saga.errors import SagaUnknown
 from outbox_saga.handler_context import HandlerContext
 from outbox_saga.ids import saga_id
-from outbox_saga.instances import ENDED, Instance
+from outbox_saga.instances import OVER_FOR_GOOD, Instance
 from outbox_saga.messages import Message
 from outbox_saga.queries import sagas, transition
 from outbox_saga.saga.definition import Saga
@@ -82,7 +82,7 @@ class Arrivals:
         # in the order of their ids: two events for the same two instances do not wait in a circle
         for id_ in sorted(ids):
             instance = sagas.read(connection, tables, id_, lock=True)
-            if instance is not None and instance.state.status not in ENDED:
+            if instance is not None and instance.state.status not in OVER_FOR_GOOD:
                 self._move(connection, instance, message)
 
     def _move(self, connection: sa.Connection, instance: Instance, message: Message) -> None:
@@ -109,7 +109,7 @@ class Arrivals:
             clock,
             instance,
             state,
-            clock.read(connection),
+            None if state.status == "stuck" else clock.read(connection),
             entries,
             keep_lease=True,
             keep_deaths=True,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from outbox_saga.errors import MessageRefused
-from outbox_saga.instances import Entry, SagaState
+from outbox_saga.instances import Direction, Entry, SagaState
 from outbox_saga.saga.definition import Saga
 
 MAX_REASON = 500  # characters of an error that are kept
@@ -41,6 +41,7 @@ def finish(
         unknown=False,
         error=None,
         wrote=wrote,
+        stuck=None,
     )
     state = replace(state, data=data)
     return _only_forward(state, entries) if definition.steps[name].pivot else state
@@ -98,8 +99,9 @@ def stick(
 ) -> SagaState:
     """This step needs a person, and holds up only what depends on it."""
     entries.append(Entry(transition, name, attempt, f"stuck: {reason}"))
-    counted = {"undo_attempts": attempt} if undo else {"attempts": attempt}
-    return state.with_step(name, phase="stuck", due=None, error=reason, **counted)
+    counted: dict[str, Any] = {"undo_attempts": attempt} if undo else {"attempts": attempt}
+    at: Direction = "undo" if undo else "do"
+    return state.with_step(name, phase="stuck", stuck=at, due=None, error=reason, **counted)
 
 
 def fail(

@@ -58,7 +58,9 @@ def next_decision(
         # nothing runs, nothing is due, nothing can start: only a person can help
         reason = "; ".join(f"{n}: {s.error}" for n, s in state.steps.items() if s.phase == "stuck")
         entries.append(Entry("FAILED", None, None, reason))
-        return Decision(replace(state, status="stuck", reason=reason), tuple(entries), (), None)
+        before = (state.status, state.reason)
+        stuck = replace(state, status="stuck", reason=reason, before=before)
+        return Decision(stuck, tuple(entries), (), None)
     return Decision(state, tuple(entries), (), due)
 
 

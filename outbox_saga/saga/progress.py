@@ -137,13 +137,20 @@ def arrived(
     step = state.steps[name]
     if state.status == "running" and step.phase == "listening":
         state = finish(definition, state, name, brought, entries, None)
-    elif state.status == "running" and step.phase == "waiting" and step.early is None:
+    elif _goes_forward(state) and step.phase == "waiting" and step.early is None:
         definition.merge(state.data, brought, definition.steps[name].writes)
         entries.append(Entry("EVENT_STORED", name, None, "it came before the step began"))
         state = state.with_step(name, early=dict(brought))
     else:
         entries.append(Entry("IGNORED", name, None, "its event came too late, or again"))
     return state, tuple(entries)
+
+
+def _goes_forward(state: SagaState) -> bool:
+    """Now, or once a person has helped."""
+    return state.status == "running" or (
+        state.status == "stuck" and state.before is not None and state.before[0] == "running"
+    )
 
 
 def _refused(
