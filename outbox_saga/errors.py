@@ -104,8 +104,8 @@ class CommitUnknown(OutboxSagaError):
 
     Args:
         message_ids: Of the messages that left with it, if it has committed.
-        transaction: Its id and timeline on PostgreSQL, by which the server knows what became of
-            it; None elsewhere.
+        transaction: Its id, timeline and moment on PostgreSQL, by which the server knows what
+            became of it; None elsewhere.
     """
 
     def __init__(self, message_ids: tuple[UUID, ...] = (), transaction: str | None = None) -> None:

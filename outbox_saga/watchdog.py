@@ -44,6 +44,7 @@ class _Watchdog:
         self._watches: dict[int, Watch] = {}
         self._numbers = itertools.count()
         self._pid: int | None = None
+        self._wakes = float("inf")  # when the thread does, if nobody wakes it
 
     def watch(self, watch: Watch) -> int:
         with self._changed:
@@ -54,7 +55,10 @@ class _Watchdog:
                 ).start()
             number = next(self._numbers)
             self._watches[number] = watch
-            self._changed.notify()
+            # every commit comes here, and mostly its deadline is the latest: a thread that is
+            # woken takes the interpreter from whoever commits
+            if watch.ends < self._wakes:
+                self._changed.notify()
             return number
 
     def forget(self, number: int) -> None:
@@ -75,8 +79,9 @@ class _Watchdog:
                             # this thread has the deadlines of all others
                             with contextlib.suppress(Exception):
                                 cut()
-                ends = [watch.ends for watch in self._watches.values()]
-                self._changed.wait(min(ends) - now if ends else None)
+                self._wakes = min((w.ends for w in self._watches.values()), default=float("inf"))
+                idle = self._wakes == float("inf")
+                self._changed.wait(None if idle else self._wakes - now)
 
 
 _watchdog = _Watchdog()

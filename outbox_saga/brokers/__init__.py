@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from outbox_saga.brokers.contract import (
     Accepted,
+    Adapter,
+    Capabilities,
+    Consuming,
     Delivery,
     Handle,
     Outcome,
@@ -15,10 +18,13 @@ from outbox_saga.brokers.contract import (
     Subscriber,
     Subscription,
 )
-from outbox_saga.brokers.opening import open_publisher, open_subscriber
+from outbox_saga.brokers.opening import capabilities, open_publisher, open_subscriber
 
 __all__ = [
     "Accepted",
+    "Adapter",
+    "Capabilities",
+    "Consuming",
     "Delivery",
     "Handle",
     "Outcome",
@@ -26,6 +32,7 @@ __all__ = [
     "Refused",
     "Subscriber",
     "Subscription",
+    "capabilities",
     "open_publisher",
     "open_subscriber",
 ]

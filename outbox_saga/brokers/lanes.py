@@ -62,6 +62,10 @@ class Lanes(Generic[Item]):
             return None
         return waiting.pop(0)[1]
 
+    def behind(self, key: str) -> int:
+        """How many wait behind the one of this key that may be handled."""
+        return len(self._waiting.get(key, ()))
+
     def send_back(self, key: str, place: int, due: float) -> list[Item]:
         """It comes again at `due`; those returned waited behind it and must go back too."""
         self.away(key, place, due)

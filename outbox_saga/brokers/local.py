@@ -14,12 +14,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
-from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
+from outbox_saga.brokers.contract import ACCEPTED, Capabilities, Outcome, Refused, Settled
+from outbox_saga.brokers.outgoing import check_outgoing
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerUnavailable, HandlerBusy, MessageRefused, Unpublishable
 
 logger = logging.getLogger("outbox_saga.brokers.local")
+
+CAPABILITIES: Final = Capabilities(
+    deduplicates=False,  # the inbox does
+    retains=False,
+    consuming=None,  # the relay hands over
+)
 
 
 class LocalPublisher:
@@ -66,10 +74,13 @@ class LocalPublisher:
     async def _publish(self, envelope: Envelope) -> Outcome:
         async with self._slots:
             try:
+                check_outgoing(envelope)  # as any broker: what works here works there
                 async with asyncio.timeout(self._timeout):
                     wanted = await self._deliver(envelope)
             except HandlerBusy as error:
                 return Refused(BrokerUnavailable(str(error), code="handler_busy"))
+            except Unpublishable as error:
+                return Refused(error)
             except MessageRefused as error:
                 return Refused(Unpublishable(str(error), code="unreadable"))
             except TimeoutError:

@@ -25,10 +25,24 @@ survives a crash of the server process, but losing power on all replicas at once
 
 from __future__ import annotations
 
-from outbox_saga.brokers.contract import Publisher, Subscriber, Subscription
+from typing import Final
+
+from outbox_saga.brokers.contract import (
+    Capabilities,
+    Consuming,
+    Publisher,
+    Subscriber,
+    Subscription,
+)
 from outbox_saga.brokers.nats_consuming import NatsSubscriber
 from outbox_saga.brokers.nats_publishing import NatsPublisher
 from outbox_saga.brokers.nats_settings import NatsSettings
+
+CAPABILITIES: Final = Capabilities(
+    deduplicates=True,  # within the stream's window
+    retains=True,
+    consuming=Consuming(settles="each", key_order="process", over_topics=True),
+)
 
 
 def publisher(url: str) -> Publisher:

@@ -48,7 +48,8 @@ Take = Callable[[Msg | None], None]
 
 def status(message: Msg) -> str | None:
     """The status in a message the server itself wrote (`503`: nobody listens there), or None."""
-    if message.data or message.headers is None:
+    # A delivered message has a reply subject, whatever headers somebody gave it.
+    if message.data or message.reply or message.headers is None:
         return None
     return message.headers.get("Status")
 
@@ -67,6 +68,7 @@ class Connection:
         self.settings = settings
         self.client = Client()
         self.lost = False
+        self.heard = 0  # answers to anything: the connection leads somewhere
         self.denials = 0  # permission violations so far; the server does not say of which request
         self.last_problem: Exception | None = None
         self._inbox = ""
@@ -220,6 +222,7 @@ class Connection:
         # Twice: nats-py writes its PING at once, past what its writing task still has to write.
         await self.client.flush()
         await self.client.flush()
+        self.heard += 1
 
     async def hang_up(self) -> None:
         """Ends the connection, within the timeout, whatever state it is in."""
@@ -246,6 +249,7 @@ class Connection:
             told()
 
     async def _reply(self, message: Msg) -> None:
+        self.heard += 1
         take = self._takes.pop(message.subject, None)
         if take is not None:
             take(message)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -24,16 +24,21 @@ from outbox_saga.brokers.contract import (
 )
 from outbox_saga.brokers.nats_connection import Connection, Link, lost, status
 from outbox_saga.brokers.nats_settings import NatsSettings
-from outbox_saga.brokers.nats_stream import find_stream, no_stream, warn_of_losses
+from outbox_saga.brokers.nats_stream import (
+    Routes,
+    find_stream,
+    no_route,
+    no_stream,
+    warn_of_losses,
+)
+from outbox_saga.brokers.outgoing import check_outgoing
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import (
     BrokerError,
     BrokerUnavailable,
-    MessageRefused,
     PublishUnconfirmed,
     Unpublishable,
 )
-from outbox_saga.messages import check_topic
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +56,10 @@ _FULL: Final = {
 }
 _OTHER_STREAM: Final = 10060  # expected stream does not match
 
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
+
+# The part of the timeout after which one to whom nobody answered asks whether anybody does.
+_ASKING: Final = 0.75
 
 # Every so many messages others get their turn: nats-py writes to the socket in a task of its own.
 _BREATH = 50
@@ -70,6 +77,7 @@ class NatsPublisher:
         self._link = Link(settings, name="outbox-saga publisher")
         self._prepared: Connection | None = None
         self._looked_at = False
+        self._may_look = True
 
     async def open(self) -> None:
         """Connects; raises BrokerUnavailable when the broker cannot be reached within the timeout.
@@ -99,10 +107,12 @@ class NatsPublisher:
         try:
             async with connection.deadline(deadline):
                 await batch.send(connection, envelopes)
-                await batch.settled.wait()
+                await self._until_settled(connection, batch, deadline)
         except TimeoutError:
-            if batch.answers == 0 and batch.replies and connection.denials == denials:
-                # Not one answer: the connection may lead nowhere, and only a new one can tell.
+            silent = connection.heard == batch.heard and batch.replies
+            if silent and connection.denials == denials:
+                # Not one answer, to nobody: the connection may lead nowhere, and only a new one
+                # can tell.
                 connection.mark_lost()
         finally:
             for reply in batch.replies:
@@ -114,6 +124,42 @@ class NatsPublisher:
     async def close(self) -> None:
         """Disconnects; safe to call twice."""
         await self._link.close()
+
+    async def _until_settled(self, connection: Connection, batch: _Batch, deadline: float) -> None:
+        """Until something has become of each; what only the stream can tell is asked meanwhile."""
+        asking = deadline - self._settings.timeout * (1 - _ASKING)
+        while batch.open:
+            batch.news.clear()
+            if batch.unheard:
+                batch.route(await self._routes(connection))
+                continue
+            try:
+                async with asyncio.timeout_at(asking):
+                    await batch.news.wait()
+            except TimeoutError:
+                asking = deadline  # once
+                if connection.heard == batch.heard:
+                    await self._ask(connection, batch)
+
+    async def _routes(self, connection: Connection) -> Routes:
+        """The subjects that the stream takes; None when there is none, as far as can be seen."""
+        if not self._may_look:
+            return None
+        try:
+            config = await find_stream(connection)
+        except BrokerUnavailable:
+            return None
+        return tuple(config.get("subjects") or ())
+
+    async def _ask(self, connection: Connection, batch: _Batch) -> None:
+        """Somebody who listens to a subject and never answers must not pass for a dead broker."""
+        if not self._may_look:
+            await connection.flush()
+            return
+        reply = connection.expect(lambda _: None)
+        batch.replies.append(reply)
+        with contextlib.suppress(BrokerUnavailable):  # lost meanwhile: everybody has been told
+            await connection.send(f"$JS.API.STREAM.INFO.{self._settings.stream}", b"", reply=reply)
 
     async def _prepare(self, connection: Connection) -> None:
         if self._prepared is connection or (self._looked_at and not self._settings.create):
@@ -127,6 +173,7 @@ class NatsPublisher:
             if error.code != "not_permitted":
                 raise
             # A user that may publish and nothing else is good practice: no reason to stop.
+            self._may_look = False
             logger.warning(
                 "this NATS user may not look at stream %s; its settings are unchecked",
                 self._settings.stream,
@@ -142,20 +189,20 @@ class _Batch:
     """The messages of one `publish` call and what became of each."""
 
     def __init__(self, settings: NatsSettings, size: int, told: Settled | None) -> None:
-        self.settled = asyncio.Event()
-        self._told = told
+        self.open = size  # of which nothing is known yet
+        self.news = asyncio.Event()  # all are settled, or one is unheard
+        self.unheard: dict[int, str] = {}  # nobody listens to their subjects
+        self.heard = 0  # by the connection, when all were sent
         self.replies: list[str] = []
-        self.answers = 0
         self.no_stream = False
+        self._told = told
         self._settings = settings
         self._outcomes: list[Outcome | None] = [None] * size
-        self._open = size
         self._sent = 0
-        if size == 0:
-            self.settled.set()
 
     async def send(self, connection: Connection, envelopes: Sequence[Envelope]) -> None:
         """Hands all of them to the connection; what cannot be sent is settled here."""
+        self.heard = connection.heard
         for index, envelope in enumerate(envelopes):
             if index % _BREATH == _BREATH - 1:
                 await asyncio.sleep(0)
@@ -164,6 +211,15 @@ class _Batch:
             except BrokerError as error:
                 self._settle(index, Refused(error))
             self._sent = index + 1
+        self.heard = connection.heard
+
+    def route(self, routes: Routes) -> None:
+        """Of those that nobody listened to it is known now why."""
+        unheard, self.unheard = self.unheard, {}
+        for index, subject in unheard.items():
+            error = no_route(self._settings, subject, routes)
+            self.no_stream |= error.code == "no_stream"
+            self._settle(index, Refused(error))
 
     def outcomes(self, *, denied: bool) -> list[Outcome]:
         """One per envelope; what is not settled by now is ambiguous."""
@@ -176,7 +232,7 @@ class _Batch:
         subject, headers = _address(envelope, self._settings, connection.client.max_payload)
         if connection.lost:
             raise lost()
-        reply = connection.expect(partial(self._take, index))
+        reply = connection.expect(partial(self._take, index, subject))
         self.replies.append(reply)
         try:
             await connection.client.publish(subject, envelope.body, reply=reply, headers=headers)
@@ -191,14 +247,17 @@ class _Batch:
                 code=CONNECTION_LOST,
             ) from None
 
-    def _take(self, index: int, message: Msg | None) -> None:
+    def _take(self, index: int, subject: str, message: Msg | None) -> None:
         if message is None:
             error = PublishUnconfirmed(
                 "the connection to NATS was lost before its answer", code=CONNECTION_LOST
             )
             self._settle(index, Refused(error))
             return
-        self.answers += 1
+        if status(message) == "503":
+            self.unheard[index] = subject
+            self.news.set()
+            return
         outcome = _read(message, self._settings)
         if isinstance(outcome, Refused) and outcome.error.code == "no_stream":
             self.no_stream = True
@@ -207,13 +266,16 @@ class _Batch:
     def _settle(self, index: int, outcome: Outcome) -> None:
         if self._outcomes[index] is None:
             self._outcomes[index] = outcome
-            self._open -= 1
+            self.open -= 1
             if self._told is not None:
                 self._told(index, outcome)
-            if self._open == 0:
-                self.settled.set()
+            if self.open == 0:
+                self.news.set()
 
     def _unsettled(self, index: int, *, denied: bool) -> Refused:
+        if index in self.unheard:
+            self.no_stream = True
+            return Refused(no_stream(self._settings))
         if index >= self._sent:
             return Refused(
                 BrokerUnavailable(
@@ -238,14 +300,8 @@ def _address(
     envelope: Envelope, settings: NatsSettings, max_payload: int
 ) -> tuple[str, dict[str, str]]:
     """Subject and headers; Unpublishable for what makes the server cut the connection."""
-    try:
-        subject = settings.subject(
-            check_topic(envelope.topic)
-        )  # a literal `*` would be stored as such
-    except MessageRefused as error:
-        raise Unpublishable(error.reason, code="invalid_subject") from None
-    if not all(map(_HEADER_NAME.fullmatch, envelope.headers)):
-        raise Unpublishable("the name of a header is no token (RFC 9110)", code="invalid_headers")
+    check_outgoing(envelope)  # a literal `*` would be stored as such
+    subject = settings.subject(envelope.topic)
     headers = {name: _kept(value) for name, value in envelope.to_headers().items()}
     # The stream drops repeats of it within its window, and an operator's replay is none of those.
     repeat = f":{envelope.replay}" if envelope.replay else ""
@@ -282,8 +338,6 @@ def _kept(value: str) -> str:
 
 
 def _read(message: Msg, settings: NatsSettings) -> Outcome:
-    if status(message) == "503":
-        return Refused(no_stream(settings))
     try:
         answer = json.loads(message.data)
         error = answer.get("error")

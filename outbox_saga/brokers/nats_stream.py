@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, TypeAlias
 
 from outbox_saga.brokers.nats_connection import ApiRefused, Connection
 from outbox_saga.brokers.nats_settings import NatsSettings
-from outbox_saga.errors import BrokerDown
+from outbox_saga.errors import BrokerDown, BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
 STREAM_NOT_FOUND = 10059
 _STREAM_NAME_IN_USE = 10058
 _NANOSECONDS = 1_000_000_000
+
+Routes: TypeAlias = tuple[str, ...] | None  # the subjects a stream takes; None: there is no stream
 
 
 async def find_stream(connection: Connection) -> dict[str, Any]:
@@ -43,6 +45,33 @@ def no_stream(settings: NatsSettings) -> BrokerDown:
         "broker's URL do it",
         code="no_stream",
     )
+
+
+def no_route(settings: NatsSettings, subject: str, routes: Routes) -> BrokerUnavailable:
+    """The error for a message that nobody listened to.
+
+    A stream that is there and takes other subjects is no reason to stop sending those.
+    """
+    if routes is None or any(covers(pattern, subject) for pattern in routes):
+        return no_stream(settings)  # or it has come a moment later: ask again
+    return BrokerUnavailable(
+        f"the stream {settings.stream} does not take the subject {subject}; add it to its "
+        "subjects",
+        code="no_route",
+    )
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Every subject that the second matches, the first matches too."""
+    wide, narrow = pattern.split("."), subject.split(".")
+    for index, part in enumerate(wide):
+        if part == ">":
+            return len(narrow) > index
+        if index >= len(narrow) or narrow[index] == ">":
+            return False
+        if part not in ("*", narrow[index]):
+            return False
+    return len(wide) == len(narrow)
 
 
 async def _create(connection: Connection) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from outbox_saga.envelopes import Envelope
+from outbox_saga.envelopes import Envelope, replays_of
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import family, for_update
 from outbox_saga.queries.outbox import write_messages
@@ -195,6 +195,7 @@ def send_again(
     *,
     after: Place | None = None,
     limit: int = 100,
+    copies: bool = True,
 ) -> Batch:
     """The next messages are in the outbox again, under their own ids, each counted as a replay.
 
@@ -205,6 +206,8 @@ def send_again(
     Args:
         after: Where the last one of the batch before stands.
         limit: Messages.
+        copies: What matches may be there twice, for it was replayed before: it goes at the place
+            of its first copy. False saves looking through the archive for others.
     """
     archive = tables.archive
     where = _where(tables, wanted)
@@ -228,16 +231,39 @@ def send_again(
     ).all()
     if not found:
         return Batch(0, 0, None)
-    latest = {row.id: row for row in found}  # of one that was replayed before, the last copy
-    waiting = _waiting(connection, tables, list(latest))
+    known = _copies(connection, tables, wanted, found) if copies else {}
+    rows = [
+        row for row in found if known.get(row.id, (row.published_at, 0))[0] == row.published_at
+    ]
+    waiting = _waiting(connection, tables, [row.id for row in rows])
     envelopes: list[Envelope] = []
-    for row in latest.values():
+    for row in rows:
         if row.id not in waiting:
             envelope = Envelope.from_row(row.id, row.topic, row.key, row.headers, row.body)
-            envelopes.append(replace(envelope, replay=envelope.replay + 1))
+            replays = max(envelope.replay, known[row.id][1] if row.id in known else 0)
+            envelopes.append(replace(envelope, replay=replays + 1))
     if envelopes:
         write_messages(connection, tables, envelopes)
     return Batch(len(envelopes), len(waiting), Place(found[-1].published_at, found[-1].position))
+
+
+def _copies(
+    connection: sa.Connection, tables: Tables, wanted: Published, found: Sequence[sa.Row[Any]]
+) -> dict[UUID, tuple[dt.datetime, int]]:
+    """When each of these messages was published first, as far as that matches, and how often it
+    was replayed before its last copy was published.
+    """
+    archive = tables.archive
+    statement = (
+        sa.select(archive.c.id, archive.c.published_at, archive.c.headers)
+        .where(*_where(tables, wanted), archive.c.id.in_([row.id for row in found]))
+        .order_by(archive.c.published_at)
+    )
+    known: dict[UUID, tuple[dt.datetime, int]] = {}
+    for row in connection.execute(statement):
+        first, replays = known.get(row.id, (row.published_at, 0))
+        known[row.id] = first, max(replays, replays_of(row.headers))
+    return known
 
 
 def _waiting(connection: sa.Connection, tables: Tables, ids: list[UUID]) -> set[UUID]:

@@ -64,6 +64,17 @@ def note_action(
     )
 
 
+def was_done(
+    connection: sa.Connection, tables: Tables, action: str, since: dt.datetime | None
+) -> bool:
+    """Whether this action is on record, of this moment or later."""
+    noted = tables.operator_action
+    found = sa.select(sa.literal(1)).where(noted.c.action == action).limit(1)
+    if since is not None:
+        found = found.where(noted.c.at >= since)
+    return connection.execute(found).first() is not None
+
+
 def noted_actions(
     connection: sa.Connection, tables: Tables, *, before: Noted | None = None, limit: int = 100
 ) -> list[Noted]:

@@ -77,8 +77,8 @@ def write_messages(
         key_locks: False only in tests that show what the lock is for.
 
     Returns:
-        What gives a row with the transaction's id and timeline, on PostgreSQL: whoever loses the
-        answer to COMMIT can ask the server by it.
+        What gives a row with the transaction's id, timeline and moment, on PostgreSQL: whoever
+        loses the answer to COMMIT can ask the server by it.
     """
     numbers = lock_numbers(e.key for e in envelopes) if key_locks else []
     write = _WRITE[family(connection)]
@@ -197,9 +197,11 @@ WITH locks AS MATERIALIZED (
 SELECT {transaction}
 """
 
-# With the timeline: a standby that is promoted without this transaction gives its id out again
+# With the timeline and the moment: a standby that is promoted without this transaction gives its
+# id out again, and so does a server that crashes before anything of it is in its log
 TRANSACTION = (
-    "CAST(pg_current_xact_id() AS text) || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8)"
+    "CAST(pg_current_xact_id() AS text) || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8) "
+    "|| ' ' || CAST(extract(epoch FROM clock_timestamp()) AS text)"
 )
 _TYPES = ("uuid", "smallint", "text", "text", "text", "bytea")
 _LOCK = "pg_advisory_xact_lock({}, {})"

@@ -249,7 +249,7 @@ class Execution:
         """
         session.flush()
         decision, instance = self._record(session.taken_back(), hand, happened, [])
-        if any(entry.transition == "IGNORED" for entry in decision.entries):
+        if _came_too_late(decision):
             session.undo()
             return happened
         session.settle()
@@ -384,6 +384,9 @@ class Execution:
 
         A lost compare-and-set is not a lost step: another branch of the same saga moved it, so the
         row is read again, locked, and decided again. Only a lease that was taken over ends it.
+
+        Args:
+            kept: What the step published; it leaves if the step has succeeded.
         """
         tables, clock = self.database.tables, self.database.clock
         flight = None
@@ -416,12 +419,17 @@ class Execution:
                 break
         else:
             raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
-        uow = UnitOfWork(connection, schema=tables.schema)
-        for message in kept:
-            uow.keep_sealed(*message)
+        if isinstance(happened, Done) and not _came_too_late(decision):
+            uow = UnitOfWork(connection, schema=tables.schema)
+            for message in kept:
+                uow.keep_sealed(*message)
         deaths = seen.deaths if isinstance(happened, Resumed) else 0
         moved = replace(seen, revision=seen.revision + 1, state=decision.state, deaths=deaths)
         return decision, moved
+
+
+def _came_too_late(decision: Decision) -> bool:
+    return any(entry.transition == "IGNORED" for entry in decision.entries)
 
 
 def _action(step: Step, direction: Direction) -> Action:

@@ -113,7 +113,7 @@ class RelayActor:
                     continue
                 self._acknowledged.append(row)
                 if self._heeds_lanes:
-                    lanes.accepted(row)
+                    lanes.accepted([row])
             batch = lanes.take(PAGE) if self._heeds_lanes else []
         if failures:
             boundary("store the failures")

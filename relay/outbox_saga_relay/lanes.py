@@ -9,15 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from outbox_saga.queries.relay import OutboxRow
-
-
-@dataclass(slots=True)
-class _Lane:
-    waiting: deque[OutboxRow] = field(default_factory=deque)
-    flying: OutboxRow | None = None
 
 
 class Lanes:
@@ -33,12 +26,13 @@ class Lanes:
 
     def clear(self) -> None:
         """Nothing is known any more."""
-        self._lanes: dict[str, _Lane] = {}
-        self._loose: dict[int, OutboxRow] = {}  # without a key: on their way, by position
-        self._ready: deque[OutboxRow] = deque()  # the heads of lanes that nothing is on its way of
+        # most keys have one row here: what stands behind it has a place only if there is any
+        self._heads: dict[str, OutboxRow] = {}  # the first of each key, waiting or on its way
+        self._behind: dict[str, deque[OutboxRow]] = {}  # the others, in order; never empty
+        self._ready: deque[OutboxRow] = deque()  # may go; of a key its head, by any row of it
+        self._flying: dict[int, OutboxRow] = {}  # on their way, by position
         self._held: dict[str, int] = {}
         self._known: set[int] = set()
-        self._flying = 0
         self._size = 0
 
     # --- what there is ---------------------------------------------------------------------------
@@ -56,12 +50,12 @@ class Lanes:
     @property
     def flying(self) -> int:
         """Rows on their way."""
-        return self._flying
+        return len(self._flying)
 
     @property
-    def has_ready(self) -> bool:
-        """Whether something may be sent now."""
-        return bool(self._ready)
+    def ready(self) -> int:
+        """Rows that may be sent now."""
+        return len(self._ready)
 
     @property
     def held(self) -> dict[str, int]:
@@ -75,11 +69,13 @@ class Lanes:
     def wanting(self) -> list[str]:
         """Held keys whose lane is half empty: their next rows are wanted."""
         few = self._depth // 2
-        return [
-            key
-            for key in self._held
-            if (lane := self._lanes.get(key)) is None or len(lane.waiting) <= few
-        ]
+        return [key for key in self._held if self._waiting(key) <= few]
+
+    def _waiting(self, key: str) -> int:
+        head = self._heads.get(key)
+        if head is None:
+            return 0
+        return (head.position not in self._flying) + len(self._behind.get(key, ()))
 
     # --- coming and going ------------------------------------------------------------------------
 
@@ -87,31 +83,43 @@ class Lanes:
         """Takes these in, in position order; those beyond the depth of their lane are dropped, and
         their key is held.
         """
-        known, lanes, held = self._known, self._lanes, self._held
+        known, heads, held, ready = self._known, self._heads, self._held, self._ready
+        size = 0
         for row in rows:
             position, key = row.position, row.key
             if position in known:
                 continue
             if key is None:
-                self._ready.append(row)
+                ready.append(row)
+            elif key in held:
+                continue
+            elif key not in heads:
+                heads[key] = row
+                ready.append(row)
+            elif self._waiting(key) >= self._depth:
+                held[key] = (self._behind.get(key) or [heads[key]])[-1].position
+                continue
             else:
-                if key in held:
-                    continue
-                lane = lanes.get(key)
-                if lane is None:
-                    lane = lanes[key] = _Lane()
-                waiting = lane.waiting
-                if len(waiting) >= self._depth:
-                    held[key] = waiting[-1].position
-                    continue
-                if lane.flying is None and not waiting:
-                    self._ready.append(row)
-                waiting.append(row)
-                if len(waiting) > 1 and waiting[-2].position > position:
-                    # put back by an operator, in front of what we have
-                    lane.waiting = deque(sorted(waiting))
+                self._put_behind(key, row)
             known.add(position)
-            self._size += len(row.body)
+            size += len(row.body)
+        self._size += size
+
+    def _put_behind(self, key: str, row: OutboxRow) -> None:
+        head, behind = self._heads[key], self._behind.setdefault(key, deque())
+        behind.append(row)
+        if row.position > (behind[-2] if len(behind) > 1 else head).position:
+            return
+        # put back by an operator, in front of what we have
+        if head.position in self._flying:
+            self._behind[key] = deque(sorted(behind))
+        else:
+            self._arrange(key, [head, *behind])
+
+    def _arrange(self, key: str, rows: list[OutboxRow]) -> None:
+        first, *others = sorted(rows)
+        self._heads[key] = first
+        self._behind[key] = deque(others)
 
     def more_of(self, key: str, rows: Sequence[OutboxRow], *, all_of_it: bool) -> None:
         """The next rows of a held key; if that is `all_of_it`, the key is held no longer."""
@@ -125,75 +133,79 @@ class Lanes:
     def take(self, limit: int) -> list[OutboxRow]:
         """At most so many rows that may be sent now, one of each key; they are on their way."""
         taken: list[OutboxRow] = []
-        ready, lanes = self._ready, self._lanes
+        ready, heads, flying = self._ready, self._heads, self._flying
         while ready and len(taken) < limit:
             row = ready.popleft()
-            if row.key is None:
-                self._loose[row.position] = row
-            else:
-                lane = lanes[row.key]
-                row = lane.flying = lane.waiting.popleft()
+            if row.key is not None:
+                row = heads[row.key]
+            flying[row.position] = row
             taken.append(row)
-        self._flying += len(taken)
         return taken
 
-    def accepted(self, row: OutboxRow) -> None:
-        """It was acknowledged: the next of its key may go. It stays known until `removed`."""
-        self._size -= len(row.body)
-        self._go_on(row)
+    def accepted(self, rows: Iterable[OutboxRow]) -> None:
+        """They were acknowledged: the next of their keys may go. They stay known until
+        `removed`.
+        """
+        flying, heads, behind, size = self._flying, self._heads, self._behind, 0
+        for row in rows:
+            if flying.pop(row.position, None) is None:
+                continue  # all that was known has been forgotten meanwhile
+            size += len(row.body)
+            key = row.key
+            if key in behind:
+                self._go_on(key)
+            elif key is not None:
+                del heads[key]
+        self._size -= size
 
     def removed(self, rows: Iterable[OutboxRow]) -> None:
         """These are in the outbox no longer."""
         self._known.difference_update([row.position for row in rows])
 
-    def returned(self, row: OutboxRow) -> None:
-        """It did not go after all, and is the next of its key again."""
-        self._flying -= 1
-        if row.key is None:
-            del self._loose[row.position]
+    def returned(self, row: OutboxRow, *, last: bool = False) -> None:
+        """It did not go after all, and is the next of its key again; `last`: after other keys."""
+        if not self._landed(row):
+            return
+        if row.key in self._behind:
+            # an operator may have put back one that comes before it
+            self._arrange(row.key, [row, *self._behind[row.key]])
+        if last:
+            self._ready.append(row)
         else:
-            lane = self._lanes[row.key]
-            lane.flying = None
-            lane.waiting.appendleft(row)
-        self._ready.appendleft(row)
+            self._ready.appendleft(row)
 
     def refused(self, row: OutboxRow) -> None:
         """Its key is blocked: it and all that wait behind it are left in the outbox."""
-        self._flying -= 1
+        if not self._landed(row):
+            return
         self._forget([row])
-        if row.key is None:
-            del self._loose[row.position]
-        else:
-            self._forget(self._lanes.pop(row.key).waiting)
+        if row.key is not None:
+            del self._heads[row.key]
+            self._forget(self._behind.pop(row.key, ()))
             self._held.pop(row.key, None)
 
     def skipped(self, row: OutboxRow) -> None:
         """It has left the outbox unpublished, and the next of its key may go."""
-        self._forget([row])
-        self._go_on(row)
+        if self._landed(row):
+            self._forget([row])
+            self._go_on(row.key)
 
     def leave(self, partitions: Collection[int]) -> None:
         """What waits of these partitions is left in the outbox; what is on its way stays known."""
         leaving = [row for row in self._ready if row.partition in partitions]
         self._forget(row for row in leaving if row.key is None)
         self._ready = deque(row for row in self._ready if row.partition not in partitions)
-        for key, lane in list(self._lanes.items()):
-            first = lane.flying or lane.waiting[0]
-            if first.partition in partitions:
-                self._forget(lane.waiting)
-                lane.waiting = deque()
+        for key, head in list(self._heads.items()):
+            if head.partition in partitions:
+                self._forget(self._behind.pop(key, ()))
                 self._held.pop(key, None)
-                if lane.flying is None:
-                    del self._lanes[key]
+                if head.position not in self._flying:
+                    self._forget([head])
+                    del self._heads[key]
 
     def flying_of(self, partitions: Collection[int]) -> int:
         """How many rows of these partitions are on their way."""
-        loose = sum(row.partition in partitions for row in self._loose.values())
-        keyed = sum(
-            lane.flying is not None and lane.flying.partition in partitions
-            for lane in self._lanes.values()
-        )
-        return loose + keyed
+        return sum(row.partition in partitions for row in self._flying.values())
 
     def release_held(self) -> int | None:
         """No key is held any more; the position to look behind so that none of them is missed."""
@@ -201,17 +213,21 @@ class Lanes:
         self._held.clear()
         return lowest
 
-    def _go_on(self, row: OutboxRow) -> None:
-        self._flying -= 1
-        if row.key is None:
-            del self._loose[row.position]
+    def _landed(self, row: OutboxRow) -> bool:
+        """It is on its way no longer. False: all that was known has been forgotten meanwhile."""
+        return self._flying.pop(row.position, None) is not None
+
+    def _go_on(self, key: str | None) -> None:
+        if key is None:
             return
-        lane = self._lanes[row.key]
-        lane.flying = None
-        if lane.waiting:
-            self._ready.append(lane.waiting[0])
-        else:
-            del self._lanes[row.key]
+        behind = self._behind.get(key)
+        if behind is None:
+            del self._heads[key]
+            return
+        head = self._heads[key] = behind.popleft()
+        if not behind:
+            del self._behind[key]
+        self._ready.append(head)
 
     def _forget(self, rows: Iterable[OutboxRow]) -> None:
         for row in rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import sqlalchemy as sa
 
@@ -14,7 +13,8 @@ from outbox_saga.tables import Tables
 
 def is_left_out(row: OutboxRow) -> bool:
     """Whether the page came without the body of this row."""
-    return cast("bytes | None", row.body) is None
+    body: bytes | None = row.body
+    return body is None
 
 
 def with_bodies(

@@ -34,6 +34,7 @@ from outbox_saga.queries.dialects import brief, is_transient, ran_out_of_time
 from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.retries import Retry
 from outbox_saga_relay.counters import Counters
+from outbox_saga_relay.head_start import MANY, HeadStart
 from outbox_saga_relay.lanes import Lanes
 from outbox_saga_relay.listening import Listener
 from outbox_saga_relay.outage import Outage
@@ -121,6 +122,7 @@ class Relay:
         self._troubles = 0
         self._lost = False  # whatever the store says it owns: a call that was left behind may
         self._wake = asyncio.Event()
+        self._head_start = HeadStart(self._wake.set)
         self._hinted = False
         self._held_was_last = False
         self._due_at = math.inf
@@ -269,7 +271,7 @@ class Relay:
                 # a page of one key may be as many rounds as it has rows
                 while not self._is_stopping() and self._sending.down is None:
                     allowed = 1 if self._outage.lasts else self._outage.allowance(0)
-                    if not allowed and self._lanes.has_ready:
+                    if not allowed and self._lanes.ready:
                         self._wake.clear()
                         await self._woken(self._outage.pause(0))
                         continue
@@ -313,20 +315,25 @@ class Relay:
                     turn.result()
                     turn = None
                 stopping = self._is_stopping()
-                if not stopping and not self.store.lease_may_be_over:
-                    self._sending.dispatch(self._page_rows)
                 if turn is None:
                     work = self._next_turn(pace, stopping=stopping)
                     if work is not None:
                         turn = asyncio.create_task(work)
-                        turn.add_done_callback(lambda _: self._wake.set())
+                        turn.add_done_callback(self._turn_is_over)
                     elif stopping and not self._sending.busy:
                         return
+                may_send = not stopping and not self.store.lease_may_be_over
+                if may_send and not self._head_start.left:
+                    self._sending.dispatch(self._page_rows)
                 await self._woken(self._patience(pace, busy=turn is not None))
         finally:
             await self._sending.give_up()
             if turn is not None:
                 await asyncio.gather(turn, return_exceptions=True)
+
+    def _turn_is_over(self, _turn: asyncio.Task[None]) -> None:
+        self._head_start.end()
+        self._wake.set()
 
     def _next_turn(self, pace: Pace, *, stopping: bool) -> Coroutine[Any, Any, None] | None:
         """What the database is asked for next; None: nothing for now."""
@@ -345,7 +352,7 @@ class Relay:
             return self._store_failures()
         if self.store.leaving and not self._lanes.flying_of(self.store.leaving):
             return self._hand_over()
-        if not stopping and not self._outage.lasts:
+        if not stopping and self._may_read:
             reads = now >= pace.read_at and self._has_room()
             # in turn with pages: neither a long backlog of one key nor of all others goes first
             if self._lanes.wanting() and not (reads and self._held_was_last):
@@ -354,6 +361,8 @@ class Relay:
             if reads:
                 self._held_was_last = False
                 pace.removed(now)
+                if self._lanes.ready >= MANY:
+                    self._head_start.begin()
                 return self._read(pace)
         many = len(sending.acknowledged) >= self._page_rows
         if sending.acknowledged and (many or stopping or now >= pace.remove_at):
@@ -365,18 +374,23 @@ class Relay:
         """Seconds until something is due by itself."""
         now = time.monotonic()
         if busy:
-            return min(self._lease, self._sends_again_in)
+            return self._head_start.left or min(self._lease, self._sends_again_in)
         moments = [pace.renew_at - now, self._due_at - now, self._sends_again_in]
-        if not self._outage.lasts and self._has_room():
+        if self._may_read and self._has_room():
             moments.append(pace.read_at - now)
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
         return max(0.0, min(moments))
 
     @property
+    def _may_read(self) -> bool:
+        """In an outage no more than it takes to ask with another message each time."""
+        return not self._outage.lasts or self._lanes.ready < 2
+
+    @property
     def _sends_again_in(self) -> float:
         """Seconds until something that waits for the broker's sake alone may be sent."""
-        if not self._lanes.has_ready or self._is_stopping() or self.store.lease_may_be_over:
+        if not self._lanes.ready or self._is_stopping() or self.store.lease_may_be_over:
             return math.inf
         return self._outage.pause(self._lanes.flying)
 
@@ -416,6 +430,7 @@ class Relay:
             known=lanes.positions(-1),
             held=lanes.held,
             again=again,
+            sent=self._head_start.teller() if self._head_start.left else None,
         )
         self._over(acknowledged)
         lanes.removed(acknowledged)
@@ -544,7 +559,7 @@ class Relay:
     def _fit(self, page: Page) -> None:
         """The next page has about `page_bytes`: bodies of 256 KiB must not fill the memory."""
         if page.rows:
-            average = sum(len(row.body) for row in page.rows) / len(page.rows) + 1
+            average = sum([len(row.body) for row in page.rows]) / len(page.rows) + 1
             self._limit = max(1, min(self._page_rows, int(self._page_bytes / average)))
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from outbox_saga.brokers import Accepted, Outcome, Publisher, Refused
-from outbox_saga.brokers.contract import CONNECTION_LOST
+from outbox_saga.brokers.contract import ACCEPTED, CONNECTION_LOST
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerDown, BrokerError, PublishUnconfirmed, Unpublishable
 from outbox_saga.queries.relay import Failed, OutboxRow
@@ -64,7 +64,7 @@ class Sending:
 
     def dispatch(self, batch: int) -> None:
         """Sends what may go now, in calls of at most so many messages beside each other."""
-        while self._lanes.has_ready:
+        while self._lanes.ready:
             allowed = self._outage.allowance(self._lanes.flying)
             rows = self._lanes.take(min(batch, allowed)) if allowed else []
             if not rows:
@@ -101,9 +101,15 @@ class Sending:
                 f"the publisher raised {type(error).__name__}", code="publisher_failed"
             )
             outcomes = [Refused(unknown)] * len(sent)
+        accepted: list[OutboxRow] = []
         for row, outcome, is_done in zip(sent, outcomes, done, strict=True):
-            if not is_done:
+            if is_done:
+                continue
+            if outcome is ACCEPTED:
+                accepted.append(row)
+            else:
                 self._settle(row, outcome, lone_probe=lone_probe)
+        self._accept(accepted)
 
     async def give_up(self) -> None:
         """Nothing is on its way any more; what was is unknown, and still in the outbox."""
@@ -146,11 +152,8 @@ class Sending:
 
     def _settle(self, row: OutboxRow, outcome: Outcome, *, lone_probe: bool) -> None:
         if isinstance(outcome, Accepted):
-            self._lanes.accepted(row)
-            self.acknowledged.append(row)
-            self._counters.published += 1
             self._counters.duplicates += outcome.duplicate
-            self._outage.up(1)
+            self._accept([row])
             return
         error = outcome.error
         lost = isinstance(error, PublishUnconfirmed) and error.code == CONNECTION_LOST
@@ -161,9 +164,17 @@ class Sending:
             self._outage.down(error)
             # a message that goes alone and takes the connection with it is to blame
             if not (lost and lone_probe):
-                self._lanes.returned(row)
+                # what is said of the broker may be true of this message alone: next time another
+                self._lanes.returned(row, last=lone_probe)
                 return
         self._fail(row, error)
+
+    def _accept(self, rows: Sequence[OutboxRow]) -> None:
+        if rows:
+            self._lanes.accepted(rows)
+            self.acknowledged += rows
+            self._counters.published += len(rows)
+            self._outage.up(len(rows))
 
     def _fail(self, row: OutboxRow, error: BrokerError) -> None:
         """It stays on its way, as far as its lane knows, until its failure is stored."""

@@ -344,6 +344,7 @@ class Store:
         known: Collection[int] = (),
         held: Collection[str] = (),
         again: int | None = None,
+        sent: Callable[[], None] | None = None,
     ) -> Page:
         """Removes what was acknowledged and reads the next page, in one transaction.
 
@@ -353,9 +354,10 @@ class Store:
             known: Positions in memory, which are not read again.
             held: Keys of which nothing is read.
             again: Look again above this position.
+            sent: Called by another thread when the server is at work.
         """
         return await self._in_thread(
-            self._exchange, acknowledged, limit, room, list(known), list(held), again
+            self._exchange, acknowledged, limit, room, list(known), list(held), again, sent
         )
 
     def _exchange(
@@ -366,6 +368,7 @@ class Store:
         known: list[int],
         held: list[str],
         again: int | None,
+        sent: Callable[[], None] | None = None,
     ) -> Page:
         if again is not None:
             self.mark.lower(again)
@@ -387,8 +390,10 @@ class Store:
             none_if_put_back=marks,
         )
         if not settled and marks:
-            found = self._exchange_at_once(acknowledged, wanted)
+            found = self._exchange_at_once(acknowledged, wanted, sent)
         else:
+            if sent is not None:
+                sent()  # nothing is sent ahead here
             rows = self._exchange_step_by_step(acknowledged, settled, wanted)
             # why an empty page is empty is asked for by another statement
             found = Exchanged(rows, put_back=bool(marks and limit and not rows))
@@ -453,7 +458,12 @@ class Store:
             self._blocked.pop(_blocked_key(row), None)
         return rows
 
-    def _exchange_at_once(self, acknowledged: Sequence[OutboxRow], wanted: Wanted) -> Exchanged:
+    def _exchange_at_once(
+        self,
+        acknowledged: Sequence[OutboxRow],
+        wanted: Wanted,
+        sent: Callable[[], None] | None,
+    ) -> Exchanged:
         try:
             found = exchange.exchange(
                 self._kept_or_new(),
@@ -463,6 +473,7 @@ class Store:
                 wanted,
                 archive=self._archive,
                 limit=self._database.deadline if self._database.pooler else None,
+                sent=sent,
             )
         except BaseException:
             self._give_up_kept()  # nothing read or acknowledged survives a reconnect
@@ -599,5 +610,7 @@ def _blocked_key(row: OutboxRow) -> BlockedKey:
 
 
 def _without(known: list[int], removed: Sequence[OutboxRow], above: int) -> list[int]:
+    if not known:
+        return known
     gone = {row.position for row in removed}
     return [position for position in known if position > above and position not in gone]

@@ -222,6 +222,49 @@ async def test_what_is_published_while_disconnected_is_not_sent_later(
     assert await private.count() == 1
 
 
+async def test_messages_nobody_answers_do_not_take_the_connection_from_the_others(
+    stream: NatsUnderTest,
+) -> None:
+    """Somebody listens to their subject, and it is not the stream."""
+    await stream.create(subjects=[f"{stream.name}.answered"])
+    deaf = await nats.connect(stream.server.url)
+    await deaf.subscribe(f"{stream.name}.unheard")
+    await deaf.flush()
+    async with publishing(stream.url_without_creating(timeout=0.5)) as publisher:
+        unheard = [replace(each, topic="unheard") for each in numbered(3)]
+        hanging = asyncio.create_task(publisher.publish(unheard))
+        refused = []
+        while not hanging.done():
+            answered = [replace(each, topic="answered") for each in numbered(5)]
+            refused += errors(tuple(await publisher.publish(answered)))
+        before = publisher._link.current  # type: ignore[attr-defined]
+        answered = [replace(each, topic="answered") for each in numbered(5)]
+        refused += errors(tuple(await publisher.publish(answered)))
+        after = publisher._link.current  # type: ignore[attr-defined]
+    await deaf.close()
+
+    assert [error.code for error in errors(tuple(await hanging))] == ["timeout"] * 3
+    assert refused == []
+    assert before is after is not None
+
+
+async def test_a_subject_the_stream_does_not_take_keeps_no_other_waiting(
+    stream: NatsUnderTest,
+) -> None:
+    await stream.create(subjects=[f"{stream.name}.taken.>"])
+    batch = [replace(each, topic="taken.a") for each in numbered(3)]
+    batch[1] = replace(batch[1], topic="other")
+    told: list[int] = []
+    async with publishing(stream.url_without_creating()) as publisher:
+        await publisher.publish(batch, lambda index, _: told.append(index))
+        outcomes = await publisher.publish(batch, lambda index, _: told.append(index))
+
+    (error,) = errors(tuple(outcomes))
+    assert (type(error), error.code) == (BrokerUnavailable, "no_route")
+    assert f"{stream.name}.other" in str(error)
+    assert sorted(told) == [0, 0, 1, 1, 2, 2]
+
+
 # Who may do what
 
 

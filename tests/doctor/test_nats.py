@@ -20,11 +20,12 @@ from nats.js.api import (
 )
 
 from outbox_saga.brokers.nats_settings import NatsSettings
+from outbox_saga.brokers.nats_stream import covers
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.testing.servers import Nats
 from outbox_saga_relay.doctor import Limits, Report, examine_broker
 from outbox_saga_relay.doctor.cases import NatsCase
-from outbox_saga_relay.doctor.nats_stream import copies, covers
+from outbox_saga_relay.doctor.nats_stream import copies
 from tests.doctor.between import something_between
 from tests.doctor.examined import of, only, start_with
 from tests.fixtures.services import Services

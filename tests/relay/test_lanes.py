@@ -24,7 +24,7 @@ def test_of_one_key_one_message_is_on_its_way() -> None:
     lanes.add([row(1, "a"), row(2, "a"), row(3), row(4, "b")])
     assert [r.position for r in lanes.take(10)] == [1, 3, 4]
     assert lanes.take(10) == []
-    lanes.accepted(row(1, "a"))
+    lanes.accepted([row(1, "a")])
     assert [r.position for r in lanes.take(10)] == [2]
 
 
@@ -48,7 +48,7 @@ def test_a_long_key_is_held_where_it_was_cut_until_all_of_it_is_read() -> None:
     for n in (1, 2):
         (taken,) = [r for r in lanes.take(5) if r.key == "a"]
         assert taken.position == n
-        lanes.accepted(taken)
+        lanes.accepted([taken])
     assert lanes.wanting() == ["a"]
     lanes.more_of("a", [row(4, "a"), row(5, "a")], all_of_it=False)
     assert lanes.held == {"a": 5}
@@ -73,10 +73,34 @@ def test_of_partitions_that_are_left_only_what_is_on_its_way_stays() -> None:
     lanes.leave({1})
     assert lanes.flying_of({1}) == 1
     assert sorted(r.position for r in lanes.take(10)) == [4, 5]
-    lanes.accepted(first[0])
+    lanes.accepted([first[0]])
     assert lanes.flying_of({1}) == 0
     lanes.removed(first)
     assert lanes.rows == 2
+
+
+def test_what_comes_back_goes_behind_an_earlier_one_that_was_put_back() -> None:
+    lanes = Lanes(DEPTH)
+    lanes.add([row(5, "a"), row(7, "a")])
+    (flying,) = lanes.take(1)
+    lanes.add([row(2, "a")])
+    lanes.returned(flying)
+    order = []
+    while taken := lanes.take(5):
+        order += [r.position for r in taken]
+        lanes.accepted([taken[0]])
+    assert order == [2, 5, 7]
+
+
+def test_what_ends_after_all_was_forgotten_changes_nothing() -> None:
+    lanes = Lanes(DEPTH)
+    for end in (lanes.returned, lanes.refused, lanes.skipped, lambda r: lanes.accepted([r])):
+        lanes.add([row(1, "a"), row(2)])
+        taken = lanes.take(2)
+        lanes.clear()
+        for each in taken:
+            end(each)
+        assert (lanes.rows, lanes.size, lanes.flying, lanes.ready) == (0, 0, 0, 0)
 
 
 class AgainstAModel(RuleBasedStateMachine):
@@ -128,7 +152,7 @@ class AgainstAModel(RuleBasedStateMachine):
         position = data.draw(st.sampled_from(sorted(self.flying)))
         ended = self.flying.pop(position)
         if what == "accept":
-            self.lanes.accepted(ended)
+            self.lanes.accepted([ended])
             self.accepted.append(ended)
             self._left(ended)
         elif what == "return":
@@ -172,7 +196,7 @@ class AgainstAModel(RuleBasedStateMachine):
         self.blocked.clear()
         for _ in range(4 * self.position + 4):
             for ended in self.flying.values():
-                self.lanes.accepted(ended)
+                self.lanes.accepted([ended])
                 self.accepted.append(ended)
                 self._left(ended)
             self.flying = {}

@@ -238,3 +238,31 @@ async def test_page_by_page_the_bound_holds_too(house: House) -> None:
         await broker.until(min(50, before + 1))
         assert len(broker.words) <= before + 6
     assert await task == 50
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_one_whose_probe_fails_every_time_keeps_no_other_from_going(house: House) -> None:
+    """A broker, or its adapter, may say of one message what is said of a broker that is down."""
+
+    class Particular(Away):
+        async def publish(
+            self, envelopes: Sequence[Envelope], settled: Settled | None = None
+        ) -> Sequence[Outcome]:
+            words = [word_of(envelope) for envelope in envelopes]
+            async with self.came:
+                self.words += [word for word in words if word != "bad"]
+                self.refused += [1] * ("bad" in words)
+                self.came.notify_all()
+            return [Refused(AWAY) if word == "bad" else ACCEPTED for word in words]
+
+    house.say("bad", "behind it", key="a")
+    broker = Particular()
+    quick = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.02)
+    async with running(house.relay(broker, poll=0.02, outage=quick)):
+        await broker.until(0, refused=2)
+        house.say(*(f"b{n}" for n in range(5)), key="b")
+        house.say("loose")
+        await broker.until(6)
+        await until(house, lambda: len(house.waiting()) == 2, "the others are removed")
+    assert house.waiting() == ["bad", "behind it"]
+    assert [word for word in broker.words if word[0] == "b"] == [f"b{n}" for n in range(5)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pickle
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,15 @@ def test_what_the_outbox_keeps_is_the_whole_envelope(data: st.DataObject) -> Non
         envelope.id, envelope.topic, envelope.key, envelope.metadata(), envelope.body
     )
     assert again == envelope
+
+
+def test_what_comes_from_the_outbox_is_as_unchangeable_as_any() -> None:
+    made = seal_body(b"{}", type_="T", topic="t", kind="event", version=1)
+    read = Envelope.from_row(made.id, made.topic, made.key, made.metadata(), made.body)
+    with pytest.raises(FrozenInstanceError):
+        read.body = b"[]"  # type: ignore[misc]  # that is the point
+    assert type(read) is Envelope
+    assert pickle.loads(pickle.dumps(read)) == replace(read) == read
 
 
 @given(st.data())

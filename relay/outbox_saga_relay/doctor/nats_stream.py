@@ -50,6 +50,8 @@ def stream(case: NatsCase) -> Iterator[Found]:
 
 def subjects(case: NatsCase) -> Iterator[Found]:
     """The stream takes every topic."""
+    from outbox_saga.brokers.nats_stream import covers
+
     taken: list[str] = case.config.get("subjects") or []
     everything = f"{case.settings.prefix}.>"
     if any(covers(subject, everything) for subject in taken):
@@ -75,19 +77,6 @@ def subjects(case: NatsCase) -> Iterator[Found]:
             "the outbox",
             f"add {everything} to the subjects of the stream, unless those are all topics",
         )
-
-
-def covers(pattern: str, subject: str) -> bool:
-    """Every subject that the second matches, the first matches too."""
-    wide, narrow = pattern.split("."), subject.split(".")
-    for index, part in enumerate(wide):
-        if part == ">":
-            return len(narrow) > index
-        if index >= len(narrow) or narrow[index] == ">":
-            return False
-        if part not in ("*", narrow[index]):
-            return False
-    return len(wide) == len(narrow)
 
 
 def losses(case: NatsCase) -> Iterator[Found]:

@@ -1,0 +1,324 @@
+"""The messages one process has in hand: what every adapter does between its broker and `handle`.
+
+As many at once as wanted, those of a key one after another, and every one of them ends as
+acknowledged, rejected or given back, whatever its handler does and however the process is stopped.
+An adapter hands over what its broker brings (`take`) and passes on the answers (`Answers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from itertools import count
+from typing import Final, Generic, Protocol, TypeVar
+
+from outbox_saga.brokers.contract import Handle, Subscription
+from outbox_saga.brokers.in_hand import InHand
+from outbox_saga.brokers.lanes import Lanes
+from outbox_saga.errors import BrokerUnavailable
+from outbox_saga.ids import new_id
+from outbox_saga.retries import Retry
+
+logger = logging.getLogger(__name__)
+
+Ticket = TypeVar("Ticket")
+TicketOf = TypeVar("TicketOf", contravariant=True)
+
+# For messages whose handler raised, and for a broker that is away.
+_AGAIN: Final = Retry(initial=0.5, max_delay=60.0)
+_RECONNECT: Final = Retry(initial=0.1, max_delay=3.0)
+# A message held back for an earlier one of its key comes at least so long after it.
+_BEHIND: Final = 0.25
+# Messages in hand at most where they wait here for their next try: they cost memory, and a
+# partition that settles in order goes no further than them.
+MOST_IN_HAND: Final = 256
+
+
+class Answers(Protocol[TicketOf]):
+    """How a broker is told of a delivery, by the ticket it came with.
+
+    None of these raises for a broker that is away: it is told later, or the message comes again.
+    """
+
+    async def acknowledge(self, ticket: TicketOf) -> None:
+        """Never deliver it again."""
+        ...
+
+    async def give_back(self, ticket: TicketOf, delay: float) -> None:
+        """Deliver it again, to anybody; the delay is 0 where the broker knows none."""
+        ...
+
+    async def reject(self, ticket: TicketOf, reason: str) -> None:
+        """Stop delivering it."""
+        ...
+
+    async def flush(self) -> None:
+        """Returns when all answers have left, or certainly never will."""
+        ...
+
+
+class Hands(Generic[Ticket]):
+    """Hands deliveries to a handler, and every one of them is answered.
+
+    Args:
+        subscription: Whose.
+        answers: To whom.
+        grace: Seconds that handlers get to finish when the process stops.
+        wake: Called when there is room for more.
+        patience: Seconds after it is due that a message which the broker took back is awaited
+            before later ones of its key; None where the broker takes none back with a delay: they
+            wait here, and their keys behind them.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        answers: Answers[Ticket],
+        *,
+        grace: float,
+        wake: Callable[[], None],
+        patience: float | None = None,
+    ) -> None:
+        self.stopping = False
+        self._consumer = subscription.consumer
+        self._concurrency = subscription.concurrency
+        self._answers = answers
+        self._grace = grace
+        self._wake = wake
+        self._holds = patience is None
+        self._patience = patience or 0.0
+        self._lanes: Lanes[InHand[Ticket]] = Lanes(self._patience)
+        self._arrivals = count(1)
+        self._in_hand: dict[Hashable, InHand[Ticket]] = {}
+        self._ready: deque[InHand[Ticket]] = deque()
+        self._tasks: dict[asyncio.Task[None], InHand[Ticket]] = {}
+        self._held: dict[InHand[Ticket], asyncio.TimerHandle] = {}
+        self._handle: Handle | None = None
+        self._failures = 0
+        self._seed = str(new_id())  # processes do not come back in step
+
+    def __iter__(self) -> Iterator[InHand[Ticket]]:
+        """Those in hand that are not settled."""
+        return (each for each in tuple(self._in_hand.values()) if not each.settled)
+
+    @property
+    def room(self) -> int:
+        """How many more to ask for: as many as are handled wait here, so that a finished handler
+        finds its next message without a round trip; what is held, and its key, counts apart.
+        """
+        asleep = len(self._held) + sum(
+            self._lanes.behind(each.key) for each in self._held if each.key is not None
+        )
+        wanted = 2 * self._concurrency - (len(self._in_hand) - asleep)
+        if self._holds:
+            wanted = min(wanted, max(MOST_IN_HAND, 2 * self._concurrency) - len(self._in_hand))
+        return max(0, wanted)
+
+    async def run(
+        self,
+        handle: Handle,
+        stop: Callable[[], Awaitable[object]],
+        serve: Callable[[asyncio.Task[None]], Awaitable[None]],
+    ) -> None:
+        """Calls `serve` until `stop()` returns; then waits for what is in hand.
+
+        Args:
+            serve: One connection's life: returns when the task it gets is done or the connection
+                is lost. Its BrokerUnavailable is waited for, ever longer.
+        """
+        self._handle = handle
+        self.stopping = False
+        self._lanes = Lanes(self._patience)  # keys of messages given back last time are free again
+        stopped = asyncio.create_task(_until(stop))
+        stopped.add_done_callback(lambda _: self._wake())
+        try:
+            while not stopped.done():
+                try:
+                    await serve(stopped)
+                except BrokerUnavailable as error:
+                    await self._pause(stopped, error)
+            await self._finish(self._grace)
+            stopped.result()  # an error of `stop` itself is the caller's
+        finally:
+            stopped.cancel()
+            await self._finish(0.0)
+
+    def is_well(self) -> None:
+        """The broker answers: the next trouble is told again, and its pauses start anew."""
+        self._failures = 0
+
+    async def take(self, delivery: InHand[Ticket]) -> None:
+        """Never waits for a handler, or the next delivery would wait too."""
+        mark = delivery.mark
+        twin = self._in_hand.get(mark)
+        if twin is not None:
+            # Delivered again while in hand: one of them is enough, and is answered where the
+            # broker now expects it.
+            twin.ticket = delivery.ticket
+            return
+        if self.stopping:
+            await self._answers.give_back(delivery.ticket, 0.0)
+            return
+        if delivery.place is None:
+            delivery.place = next(self._arrivals)
+        key, place, now = delivery.key, delivery.place, time.monotonic()
+        if key is not None:
+            due = self._lanes.blocked_until(key, place, now)
+            if due is not None:
+                delay = max(due - now, 0.0) + _BEHIND
+                self._lanes.away(key, place, now + delay)
+                await self._answers.give_back(delivery.ticket, delay)
+                return
+        delivery.answers, delivery.holds = self._answers, self._holds
+        self._in_hand[mark] = delivery
+        if key is None or self._lanes.enter(key, place, delivery):
+            self._ready.append(delivery)
+            self._begin()
+
+    def forget(self, lost: Callable[[InHand[Ticket]], bool] = lambda _: True) -> None:
+        """The broker took these back: those not begun are dropped, the others answer nobody."""
+        for delivery in [each for each in self._in_hand.values() if lost(each)]:
+            del self._in_hand[delivery.mark]
+            delivery.answers = None
+            if (timer := self._held.pop(delivery, None)) is not None:
+                timer.cancel()
+                self._leave(delivery)
+            elif delivery in self._ready:
+                self._ready.remove(delivery)
+                self._leave(delivery)
+        self._begin()
+
+    def forget_overdue(self) -> None:
+        """Now and then: memory does not grow with the keys ever seen."""
+        self._lanes.forget_overdue(time.monotonic())
+
+    # Handling
+
+    def _begin(self) -> None:
+        while self._ready and len(self._tasks) < self._concurrency and not self.stopping:
+            delivery = self._ready.popleft()
+            task = asyncio.create_task(self._work(delivery))
+            self._tasks[task] = delivery
+            task.add_done_callback(self._worked)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("consumer %s: %s in the adapter", self._consumer, type(error).__name__)
+        self._begin()
+        self._wake()
+
+    async def _work(self, delivery: InHand[Ticket]) -> None:
+        assert self._handle is not None
+        try:
+            await self._handle(delivery)
+            if not delivery.settled:
+                logger.warning("consumer %s: %s was not settled", self._consumer, delivery)
+                await delivery.retry(self._again(delivery))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            ours = task is not None and task.cancelling() > 0
+            # Cancelled after the grace: it goes back at once, another process begins it anew.
+            await delivery.retry(0.0 if ours else self._again(delivery))
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises, its message comes again
+            delay = self._again(delivery)
+            logger.error(  # noqa: TRY400 - the text and the locals of an error may hold the payload
+                "consumer %s: handling %s raised %s at %s; it comes again in %.1f s",
+                self._consumer,
+                delivery,
+                type(error).__name__,
+                _where(error),
+                delay,
+            )
+            await delivery.retry(delay)
+        finally:
+            await self._ended(delivery)
+
+    async def _ended(self, delivery: InHand[Ticket]) -> None:
+        ours = self._in_hand.get(delivery.mark) is delivery
+        if ours and self._holds and delivery.again_in is not None:
+            if not self.stopping:
+                loop = asyncio.get_running_loop()
+                timer = loop.call_later(delivery.again_in, self._once_more, delivery)
+                self._held[delivery] = timer
+                return
+            await self._answers.give_back(delivery.ticket, 0.0)
+        if ours:
+            del self._in_hand[delivery.mark]
+        if delivery.again_in is not None and not self._holds:
+            await self._send_back_behind(delivery, delivery.again_in)
+        self._leave(delivery)
+
+    def _once_more(self, delivery: InHand[Ticket]) -> None:
+        del self._held[delivery]
+        delivery.once_more()
+        self._ready.append(delivery)
+        self._begin()
+
+    async def _send_back_behind(self, delivery: InHand[Ticket], again_in: float) -> None:
+        """All of its key that are here go back behind it."""
+        key, now = delivery.key, time.monotonic()
+        if key is None or delivery.place is None:
+            return
+        delay = again_in + _BEHIND
+        for other in self._lanes.send_back(key, delivery.place, now + again_in):
+            if self._is_here(other) and other.place is not None:
+                del self._in_hand[other.mark]
+                self._lanes.away(key, other.place, now + delay)
+                await self._answers.give_back(other.ticket, delay)
+
+    def _leave(self, delivery: InHand[Ticket]) -> None:
+        """Lets the next of its key go on."""
+        if delivery.key is None:
+            return
+        following = self._lanes.leave(delivery.key)
+        while following is not None and not self._is_here(following):
+            following = self._lanes.leave(delivery.key)  # given back, or taken back
+        if following is not None:
+            self._ready.append(following)
+
+    def _is_here(self, delivery: InHand[Ticket]) -> bool:
+        return self._in_hand.get(delivery.mark) is delivery
+
+    async def _finish(self, grace: float) -> None:
+        """Gives back what was not begun, waits for the rest, and makes sure the answers leave."""
+        self.stopping = True
+        self._ready.clear()
+        for timer in self._held.values():
+            timer.cancel()
+        self._held.clear()
+        begun = set(self._tasks.values())
+        waiting = [each for each in self._in_hand.values() if each not in begun]
+        for delivery in sorted(waiting, key=lambda each: each.place or 0):
+            del self._in_hand[delivery.mark]
+            await self._answers.give_back(delivery.ticket, 0.0)
+        if self._tasks and grace:
+            await asyncio.wait(self._tasks, timeout=grace)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+        await self._answers.flush()
+
+    async def _pause(self, stopped: asyncio.Task[None], error: BrokerUnavailable) -> None:
+        self._failures += 1
+        log = logger.warning if self._failures == 1 else logger.debug
+        log("consumer %s cannot go on yet: %s", self._consumer, error)
+        pause = _RECONNECT.delay(self._failures, seed=self._seed)
+        await asyncio.wait([stopped], timeout=pause)
+
+    def _again(self, delivery: InHand[Ticket]) -> float:
+        return _AGAIN.delay(delivery.attempt, seed=f"{self._seed}:{delivery.mark}")
+
+
+async def _until(stop: Callable[[], Awaitable[object]]) -> None:
+    await stop()
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"

@@ -1,0 +1,26 @@
+"""What no broker carries, refused by every adapter in the same words.
+
+A row passed these checks when it was published; but rows may come from elsewhere, and a broker
+that is told of such a message may end the connection, and what is on its way with it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import MessageRefused, Unpublishable
+from outbox_saga.messages import check_topic
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def check_outgoing(envelope: Envelope) -> None:
+    """Raises Unpublishable for a topic that is no address, or a header that is no header."""
+    try:
+        check_topic(envelope.topic)
+    except MessageRefused as error:
+        raise Unpublishable(error.reason, code="invalid_topic") from None
+    if not all(map(_HEADER_NAME.fullmatch, envelope.headers)):
+        raise Unpublishable("the name of a header is no token (RFC 9110)", code="invalid_headers")
