@@ -27,8 +27,9 @@ from outbox_saga.database import Database
 from outbox_saga.ids import new_id
 from outbox_saga.messages import Event
 from outbox_saga.saga.context import StepContext, SyncStepContext
-from outbox_saga.saga.definition import Saga, nothing_to_undo
+from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
+from outbox_saga.saga.steps import nothing_to_undo
 from outbox_saga.tables import Tables, tables_in
 from outbox_saga.unit_of_work import UnitOfWork
 

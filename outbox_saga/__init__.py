@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from outbox_saga.results import Failure, Result, Success, is_failure, is_success
     from outbox_saga.retries import Retry
     from outbox_saga.saga.context import StepContext, SyncStepContext
-    from outbox_saga.saga.definition import Saga, hours, minutes, nothing_to_undo
+    from outbox_saga.saga.definition import Saga
+    from outbox_saga.saga.steps import hours, minutes, nothing_to_undo
     from outbox_saga.service import Service
     from outbox_saga.unit_retries import retry_unit
     from outbox_saga.upcasting import upcaster
@@ -61,12 +62,12 @@ _HOMES = {
     "SyncStepContext": "saga.context",
     "async_commit_outcome": "commit_outcomes",
     "commit_outcome": "commit_outcomes",
-    "hours": "saga.definition",
+    "hours": "saga.steps",
     "interrupted_commit": "commits",
     "is_failure": "results",
     "is_success": "results",
-    "minutes": "saga.definition",
-    "nothing_to_undo": "saga.definition",
+    "minutes": "saga.steps",
+    "nothing_to_undo": "saga.steps",
     "retry_unit": "unit_retries",
     "upcaster": "upcasting",
 }

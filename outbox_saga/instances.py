@@ -17,10 +17,18 @@ Phase = Literal[
     "undoing",  # as calling, for the compensation
     "undone",
     "stuck",  # needs a person
+    "skipped",  # its when= said no
+    "listening",  # waits for an event, or for its time
 ]
 Direction = Literal["do", "undo"]
 
+# whoever waits for a step with one of these may begin
+OVER: frozenset[Phase] = frozenset({"done", "skipped"})
+# nothing of it is there to be undone
+NOTHING_LEFT: frozenset[Phase] = frozenset({"waiting", "failed", "undone", "skipped", "listening"})
+
 ENDED: frozenset[Status] = frozenset({"completed", "compensated", "stuck"})
+OVER_FOR_GOOD: frozenset[Status] = frozenset({"completed", "compensated"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,10 @@ class StepState:
         unknown: An attempt ended without a definite outcome.
         error: Of the last attempt.
         generation: Of the idempotency key; only an operator raises it.
+        chosen: Its when= said yes.
+        wrote: The fields of the data that it returned, where a parallel step might, too.
+        early: What its event brought, which came before the step began.
+        stuck: At what it needs a person.
     """
 
     phase: Phase = "waiting"
@@ -45,16 +57,26 @@ class StepState:
     unknown: bool = False
     error: str | None = None
     generation: int = 0
+    chosen: bool = False
+    wrote: tuple[str, ...] = ()
+    early: Mapping[str, Any] | None = None
+    stuck: Direction | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SagaState:
-    """An instance between two transitions."""
+    """An instance between two transitions.
+
+    Args:
+        reason: Why it is undone, or stuck.
+        before: Its status and reason before it got stuck, to which an operator brings it back.
+    """
 
     status: Status
     data: Mapping[str, Any]
     steps: Mapping[str, StepState]
     reason: str | None = None
+    before: tuple[Status, str | None] | None = None
 
     def with_step(self, name: str, **changes: Any) -> SagaState:
         """This state with one step changed."""
@@ -93,6 +115,7 @@ class Instance:
     state: SagaState = field(repr=False)  # data may be personal: never in a log
     deaths: int = 0
     orphaned: bool = False
+    started_at: dt.datetime | None = None  # by the database's clock; None before it is read back
 
 
 def dump_progress(state: SagaState) -> str:
@@ -114,17 +137,36 @@ def dump_progress(state: SagaState) -> str:
             entry["error"] = step.error
         if step.generation:
             entry["generation"] = step.generation
+        if step.chosen:
+            entry["chosen"] = True
+        if step.stuck is not None:
+            entry["stuck"] = step.stuck
+        if step.early is not None:
+            entry["early"] = step.early
+        if step.wrote:
+            entry["wrote"] = list(step.wrote)
         steps[name] = entry
-    return json.dumps({"steps": steps}, ensure_ascii=False, separators=(",", ":"))
+    progress: dict[str, Any] = {"steps": steps}
+    if state.before is not None:
+        progress["before"] = list(state.before)
+    return json.dumps(progress, ensure_ascii=False, separators=(",", ":"))
 
 
 def load_progress(text: str) -> dict[str, StepState]:
     """The steps of a stored progress."""
     steps: dict[str, StepState] = {}
     for name, entry in json.loads(text)["steps"].items():
-        due = entry.pop("due", None)
-        steps[name] = StepState(due=dt.datetime.fromisoformat(due) if due else None, **entry)
+        due, wrote = entry.pop("due", None), tuple(entry.pop("wrote", ()))
+        moment = dt.datetime.fromisoformat(due) if due else None
+        steps[name] = StepState(due=moment, wrote=wrote, **entry)
     return steps
+
+
+def load_state(status: Status, data: str, progress: str, reason: str | None) -> SagaState:
+    """The state in a row's columns."""
+    found = json.loads(progress).get("before")
+    before = None if found is None else (found[0], found[1])
+    return SagaState(status, json.loads(data), load_progress(progress), reason, before)
 
 
 def dump_data(data: Mapping[str, Any]) -> str:

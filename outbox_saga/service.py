@@ -33,6 +33,7 @@ from outbox_saga.handling import Handling
 from outbox_saga.messages import Message, check_type
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
 from outbox_saga.retries import Retry
+from outbox_saga.saga.arrivals import Arrivals
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
 from outbox_saga.service_units import ServiceUnitOfWork
@@ -82,6 +83,11 @@ class Service:
         self.broker = broker
         self.sagas = tuple(saga.check() for saga in sagas)
         self.handlers = Handlers(self.name)
+        for message_class, consumer, function in Arrivals(
+            self.database, self.name, self.sagas
+        ).handlers():
+            # one that does not fit its instance says nothing about those that come after it
+            self.handlers.add(message_class, function, consumer, poison="skip")
         self.concurrency = concurrency
         self.lease = lease
         self.poll = poll

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -12,12 +11,13 @@ import sqlalchemy as sa
 
 from outbox_saga.instances import (
     ENDED,
+    OVER_FOR_GOOD,
     Entry,
     Instance,
     SagaState,
     dump_data,
     dump_progress,
-    load_progress,
+    load_state,
 )
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import for_update, insert_or_ignore
@@ -71,7 +71,7 @@ def columns(tables: Tables) -> list[sa.Column[Any]]:
     c = tables.saga.c
     return [
         c.id, c.name, c.version, c.shape, c.source, c.business_key, c.correlation_id,
-        c.revision, c.epoch, c.state, c.data, c.progress, c.reason, c.deaths,
+        c.revision, c.epoch, c.state, c.data, c.progress, c.reason, c.deaths, c.started_at,
     ]  # fmt: skip
 
 
@@ -87,8 +87,9 @@ def instance_of(row: Any) -> Instance:
         correlation_id=row.correlation_id,
         revision=row.revision,
         epoch=row.epoch,
-        state=SagaState(row.state, json.loads(row.data), load_progress(row.progress), row.reason),
+        state=load_state(row.state, row.data, row.progress, row.reason),
         deaths=row.deaths,
+        started_at=row.started_at,
     )
 
 
@@ -101,6 +102,22 @@ def read(
         for_update(connection, statement) if lock else statement
     ).one_or_none()
     return None if row is None else instance_of(row)
+
+
+def of_correlation(
+    connection: sa.Connection, tables: Tables, name: str, correlation_id: str
+) -> list[UUID]:
+    """This saga's instances in this conversation that go on, or may when a person has helped."""
+    saga = tables.saga
+    return list(
+        connection.scalars(
+            sa.select(saga.c.id).where(
+                saga.c.correlation_id == correlation_id,
+                saga.c.name == name,
+                saga.c.state.not_in(OVER_FOR_GOOD),
+            )
+        )
+    )
 
 
 def compare_and_set(

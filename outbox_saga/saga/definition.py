@@ -13,66 +13,37 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, final
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from outbox_saga.errors import DefinitionError, MessageRefused
-from outbox_saga.payloads import dump_json
+from outbox_saga.errors import DefinitionError
+from outbox_saga.messages import Event
 from outbox_saga.retries import Retry
+from outbox_saga.saga import rules
+from outbox_saga.saga.data import SagaData
+from outbox_saga.saga.steps import (
+    AFTER_PIVOT_RETRY,
+    COMPENSATION_RETRY,
+    DEFAULT_TIMEOUT,
+    FORWARD_RETRY,
+    Action,
+    Awaited,
+    NothingToUndo,
+    Predicate,
+    Step,
+    all_before,
+    nobody_acts,
+    nothing_to_undo,
+)
 from outbox_saga.unit_of_work import UnitOfWork
 
 D = TypeVar("D", bound=BaseModel)
-Action: TypeAlias = Callable[[Any], Any]
 
-DEFAULT_TIMEOUT = 30.0
-FORWARD_RETRY = Retry(max_attempts=3)
-COMPENSATION_RETRY = Retry(max_attempts=12, initial=0.5, max_delay=60.0)
-AFTER_PIVOT_RETRY = Retry(max_attempts=50, initial=0.5, max_delay=300.0)
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
-
-
-@final
-class _NothingToUndo:
-    """Says that a step leaves nothing behind: its compensation was not merely forgotten."""
-
-    def __repr__(self) -> str:
-        return "nothing_to_undo"
-
-
-nothing_to_undo: Final = _NothingToUndo()
-
-
-def minutes(number: float) -> float:
-    """So many minutes in seconds."""
-    return number * 60.0
-
-
-def hours(number: float) -> float:
-    """So many hours in seconds."""
-    return number * 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a saga. See `Saga.step` for the fields."""
-
-    name: str
-    action: Action
-    compensation: Action | _NothingToUndo | None
-    external: bool
-    idempotent: bool
-    query: Action | None
-    timeout: float
-    retry: Retry
-    compensation_retry: Retry
-    after: tuple[str, ...]
-    pivot: bool
+MAX_PARALLEL = 8  # steps of one instance at the same time
 
 
 class Saga(Generic[D]):
@@ -86,10 +57,22 @@ class Saga(Generic[D]):
             it.
         version: Raise it when steps change, and keep the old definition registered while instances
             of it run.
+        deadline: Seconds from its start after which it is undone, unless its pivot was carried
+            out: then it goes on. What runs at that moment settles first. None: it has all the
+            time its steps need.
+        max_parallel: Steps of one instance that are carried out at the same time, at most.
     """
 
-    def __init__(self, name: str, *, data: type[D], version: int = 1) -> None:
-        if not _NAME.fullmatch(name or ""):
+    def __init__(
+        self,
+        name: str,
+        *,
+        data: type[D],
+        version: int = 1,
+        deadline: float | None = None,
+        max_parallel: int = MAX_PARALLEL,
+    ) -> None:
+        if not rules.NAME.fullmatch(name or ""):
             raise DefinitionError(
                 f"{name!r} is not a saga name: use letters, digits, '_' and '-', starting with a "
                 "letter"
@@ -101,18 +84,29 @@ class Saga(Generic[D]):
             )
         if version < 1:
             raise DefinitionError(f"saga {name}: version {version} is not a version; count from 1")
+        if deadline is not None and not 0 < deadline < float("inf"):
+            raise DefinitionError(
+                f"saga {name}: deadline is {deadline}; give seconds, greater than 0 and finite, "
+                "or None"
+            )
+        if max_parallel < 1:
+            raise DefinitionError(f"saga {name}: max_parallel is {max_parallel}; give 1 or more")
         self.name = name
         self.data = data
         self.version = version
+        self.deadline = deadline
+        self.max_parallel = max_parallel
+        self._data = SagaData(data, name)
         self._steps: dict[str, Step] = {}
         self._shape: str | None = None
+        self._parallel: dict[str, frozenset[str]] = {}
 
     def step(
         self,
         name: str,
         action: Action,
         *,
-        compensation: Action | _NothingToUndo | None = None,
+        compensation: Action | NothingToUndo | None = None,
         external: bool = False,
         idempotent: bool = False,
         query: Action | None = None,
@@ -121,6 +115,9 @@ class Saga(Generic[D]):
         compensation_retry: Retry = COMPENSATION_RETRY,
         after: str | Iterable[str] | None = None,
         pivot: bool = False,
+        reads: str | Iterable[str] | None = None,
+        writes: str | Iterable[str] | None = None,
+        when: Predicate | None = None,
     ) -> Self:
         """Adds a step and returns the saga.
 
@@ -142,64 +139,148 @@ class Saga(Generic[D]):
             timeout: Seconds for one attempt.
             retry: For technical failures.
             compensation_retry: For the compensation.
-            after: The steps it waits for; the step before it when left out, `()` for none.
+            after: The steps it waits for; the step before it when left out (unless it says what it
+                reads or writes), `()` for none. Steps that do not wait for each other run in
+                parallel.
             pivot: Once it is done the saga can only go forward.
+            reads: Fields of the data that it needs. Without `after=` it waits for the steps before
+                it that write them.
+            writes: Fields of the data that it returns; no others are taken. Without `after=` it
+                waits for the steps before it that read or write them.
+            when: Gets the data when the steps it waits for are done; False leaves the step out,
+                and those that wait for it go on. Asked once, or again with the same data: no
+                clock, no I/O.
 
         Raises:
             DefinitionError: A rule is broken; the message names the rule and the mend.
         """
-        where = f"saga {self.name}, step {name!r}"
+        return self._add(
+            Step(
+                name=name,
+                action=action,
+                compensation=compensation,
+                external=external,
+                idempotent=idempotent,
+                query=query,
+                timeout=timeout,
+                retry=retry or FORWARD_RETRY,
+                compensation_retry=compensation_retry,
+                after=tuple(_names(after) or ()),
+                pivot=pivot,
+                reads=_fields(reads),
+                writes=_fields(writes),
+                when=when,
+            ),
+            placed=after is not None,
+            lasting=retry is None,
+        )
+
+    def wait_for(
+        self,
+        name: str,
+        message_class: type[Event],
+        *,
+        timeout: float,
+        take: Callable[[Any], Mapping[str, Any] | None] | None = None,
+        business_key: Callable[[Any], str] | None = None,
+        compensation: Action | NothingToUndo = nothing_to_undo,
+        compensation_retry: Retry = COMPENSATION_RETRY,
+        after: str | Iterable[str] | None = None,
+        pivot: bool = False,
+        reads: str | Iterable[str] | None = None,
+        writes: str | Iterable[str] | None = None,
+        when: Predicate | None = None,
+    ) -> Self:
+        """Adds a step that is done when an event comes, and returns the saga.
+
+        One that comes before the step begins is kept for it; one that comes too late, or twice,
+        is written to the history and changes nothing.
+
+        Args:
+            message_class: Of the event. It is for the instance whose correlation id it carries, as
+                everything does that was published in answer to what the saga published.
+            timeout: Seconds that it waits, by the database's clock; then the step has failed.
+            take: Gets the event; the fields it returns are merged into the saga's data.
+            business_key: Gets the event; it is for the instance with this key instead.
+            compensation: What undoes that which the event told of; a local step.
+
+        The other arguments are those of `step`, which also says what is raised.
+        """
+        return self._add(
+            Step(
+                name=name,
+                action=nobody_acts,
+                compensation=compensation,
+                external=False,
+                idempotent=False,
+                query=None,
+                timeout=timeout,
+                retry=AFTER_PIVOT_RETRY,  # it is not tried, so no rule of attempts is broken
+                compensation_retry=compensation_retry,
+                after=tuple(_names(after) or ()),
+                pivot=pivot,
+                reads=_fields(reads),
+                writes=_fields(writes),
+                when=when,
+                kind="event",
+                event=Awaited(message_class, take, business_key),
+            ),
+            placed=after is not None,
+        )
+
+    def timer(
+        self,
+        name: str,
+        seconds: float | Callable[[Any], float],
+        *,
+        after: str | Iterable[str] | None = None,
+        when: Predicate | None = None,
+    ) -> Self:
+        """Adds a step that is done after so many seconds, never earlier, and returns the saga.
+
+        Counted by the database's clock from the moment when what it waits for was done.
+
+        Args:
+            seconds: Or a function of the data that returns them; asked once, when the step begins.
+        """
+        return self._add(
+            Step(
+                name=name,
+                action=nobody_acts,
+                compensation=nothing_to_undo,
+                external=False,
+                idempotent=False,
+                query=None,
+                timeout=DEFAULT_TIMEOUT,
+                retry=AFTER_PIVOT_RETRY,
+                compensation_retry=COMPENSATION_RETRY,
+                after=tuple(_names(after) or ()),
+                pivot=False,
+                when=when,
+                kind="timer",
+                seconds=seconds,
+            ),
+            placed=after is not None,
+        )
+
+    def _add(self, step: Step, *, placed: bool, lasting: bool = False) -> Self:
+        """Args:
+        placed: Its place is as it says; otherwise it is found.
+        lasting: Beyond the pivot it is tried for long.
+        """
+        where = f"saga {self.name}, step {step.name!r}"
         if self._shape is not None:
             raise DefinitionError(f"{where}: the saga is in use already; add all steps before")
-        if not _NAME.fullmatch(name):
-            raise DefinitionError(f"{where}: use letters, digits, '_' and '-' in a step's name")
-        if name in self._steps:
-            raise DefinitionError(
-                f"{where}: two steps of one name; histories could not tell them apart"
+        if not placed:
+            by_fields = step.reads is not None or step.writes is not None
+            last = tuple(self._steps)[-1:]
+            step = replace(
+                step, after=rules.touched_before(step, self._steps) if by_fields else last
             )
-        if not callable(action):
-            raise DefinitionError(f"{where}: the action must be a function, not {action!r}")
-        if not 0 < timeout < float("inf"):
-            raise DefinitionError(
-                f"{where}: timeout is {timeout}; give seconds, greater than 0 and finite"
-            )
-        if external and not idempotent and query is None:
-            raise DefinitionError(
-                f"{where}: an external step needs idempotent=True (the other side acts once per "
-                "key) or "
-                "query= (asks whether it acted), or an unknown outcome could never be settled"
-            )
-        if not external and (idempotent or query is not None):
-            raise DefinitionError(
-                f"{where}: idempotent= and query= are for external steps; a local step commits "
-                "with the saga"
-            )
-        waits_for: tuple[str, ...]
-        if after is None:
-            waits_for = (list(self._steps)[-1],) if self._steps else ()
-        else:
-            waits_for = (after,) if isinstance(after, str) else tuple(after)
-        for other in waits_for:
-            if other not in self._steps:
-                raise DefinitionError(
-                    f"{where}: after={other!r} names no earlier step; define that step first "
-                    "(which also rules out cycles)"
-                )
-        self._steps[name] = Step(
-            name=name,
-            action=action,
-            compensation=compensation,
-            external=external,
-            idempotent=idempotent,
-            query=query,
-            timeout=timeout,
-            retry=retry or FORWARD_RETRY,
-            compensation_retry=compensation_retry,
-            after=waits_for,
-            pivot=pivot,
-        )
-        if retry is None and self.beyond_pivot(name):
-            self._steps[name] = _with_retry(self._steps[name], AFTER_PIVOT_RETRY)
+        rules.check_step(where, step, self._steps, self.data.model_fields)
+        self._steps[step.name] = step
+        if lasting and self.beyond_pivot(step.name):
+            self._steps[step.name] = replace(step, retry=AFTER_PIVOT_RETRY)
         return self
 
     @property
@@ -209,22 +290,21 @@ class Saga(Generic[D]):
 
     def before(self, name: str) -> set[str]:
         """All steps that this one waits for, directly or not."""
-        found: set[str] = set()
-        queue = list(self._steps[name].after)
-        while queue:
-            other = queue.pop()
-            if other not in found:
-                found.add(other)
-                queue += self._steps[other].after
-        return found
+        return all_before(self._steps, name)
+
+    def parallel_to(self, name: str) -> Collection[str]:
+        """The steps that may run at the same time as this one."""
+        if self._shape is None:  # still being built
+            pairs = [pair for pair in rules.parallel_pairs(self._steps) if name in pair]
+            return {other for pair in pairs for other in pair if other != name}
+        return self._parallel[name]
 
     def beyond_pivot(self, name: str) -> bool:
         """True for a step that is not before the pivot (parallel ones too).
 
         It is never undone, only retried.
         """
-        pivots = [s.name for s in self._steps.values() if s.pivot]
-        return any(name != p and name not in self.before(p) for p in pivots)
+        return rules.is_beyond_pivot(self._steps, name)
 
     def check(self) -> Self:
         """The definition keeps every rule and is frozen from now on.
@@ -233,31 +313,17 @@ class Saga(Generic[D]):
         """
         if self._shape is not None:
             return self
-        if not self._steps:
-            raise DefinitionError(f"saga {self.name}: no steps; add at least one")
-        pivots = [s.name for s in self._steps.values() if s.pivot]
-        if len(pivots) > 1:
-            raise DefinitionError(
-                f"saga {self.name}: pivots {pivots}; there is one point of no return"
-            )
-        for step in self._steps.values():
-            beyond = self.beyond_pivot(step.name)
-            after = any(p in self.before(step.name) for p in pivots)
-            # one that is merely parallel to the pivot may be done before it, and then be undone
-            if step.compensation is None and not (after or step.pivot):
-                raise DefinitionError(
-                    f"saga {self.name}, step {step.name!r}: no compensation; give compensation=, "
-                    "or say "
-                    "compensation=nothing_to_undo"
-                )
-            if beyond and step.retry.max_attempts < 2:
-                raise DefinitionError(
-                    f"saga {self.name}, step {step.name!r}: a step not before the pivot can only "
-                    "go "
-                    "forward; give it retry=Retry(max_attempts=…) of 2 or more"
-                )
+        rules.check_graph(self.name, self._steps)
+        self._parallel = {name: frozenset(self.parallel_to(name)) for name in self._steps}
         shape = [
-            [s.name, s.external, list(s.after), s.pivot, s.compensation is not nothing_to_undo]
+            [
+                s.name,
+                s.kind if s.kind != "action" else s.external,
+                list(s.after),
+                s.pivot,
+                s.compensation is not nothing_to_undo,
+                *([s.event.message_class.type_name] if s.event is not None else []),
+            ]
             for s in self._steps.values()
         ]
         document = json.dumps(
@@ -295,73 +361,34 @@ class Saga(Generic[D]):
 
         return keep_start(self.check(), uow, self.dump(data), business_key)
 
-    def dump(self, data: D | Mapping[str, Any]) -> dict[str, Any]:
-        """The data as plain JSON values.
+    # --- data ------------------------------------------------------------------------------------
 
-        Raises MessageRefused with the path of what does not fit.
-        """
-        try:
-            model = data if isinstance(data, self.data) else self.data.model_validate(data)
-            plain = model.model_dump(mode="json")
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = "".join(f".{part}" for part in first["loc"])
-            raise MessageRefused(f"${where}", f"{first['msg']} (saga {self.name})") from None
-        except Exception as error:  # noqa: BLE001  # users' validators and serializers
-            raise MessageRefused(
-                "$", f"{type(error).__name__} (saga {self.name}); its data must be JSON"
-            ) from None
-        dump_json(model.model_dump(mode="python") if _plain(model) else plain)
-        return plain
+    def dump(self, data: D | Mapping[str, Any]) -> dict[str, Any]:
+        """As `SagaData.dump`."""
+        return self._data.dump(data)
 
     def load(self, plain: Mapping[str, Any]) -> D:
-        """The model of stored data."""
-        return self.data.model_validate(plain)
+        """As `SagaData.load`."""
+        return self._data.load(plain)
 
     def reload(self, plain: Mapping[str, Any]) -> D:
-        """The model of what is stored; raises MessageRefused when it cannot be read back."""
-        try:
-            return self.load(plain)
-        except Exception as error:  # noqa: BLE001  # users' validators
-            raise MessageRefused(
-                "$",
-                f"{self.data.__name__} does not read back what it writes "
-                f"({type(error).__name__}): "
-                "give aliased fields validate_by_name, and types that JSON keeps",
-            ) from None
+        """As `SagaData.reload`."""
+        return self._data.reload(plain)
 
-    def merge(self, plain: Mapping[str, Any], added: object) -> dict[str, Any]:
-        """The data with what a step returned.
+    def merge(
+        self, plain: Mapping[str, Any], added: object, writes: Collection[str] | None = None
+    ) -> dict[str, Any]:
+        """As `SagaData.merge`."""
+        return self._data.merge(plain, added, writes)
 
-        Raises MessageRefused when it does not fit the model.
-        """
-        if added is None:
-            return dict(plain)
-        if isinstance(added, BaseModel):
-            added = added.model_dump()
-        if not isinstance(added, Mapping):
-            raise MessageRefused(
-                "$", f"a step returned {type(added).__name__}; return a mapping of fields, or None"
-            )
-        unknown = [name for name in added if name not in self.data.model_fields]
-        if unknown:
-            raise MessageRefused(
-                f"$.{unknown[0]}",
-                f"{self.data.__name__} has no such field; add it to the model of saga {self.name}",
-            )
-        return self.dump({**plain, **added})
+    def fields_of(self, added: object) -> Mapping[str, Any] | None:
+        """As `SagaData.fields_of`."""
+        return self._data.fields_of(added)
 
 
-def _plain(model: BaseModel) -> bool:
-    """Whether the Python values are JSON values already, so that NaN and bad keys are seen before
-    pydantic renames them.
-    """
-    try:
-        json.dumps(model.model_dump(mode="python"))
-    except (TypeError, ValueError):
-        return False
-    return True
+def _fields(given: str | Iterable[str] | None) -> frozenset[str] | None:
+    return None if given is None else frozenset(_names(given) or ())
 
 
-def _with_retry(step: Step, retry: Retry) -> Step:
-    return replace(step, retry=retry)
+def _names(given: str | Iterable[str] | None) -> Iterable[str] | None:
+    return (given,) if isinstance(given, str) else given

@@ -42,8 +42,8 @@ from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
 from outbox_saga.results import Failure, Success
 from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
-from outbox_saga.saga.definition import Action, Saga, Step
-from outbox_saga.saga.progress import (
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.happened import (
     Call,
     Decision,
     Done,
@@ -58,8 +58,9 @@ from outbox_saga.saga.progress import (
     Surroundings,
     ToDo,
     Unusable,
-    decide,
 )
+from outbox_saga.saga.progress import decide
+from outbox_saga.saga.steps import Action, Step
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga.worker_threads import Threads
 
@@ -104,7 +105,9 @@ class Hand:
         in_flight = (
             frozenset(self.in_flight - {reporting}) if reporting else frozenset(self.in_flight)
         )
-        return Surroundings(now, in_flight, self.lease, str(self.instance.id))
+        return Surroundings(
+            now, in_flight, self.lease, str(self.instance.id), self.instance.started_at
+        )
 
 
 class Execution:

@@ -21,7 +21,7 @@ from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
-from outbox_saga.saga.progress import Call, Decision, Flight, Query, Resumed
+from outbox_saga.saga.happened import Call, Decision, Flight, Query, Resumed
 from outbox_saga.worker_threads import WorkerThreads
 
 logger = logging.getLogger("outbox_saga.saga")

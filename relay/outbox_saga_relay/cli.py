@@ -62,6 +62,10 @@ COMMANDS = {
         "outbox_saga_relay.waiting_command:waiting",
         "Look at messages that handlers failed on, try them again, or discard them.",
     ),
+    "saga": Lazy(
+        "outbox_saga_relay.saga_command:saga",
+        "Look at sagas, and decide about those that are stuck.",
+    ),
     "status": Lazy(
         "outbox_saga_relay.status_command:status",
         "Show what waits, for whom, and who is at work.",

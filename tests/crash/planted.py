@@ -14,10 +14,11 @@ from uuid import UUID, uuid5
 from outbox_saga.database import Database
 from outbox_saga.lent_session import LentSession
 from outbox_saga.queries.delayed import Delayed
-from outbox_saga.saga.definition import Action, Saga, Step
+from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
+from outbox_saga.saga.happened import Call, Decision, Done, Happened
 from outbox_saga.saga.orchestrator import Orchestrator
-from outbox_saga.saga.progress import Call, Decision, Done, Happened
+from outbox_saga.saga.steps import Action, Step
 from outbox_saga_relay.relay import Relay
 
 MakeOrchestrator = Callable[[Database, Iterable[Saga[Any]]], Orchestrator]

@@ -24,7 +24,7 @@ from outbox_saga import (
     nothing_to_undo,
 )
 from outbox_saga.messages import Message
-from outbox_saga.saga.definition import Action
+from outbox_saga.saga.steps import Action
 from tests.crash.provider import Provider
 from tests.crash.tables import effect, handled, intent, move, order
 

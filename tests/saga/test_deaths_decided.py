@@ -10,9 +10,7 @@ from pydantic import BaseModel
 
 from outbox_saga import Retry, Saga
 from outbox_saga.instances import Entry, SagaState
-from outbox_saga.saga.progress import (
-    FATAL_DEATHS,
-    SETTLING,
+from outbox_saga.saga.happened import (
     Call,
     Decision,
     Done,
@@ -22,9 +20,9 @@ from outbox_saga.saga.progress import (
     Resumed,
     Run,
     Surroundings,
-    decide,
-    initial,
 )
+from outbox_saga.saga.onward import SETTLING
+from outbox_saga.saga.progress import FATAL_DEATHS, decide, initial
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DEATH = "its process died or stood still {} times while carrying it out"

@@ -75,6 +75,41 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "one point of no return",
     ),
+    "a deadline that has passed before it begins": (
+        lambda: Saga("x", data=Data, deadline=0),
+        "greater than 0",
+    ),
+    "no step at a time": (lambda: Saga("x", data=Data, max_parallel=0), "give 1 or more"),
+    "a field that there is not": (
+        lambda: saga().step("a", act, compensation=act, writes="amount"),
+        r"writes='amount' is no field of the data; there are note, order_id, total",
+    ),
+    "two parallel steps that write one field": (
+        lambda: (
+            saga()
+            .step("a", act, compensation=act, writes="note")
+            .step("b", act, compensation=act, writes="note", after=())
+            .check()
+        ),
+        "steps 'a' and 'b': they run in parallel.*'note'.*order them by after=",
+    ),
+    "a step that reads what a parallel one writes": (
+        lambda: (
+            saga()
+            .step("a", act, compensation=act, writes="note")
+            .step("b", act, compensation=act, reads="note", after=())
+            .check()
+        ),
+        "they run in parallel",
+    ),
+    "a pivot that may be left out": (
+        lambda: saga().step("a", act, pivot=True, when=lambda data: False).check(),
+        "point of no return",
+    ),
+    "when= that cannot be asked": (
+        lambda: saga().step("a", act, compensation=act, when=True),  # type: ignore[arg-type]
+        "must be a function of the data",
+    ),
     "a single attempt beyond the pivot": (
         lambda: (
             saga()
@@ -112,6 +147,30 @@ def test_steps_follow_each_other_unless_after_says_otherwise() -> None:
         "e": (),
     }
     assert definition.before("d") == {"a", "b", "c"}
+
+
+def test_what_steps_read_and_write_says_what_they_wait_for() -> None:
+    definition = (
+        saga()
+        .step("price", act, compensation=act, writes="total")
+        .step("remark", act, compensation=act, reads=(), writes="note")
+        .step("charge", act, compensation=act, reads=["order_id", "total"])
+        .step("rewrite", act, compensation=act, reads="total", writes="note")
+        .step("correct", act, compensation=act, writes={"total"})
+        .step("last", act, compensation=act)
+        .check()
+    )
+
+    assert {name: step.after for name, step in definition.steps.items()} == {
+        "price": (),
+        "remark": (),
+        "charge": ("price",),
+        "rewrite": ("price", "remark"),
+        "correct": ("charge", "rewrite"),  # which wait for "price" themselves
+        "last": ("correct",),
+    }
+    assert definition.parallel_to("charge") == {"remark", "rewrite"}
+    assert definition.parallel_to("last") == set()
 
 
 def test_a_step_parallel_to_the_pivot_is_beyond_it_and_retried_for_long() -> None:
@@ -170,6 +229,9 @@ def test_what_a_step_returns_is_merged_and_validated_with_the_path_of_what_does_
         definition.merge(data, {"total": float("nan")})
     with pytest.raises(MessageRefused, match=r"\$\.note: contains NUL"):
         definition.merge(data, {"note": "a\x00b"})
+    assert definition.merge(data, {"total": 2}, {"total"})["total"] == 2.0
+    with pytest.raises(MessageRefused, match=r"\$\.total: .* writes= does not name it"):
+        definition.merge(data, {"total": 2}, {"note"})
     with pytest.raises(MessageRefused, match="return a mapping"):
         definition.merge(data, 3)
 

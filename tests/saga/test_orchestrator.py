@@ -17,7 +17,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.queries import leases, sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.execution import Execution, Hand
-from outbox_saga.saga.progress import Call, Resumed, Run
+from outbox_saga.saga.happened import Call, Resumed, Run
 from tests.saga.shop import Order, Reserved, Shop, refuse, stock
 
 pytestmark = pytest.mark.anyio

@@ -7,14 +7,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from outbox_saga import Retry, Saga, nothing_to_undo
+from outbox_saga import Event, Retry, Saga, nothing_to_undo
+from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import ENDED, SagaState, dump_progress, load_progress
-from outbox_saga.saga.progress import (
-    SETTLING,
+from outbox_saga.saga.happened import (
     Call,
     Done,
     Errored,
@@ -28,9 +29,9 @@ from outbox_saga.saga.progress import (
     Surroundings,
     ToDo,
     Unusable,
-    decide,
-    initial,
 )
+from outbox_saga.saga.onward import SETTLING
+from outbox_saga.saga.progress import arrived, decide, initial
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LEASE = 30.0
@@ -46,10 +47,30 @@ async def act(step: Any) -> None: ...
 UNDO: list[Any] = [act, act, nothing_to_undo]
 
 
+def never(data: Data) -> bool:
+    return False
+
+
+def always(data: Data) -> bool:
+    return True
+
+
+def fails(data: Data) -> bool:
+    raise LookupError("secret")
+
+
+WHEN: list[Any] = [None] * 6 + [always, never, never, fails]
+
+
 @st.composite
 def definitions(draw: st.DrawFn) -> Saga[Data]:
-    """Graphs of one to six steps of every kind, sometimes with a pivot."""
-    saga = Saga("random", data=Data)
+    """Graphs of one to six steps of every kind, sometimes with a pivot, or steps left out."""
+    saga = Saga(
+        "random",
+        data=Data,
+        max_parallel=draw(st.integers(1, 4)),
+        deadline=draw(st.one_of(st.none(), st.none(), st.integers(1, 120))),
+    )
     count = draw(st.integers(1, 6))
     names = [f"s{i}" for i in range(count)]
     pivot = draw(st.one_of(st.none(), st.none(), st.sampled_from(names)))
@@ -69,6 +90,7 @@ def definitions(draw: st.DrawFn) -> Saga[Data]:
             query=act if kind == "query" else None,
             after=None if after is None else sorted(after),
             pivot=name == pivot,
+            when=draw(st.sampled_from(WHEN)) if name != pivot else None,
             retry=Retry(max_attempts=draw(st.integers(2, 3))),
             compensation_retry=Retry(max_attempts=draw(st.integers(1, 3))),
             timeout=5,
@@ -92,8 +114,11 @@ class World:
     order: list[tuple[str, str]] = field(default_factory=list)
 
     def do(self, name: str) -> None:
+        steps = self.definition.steps
+        assert steps[name].when in (None, always), f"{name} was carried out, and its when= says no"
         assert all(
-            self.done.get(d) and not self.undone.get(d) for d in self.definition.steps[name].after
+            (self.done.get(d) and not self.undone.get(d)) or steps[d].when is never
+            for d in steps[name].after
         ), f"{name} ran before what it waits for was done"
         # idempotent at the other side: the second time changes nothing
         if not self.done.get(name):
@@ -149,7 +174,10 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(  #
         if flight is not None:
             in_flight.pop(flight, None)
         decision = decide(
-            definition, state, happened, Surroundings(now, frozenset(in_flight), LEASE, "seed")
+            definition,
+            state,
+            happened,
+            Surroundings(now, frozenset(in_flight), LEASE, "seed", START),
         )
         # what is stored is what is read back
         assert load_progress(dump_progress(decision.state)) == decision.state.steps
@@ -158,6 +186,7 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(  #
         for todo in decision.todo:
             key: Flight = (todo.step, "do" if isinstance(todo, Query) else todo.direction)
             in_flight.setdefault(key, todo)
+        assert len(in_flight) <= definition.max_parallel
 
     step(Resumed())
     turns = 0
@@ -218,7 +247,7 @@ def _outcome(world: World, todo: ToDo, outcome: str) -> Happened:
     if isinstance(todo, Run):
         if outcome == "ok":
             _act(world, todo)
-            return Done(todo.step, todo.direction, todo.attempt, {"n": 1})
+            return Done(todo.step, todo.direction, todo.attempt, _returned(world, todo))
         if outcome == "no":
             return Refused(todo.step, todo.direction, todo.attempt, "no")
         return Errored(todo.step, todo.direction, todo.attempt, "exception")
@@ -226,7 +255,7 @@ def _outcome(world: World, todo: ToDo, outcome: str) -> Happened:
     if outcome == "ok" or (outcome == "no" and ledger.get(todo.step)):
         # under one key the other side cannot say no to what it has said yes to
         _act(world, todo)
-        return Done(todo.step, todo.direction, todo.attempt, {"n": 1})
+        return Done(todo.step, todo.direction, todo.attempt, _returned(world, todo))
     if outcome == "no":
         return Refused(todo.step, todo.direction, todo.attempt, "declined")
     if outcome == "done but lost":
@@ -235,10 +264,14 @@ def _outcome(world: World, todo: ToDo, outcome: str) -> Happened:
     return Errored(todo.step, todo.direction, todo.attempt, "no answer", unknown=unknown)
 
 
+def _returned(world: World, todo: Run | Call) -> dict[str, int]:
+    return {} if world.definition.parallel_to(todo.step) else {"n": 1}
+
+
 def _check_end(definition: Saga[Data], world: World, state: SagaState) -> None:
     steps = definition.steps.values()
     if state.status == "completed":
-        assert all(world.done.get(s.name) for s in steps)
+        assert all(world.done.get(s.name) or s.when is never for s in steps)
         assert not world.undone
     elif state.status == "compensated":
         for rule in steps:
@@ -451,3 +484,250 @@ def test_a_query_is_not_believed_before_the_call_can_no_longer_be_on_its_way() -
     assert lost.due is not None
     asked = decide(definition, lost.state, Resumed(), _around(lost.due))
     assert asked.todo == (Query("charge", 1),)
+
+
+# --- what is left out, how many at once, how long ------------------------------------------------
+
+
+def test_a_step_whose_when_says_no_is_left_out_and_what_waits_for_it_goes_on() -> None:
+    definition = (
+        Saga("some", data=Data)
+        .step("count", act, compensation=act)
+        .step("gift", act, compensation=act, when=lambda data: data.n > 5)
+        .step("wrap", act, compensation=act, when=lambda data: data.n < 5)
+        .step("send", act, compensation=act)
+        .check()
+    )
+    state = initial(definition, {"n": 0})
+
+    decision = decide(definition, state, Done("count", "do", 1, {"n": 7}), _around())
+    assert decision.todo == (Run("gift", "do", 1),)
+    assert decision.state.steps["gift"].chosen
+
+    decision = decide(definition, decision.state, Done("gift", "do", 1, {"n": 2}), _around())
+    assert decision.todo == (Run("wrap", "do", 1),)
+
+    decision = decide(definition, decision.state, Done("wrap", "do", 1, {"n": 9}), _around())
+    decision = decide(definition, decision.state, Done("send", "do", 1), _around())
+    assert decision.state.status == "completed"
+
+
+def test_a_saga_of_which_every_last_step_is_left_out_is_completed() -> None:
+    definition = (
+        Saga("some", data=Data)
+        .step("count", act, compensation=act)
+        .step("gift", act, compensation=act, when=never)
+        .check()
+    )
+
+    decision = decide(definition, initial(definition, {"n": 0}), Done("count", "do", 1), _around())
+
+    assert decision.state.status == "completed"
+    assert [e.transition for e in decision.entries] == [
+        "STEP_COMPLETED",
+        "STEP_SKIPPED",
+        "COMPLETED",
+    ]
+
+
+def test_when_is_asked_once_and_its_yes_outlives_a_change_of_the_data() -> None:
+    asked: list[int] = []
+
+    def when(data: Data) -> bool:
+        asked.append(data.n)
+        return True
+
+    definition = Saga("once", data=Data).step("a", act, compensation=act, when=when).check()
+    state = decide(definition, initial(definition, {"n": 1}), Resumed(), _around()).state
+    failed = Errored("a", "do", 1, "exception")
+    state = decide(definition, state, failed, _around()).state
+    decide(definition, state, Resumed(), _around(START + dt.timedelta(hours=1)))
+
+    assert asked == [1]
+
+
+def test_a_when_that_raises_undoes_the_saga_and_shows_no_data() -> None:
+    definition = (
+        Saga("odd", data=Data)
+        .step("a", act, compensation=act)
+        .step("b", act, compensation=act, when=fails)
+        .check()
+    )
+
+    decision = decide(definition, initial(definition, {"n": 0}), Done("a", "do", 1), _around())
+
+    assert decision.todo == (Run("a", "undo", 1),)
+    assert decision.state.reason == "b: its when= raised LookupError"
+
+
+def _wide(**options: Any) -> Saga[Data]:
+    saga = Saga("wide", data=Data, **options)
+    for name in "abcd":
+        saga.step(name, act, compensation=act, after=())
+    return saga.check()
+
+
+def test_no_more_steps_are_carried_out_at_once_than_the_saga_allows() -> None:
+    definition = _wide(max_parallel=2)
+    decision = decide(definition, initial(definition, {"n": 0}), Resumed(), _around())
+    assert decision.todo == (Run("a", "do", 1), Run("b", "do", 1))
+
+    decision = decide(definition, decision.state, Done("b", "do", 1), _around(START, ("a", "do")))
+    assert decision.todo == (Run("c", "do", 1),)
+
+
+def test_two_parallel_steps_that_return_one_field_are_told_so() -> None:
+    definition = _wide()
+    state = decide(
+        definition, initial(definition, {"n": 0}), Done("a", "do", 1, {"n": 1}), _around()
+    ).state
+
+    with pytest.raises(MessageRefused, match=r"\$\.n: steps a and b run in parallel"):
+        decide(definition, state, Done("b", "do", 1, {"n": 2}), _around())
+
+
+def _until(seconds: float, *flights: Flight) -> Surroundings:
+    now = START + dt.timedelta(seconds=seconds)
+    return Surroundings(now, frozenset(flights), LEASE, "seed", START)
+
+
+def _hurried(pivot: bool = False) -> Saga[Data]:
+    return (
+        Saga("hurried", data=Data, deadline=60)
+        .step("reserve", act, compensation=act)
+        .step("pay", act, compensation=act, pivot=pivot)
+        .step("send", act, compensation=act)
+        .check()
+    )
+
+
+def test_a_saga_whose_deadline_passes_lets_what_runs_settle_and_is_undone() -> None:
+    definition = _hurried()
+    state = decide(
+        definition, initial(definition, {"n": 0}), Done("reserve", "do", 1), _until(1)
+    ).state
+    over = decide(definition, state, Resumed(), _until(60, ("pay", "do")))
+    assert (over.state.status, over.todo) == ("compensating", ())
+    assert over.state.reason == "its deadline of 60 s has passed"
+
+    settled = decide(definition, over.state, Done("pay", "do", 1), _until(61))
+
+    assert settled.todo == (Run("pay", "undo", 1),)
+
+
+def test_a_saga_that_waits_for_longer_than_its_deadline_is_looked_at_when_it_passes() -> None:
+    definition = _hurried()
+    state = initial(definition, {"n": 0}).with_step(
+        "reserve", due=START + dt.timedelta(seconds=500)
+    )
+
+    decision = decide(definition, state, Resumed(), _until(10))
+
+    assert decision.due == START + dt.timedelta(seconds=60)
+
+
+def test_a_deadline_undoes_nothing_once_the_pivot_was_carried_out() -> None:
+    definition = _hurried(pivot=True)
+    state = decide(
+        definition, initial(definition, {"n": 0}), Done("reserve", "do", 1), _until(1)
+    ).state
+    state = decide(definition, state, Done("pay", "do", 1), _until(2)).state
+
+    late = decide(definition, state, Resumed(), _until(1000))
+
+    assert (late.state.status, late.todo) == ("running", (Run("send", "do", 1),))
+
+
+# --- steps that wait -----------------------------------------------------------------------------
+
+
+class Paid(Event, topic="payments"):
+    amount: int
+
+
+def _patient(**options: Any) -> Saga[Data]:
+    return (
+        Saga("patient", data=Data, **options)
+        .step("order", act, compensation=act)
+        .wait_for("paid", Paid, timeout=100, take=lambda paid: {"n": paid.amount})
+        .timer("cool", 30)
+        .step("send", act, compensation=act)
+        .check()
+    )
+
+
+def _ordered(definition: Saga[Data]) -> SagaState:
+    state = initial(definition, {"n": 0})
+    return decide(definition, state, Done("order", "do", 1), _until(1)).state
+
+
+def test_a_saga_waits_for_its_event_and_then_for_its_time_and_goes_on() -> None:
+    definition = _patient()
+    state = initial(definition, {"n": 0})
+    waits = decide(definition, state, Done("order", "do", 1), _until(1))
+    assert (waits.todo, waits.busy) == ((), False)
+    assert waits.due == START + dt.timedelta(seconds=101)
+
+    state, entries = arrived(definition, waits.state, "paid", {"n": 5})
+    assert [e.transition for e in entries] == ["STEP_COMPLETED"]
+    assert state.data == {"n": 5}
+    cools = decide(definition, state, Resumed(), _until(50))
+    assert cools.due == START + dt.timedelta(seconds=80)
+
+    early = decide(definition, cools.state, Resumed(), _until(79))
+    assert (early.todo, early.due) == ((), START + dt.timedelta(seconds=80))
+
+    assert decide(definition, early.state, Resumed(), _until(80)).todo == (Run("send", "do", 1),)
+
+
+def test_an_event_that_comes_before_its_step_is_kept_for_it() -> None:
+    definition = _patient()
+    state, entries = arrived(definition, initial(definition, {"n": 0}), "paid", {"n": 5})
+    assert [e.transition for e in entries] == ["EVENT_STORED"]
+    assert load_progress(dump_progress(state)) == state.steps
+
+    again, entries = arrived(definition, state, "paid", {"n": 6})
+    assert (again, [e.transition for e in entries]) == (state, ["IGNORED"])
+
+    decision = decide(definition, state, Done("order", "do", 1), _until(1))
+
+    assert decision.state.steps["paid"].phase == "done"
+    assert decision.state.data == {"n": 5}
+    assert decision.state.steps["cool"].phase == "listening"
+
+
+def test_an_event_that_does_not_come_in_time_undoes_the_saga_and_is_ignored_afterwards() -> None:
+    definition = _patient()
+    state = _ordered(definition)
+
+    decision = decide(definition, state, Resumed(), _until(101))
+
+    assert decision.todo == (Run("order", "undo", 1),)
+    assert decision.state.reason == "paid: no Paid came within 100 s"
+    late, entries = arrived(definition, decision.state, "paid", {"n": 5})
+    assert (late, [e.transition for e in entries]) == (decision.state, ["IGNORED"])
+
+
+def test_a_deadline_ends_the_waiting_for_an_event() -> None:
+    definition = _patient(deadline=60)
+    state = _ordered(definition)
+    assert decide(definition, state, Resumed(), _until(2)).due == START + dt.timedelta(seconds=60)
+
+    decision = decide(definition, state, Resumed(), _until(60))
+
+    assert decision.todo == (Run("order", "undo", 1),)
+    assert decision.state.reason == "its deadline of 60 s has passed"
+
+
+def test_a_timer_whose_time_cannot_be_told_undoes_the_saga() -> None:
+    definition = (
+        Saga("odd", data=Data)
+        .step("order", act, compensation=act)
+        .timer("cool", lambda data: float("nan"))
+        .check()
+    )
+
+    decision = decide(definition, initial(definition, {"n": 0}), Done("order", "do", 1), _until(1))
+
+    assert decision.todo == (Run("order", "undo", 1),)
+    assert "how long to wait could not be told" in (decision.state.reason or "")

@@ -1,0 +1,63 @@
+"""Saga instances as people see them: listed, and one with its history."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from outbox_saga.instances import Entry, Instance
+from outbox_saga.queries import sagas
+from outbox_saga.tables import Tables
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One row of an instance's history, with the moment it was written."""
+
+    entry: Entry
+    at: dt.datetime
+    revision: int
+
+
+def list_sagas(
+    connection: sa.Connection,
+    tables: Tables,
+    *,
+    name: str | None = None,
+    state: str | None = None,
+    business_key: str | None = None,
+    correlation_id: str | None = None,
+    after: UUID | None = None,
+    limit: int = 100,
+) -> list[Instance]:
+    """Those in the order of their ids, from behind the id `after` on."""
+    saga = tables.saga
+    statement = sa.select(*sagas.columns(tables)).order_by(saga.c.id).limit(limit)
+    wanted = {"name": name, "state": state, "business_key": business_key}
+    wanted["correlation_id"] = correlation_id
+    for column, value in wanted.items():
+        if value is not None:
+            statement = statement.where(saga.c[column] == value)
+    if after is not None:
+        statement = statement.where(saga.c.id > after)
+    return [sagas.instance_of(row) for row in connection.execute(statement)]
+
+
+def history(connection: sa.Connection, tables: Tables, id_: UUID) -> Sequence[Happening]:
+    """All that happened to this instance, from its start on."""
+    table = tables.saga_history
+    rows = connection.execute(
+        sa.select(table).where(table.c.saga_id == id_).order_by(table.c.number)
+    )
+    return [
+        Happening(
+            Entry(row.transition, row.step, row.attempt, row.detail, row.started_at),
+            row.at,
+            row.revision,
+        )
+        for row in rows
+    ]

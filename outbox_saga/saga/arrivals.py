@@ -1,0 +1,136 @@
+"""Events that sagas wait for: from a handler into the instance, in one transaction.
+
+The transition and the inbox row commit together. What follows is the orchestrator's affair: the
+instance is due from then on. Whoever has it in hand at that moment loses its next compare-and-set
+and reads it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+
+from outbox_saga.database import Database
+from outbox_saga.errors import SagaUnknown
+from outbox_saga.handler_context import HandlerContext
+from outbox_saga.ids import saga_id
+from outbox_saga.instances import OVER_FOR_GOOD, Instance
+from outbox_saga.messages import Message
+from outbox_saga.queries import sagas, transition
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.progress import arrived
+from outbox_saga.saga.steps import Step
+
+Handler: TypeAlias = Callable[[HandlerContext[Any]], Awaitable[None]]
+
+
+class Arrivals:
+    """What the sagas of one service wait for.
+
+    Args:
+        database: Where the instances are.
+        source: The service that started them.
+        definitions: Its sagas, of every version.
+    """
+
+    def __init__(self, database: Database, source: str, definitions: Iterable[Saga[Any]]) -> None:
+        self._database = database
+        self._source = source
+        self._definitions = {(d.name, d.version): d for d in definitions}
+
+    def handlers(self) -> Iterator[tuple[type[Message], str, Handler]]:
+        """For each saga and each type of event that it waits for: the type, a consumer's name, and
+        the function that handles it.
+        """
+        wanted: dict[tuple[str, str], type[Message]] = {}
+        for definition in self._definitions.values():
+            for step in definition.steps.values():
+                if step.event is not None:
+                    message_class = step.event.message_class
+                    wanted.setdefault((definition.name, message_class.type_name), message_class)
+        for (saga, type_name), message_class in wanted.items():
+            yield message_class, f"{self._source}.saga.{saga}.{type_name}", self._handler(saga)
+
+    def _handler(self, saga: str) -> Handler:
+        async def take_in(handle: HandlerContext[Any]) -> None:
+            message, correlation_id = handle.message, handle.envelope.correlation_id
+            await handle.session.run_sync(
+                lambda session: self._arrive(session.connection(), saga, message, correlation_id)
+            )
+
+        return take_in
+
+    def _arrive(
+        self, connection: sa.Connection, saga: str, message: Message, correlation_id: str | None
+    ) -> None:
+        tables = self._database.tables
+        told_by = {
+            step.event.business_key
+            for definition in self._definitions.values()
+            if definition.name == saga
+            for step in _waiting_for(definition, message)
+            if step.event is not None
+        }
+        ids = set()
+        for business_key in told_by:
+            if business_key is not None:
+                ids.add(saga_id(self._source, saga, business_key(message)))
+            elif correlation_id is not None:
+                ids |= set(sagas.of_correlation(connection, tables, saga, correlation_id))
+        # in the order of their ids: two events for the same two instances do not wait in a circle
+        for id_ in sorted(ids):
+            instance = sagas.read(connection, tables, id_, lock=True)
+            if instance is not None and instance.state.status not in OVER_FOR_GOOD:
+                self._move(connection, instance, message)
+
+    def _move(self, connection: sa.Connection, instance: Instance, message: Message) -> None:
+        definition = self._definitions.get((instance.name, instance.version))
+        if definition is None or definition.shape != instance.shape:
+            raise SagaUnknown(
+                f"saga {instance.id} of {instance.name} version {instance.version} waits for "
+                "this, and has no definition of its shape here; deploy the version it was started "
+                "with"
+            )
+        name = self._step_for(definition, instance, message)
+        if name is None:
+            return
+        awaited = definition.steps[name].event
+        assert awaited is not None
+        brought = awaited.take(message) if awaited.take is not None else None
+        state, entries = arrived(
+            definition, instance.state, name, definition.fields_of(brought) or {}
+        )
+        tables, clock = self._database.tables, self._database.clock
+        moved = transition.record(
+            connection,
+            tables,
+            clock,
+            instance,
+            state,
+            None if state.status == "stuck" else clock.read(connection),
+            entries,
+            keep_lease=True,
+            keep_deaths=True,
+        )
+        assert moved, "it is locked"
+
+    @staticmethod
+    def _step_for(definition: Saga[Any], instance: Instance, message: Message) -> str | None:
+        """The first that this event may be for; the last one, if it is too late for all."""
+        names = [step.name for step in _waiting_for(definition, message)]
+        steps = instance.state.steps
+        open_ = [
+            n
+            for n in names
+            if steps[n].phase == "listening"
+            or (steps[n].phase == "waiting" and steps[n].early is None)
+        ]
+        return next(iter(open_), names[-1] if names else None)
+
+
+def _waiting_for(definition: Saga[Any], message: Message) -> Iterable[Step]:
+    for step in definition.steps.values():
+        if step.event is not None and step.event.message_class.type_name == message.type_name:
+            yield step

@@ -1,0 +1,128 @@
+"""Changes of an instance's state that `progress` and `onward` both make, with their history."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any
+
+from outbox_saga.errors import MessageRefused
+from outbox_saga.instances import Direction, Entry, SagaState
+from outbox_saga.saga.definition import Saga
+
+MAX_REASON = 500  # characters of an error that are kept
+
+
+def finish(
+    definition: Saga[Any],
+    state: SagaState,
+    name: str,
+    added: object,
+    entries: list[Entry],
+    detail: str | None,
+    *,
+    attempt: int | None = None,
+    started_at: dt.datetime | None = None,
+) -> SagaState:
+    """The step is done, and the data has what it returned.
+
+    Raises MessageRefused when that does not fit.
+    """
+    data = definition.merge(state.data, added, definition.steps[name].writes)
+    wrote = _wrote(definition, state, name, added)
+    entries.append(Entry("STEP_COMPLETED", name, attempt, detail, started_at))
+    state = state.with_step(
+        name,
+        phase="done",
+        due=None,
+        attempts=max(state.steps[name].attempts, attempt or 0),
+        input=None,
+        early=None,
+        unknown=False,
+        error=None,
+        wrote=wrote,
+        stuck=None,
+    )
+    state = replace(state, data=data)
+    return _only_forward(state, entries) if definition.steps[name].pivot else state
+
+
+def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
+    """The pivot was carried out while the saga waited to be undone: nothing may be undone now."""
+    if state.status != "compensating":
+        return state
+    entries.append(Entry("RUNNING", None, None, "the pivot was carried out"))
+    for name, step in state.steps.items():
+        if step.phase == "failed":
+            reason = f"beside the pivot: {step.error}"
+            state = stick(state, name, "STEP_FAILED", step.attempts, reason, entries)
+    return replace(state, status="running", reason=None)
+
+
+def _wrote(definition: Saga[Any], state: SagaState, name: str, added: object) -> tuple[str, ...]:
+    """The fields that a step has returned, kept where a parallel one might return them, too.
+
+    Raises MessageRefused if one has: which of both would stay depended on who came last.
+    """
+    parallel = definition.parallel_to(name)
+    fields = definition.fields_of(added) if parallel else None
+    if fields is None:
+        return ()
+    for other in sorted(parallel):
+        for field in state.steps[other].wrote:
+            if field in fields:
+                raise MessageRefused(
+                    f"$.{field}",
+                    f"steps {other} and {name} run in parallel and both return it; order them by "
+                    "after=, or let each return a field of its own",
+                )
+    return tuple(sorted(fields))
+
+
+def turn_back(state: SagaState, reason: str, entries: list[Entry]) -> SagaState:
+    """From now on it is undone."""
+    if state.status == "compensating":
+        return state
+    entries.append(Entry("COMPENSATION_STARTED", None, None, reason))
+    return replace(state, status="compensating", reason=state.reason or reason)
+
+
+def stick(
+    state: SagaState,
+    name: str,
+    transition: str,
+    attempt: int,
+    reason: str,
+    entries: list[Entry],
+    *,
+    undo: bool = False,
+) -> SagaState:
+    """This step needs a person, and holds up only what depends on it."""
+    entries.append(Entry(transition, name, attempt, f"stuck: {reason}"))
+    counted: dict[str, Any] = {"undo_attempts": attempt} if undo else {"attempts": attempt}
+    at: Direction = "undo" if undo else "do"
+    return state.with_step(name, phase="stuck", stuck=at, due=None, error=reason, **counted)
+
+
+def fail(
+    definition: Saga[Any],
+    state: SagaState,
+    name: str,
+    attempt: int,
+    reason: str,
+    entries: list[Entry],
+    started_at: dt.datetime | None,
+) -> SagaState:
+    """The step is definitely not done, and will not be tried again."""
+    if pivot_done(definition, state):
+        return stick(state, name, "STEP_FAILED", attempt, f"after the pivot: {reason}", entries)
+    entries.append(Entry("STEP_FAILED", name, attempt, reason, started_at))
+    state = state.with_step(
+        name, phase="failed", attempts=attempt, due=None, unknown=False, error=reason, input=None
+    )
+    return turn_back(state, f"{name}: {reason}", entries)
+
+
+def pivot_done(definition: Saga[Any], state: SagaState) -> bool:
+    """Whether it can only go forward."""
+    return any(s.pivot and state.steps[s.name].phase == "done" for s in definition.steps.values())

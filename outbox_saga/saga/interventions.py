@@ -1,0 +1,159 @@
+"""What a person may do to an instance, and what becomes of it: pure, as `progress` is.
+
+Nothing here runs anything: the instance is due afterwards, and an orchestrator goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from outbox_saga.errors import ActionRefused
+from outbox_saga.instances import Direction, Entry, SagaState, StepState
+from outbox_saga.saga.changes import finish, pivot_done, turn_back
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.steps import nothing_to_undo
+
+Kind: TypeAlias = Literal["retry", "skip", "mark_done", "cancel", "resume"]
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """One action of a person.
+
+    Args:
+        kind: `retry` tries a stuck step again; `skip` goes on without it; `mark_done` takes it as
+            done by other means; `cancel` undoes a running saga; `resume` tries all stuck steps
+            again.
+        step: Which; None for `cancel` and `resume`.
+        by: Who, and why.
+        data: Of `mark_done`: what the step would have returned.
+        new_key: Of `retry`: under a new idempotency key, because the other side certainly has not
+            acted, and would answer the old one with the old refusal.
+    """
+
+    kind: Kind
+    step: str | None
+    by: str
+    data: Mapping[str, Any] | None = None
+    new_key: bool = False
+
+
+def intervene(
+    definition: Saga[Any], state: SagaState, action: Intervention
+) -> tuple[SagaState, tuple[Entry, ...]]:
+    """The state afterwards, and its history.
+
+    Raises:
+        ActionRefused: The instance, or the step, is not where this could be done.
+        MessageRefused: The data does not fit the saga's.
+    """
+    entries: list[Entry] = []
+    if action.kind == "cancel":
+        return _cancelled(definition, state, action, entries), tuple(entries)
+    names = _stuck(definition, state, action)
+    state = _back(state)
+    for name in names:
+        if action.kind in ("retry", "resume"):
+            state = _retried(definition, state, name, action, entries)
+        elif action.kind == "skip":
+            state = _skipped(state, name, action, entries)
+        else:
+            state = _marked(definition, state, name, action, entries)
+    return state, tuple(entries)
+
+
+def _cancelled(
+    definition: Saga[Any], state: SagaState, action: Intervention, entries: list[Entry]
+) -> SagaState:
+    status = _back(state).status
+    if state.status in ("completed", "compensated") or status != "running":
+        raise ActionRefused(f"it is {state.status} already; only a running saga can be cancelled")
+    if pivot_done(definition, state):
+        raise ActionRefused("its pivot was carried out: it can only go forward")
+    return turn_back(_back(state), f"cancelled by {action.by}", entries)
+
+
+def _stuck(definition: Saga[Any], state: SagaState, action: Intervention) -> list[str]:
+    stuck = [name for name, step in state.steps.items() if step.phase == "stuck"]
+    if action.kind == "resume":
+        if not stuck:
+            raise ActionRefused(f"no step of it is stuck (it is {state.status})")
+        return stuck
+    if action.step is None or action.step not in definition.steps:
+        raise ActionRefused(
+            f"it has no step {action.step!r}; there are {', '.join(definition.steps)}"
+        )
+    if action.step not in stuck:
+        phase = state.steps[action.step].phase
+        raise ActionRefused(f"step {action.step} is {phase}, not stuck")
+    return [action.step]
+
+
+def _back(state: SagaState) -> SagaState:
+    """As it was before it got stuck."""
+    if state.status != "stuck":
+        return state
+    status, reason = state.before or ("compensating", state.reason)
+    return replace(state, status=status, reason=reason, before=None)
+
+
+def _at(step: StepState) -> Direction:
+    return step.stuck or "do"
+
+
+def _retried(
+    definition: Saga[Any],
+    state: SagaState,
+    name: str,
+    action: Intervention,
+    entries: list[Entry],
+) -> SagaState:
+    rule, step = definition.steps[name], state.steps[name]
+    changes: dict[str, Any] = {"due": None, "stuck": None}
+    if action.new_key:
+        if step.unknown:
+            raise ActionRefused(
+                f"nobody knows whether step {name} was carried out; under a new key it might be "
+                "carried out twice. Retry it under its own key, or mark it as done"
+            )
+        changes |= {"generation": step.generation + 1, "input": None}
+    if _at(step) == "undo":
+        if rule.compensation is None or rule.compensation is nothing_to_undo:
+            raise ActionRefused(
+                f"step {name} has no compensation to try again; undo it by other means, and mark "
+                "it as done"
+            )
+        # an open call goes on under its key; nobody knows whether the last one has arrived
+        phase = "undoing" if rule.external and step.input is not None else "done"
+        entries.append(Entry("COMPENSATING_STEP", name, None, f"again, by {action.by}"))
+        return state.with_step(name, phase=phase, undo_attempts=0, **changes)
+    phase = "calling" if step.unknown else "waiting"
+    entries.append(Entry("RUNNING", name, None, f"again, by {action.by}"))
+    return state.with_step(name, phase=phase, attempts=0, **changes)
+
+
+def _skipped(state: SagaState, name: str, action: Intervention, entries: list[Entry]) -> SagaState:
+    if _at(state.steps[name]) == "undo":
+        entries.append(Entry("COMPENSATION_SKIPPED", name, None, f"by {action.by}"))
+        return state.with_step(name, phase="undone", due=None, stuck=None)
+    entries.append(Entry("STEP_SKIPPED", name, None, f"by {action.by}"))
+    phase = "skipped" if state.status == "running" else "failed"
+    return state.with_step(name, phase=phase, due=None, stuck=None, unknown=False)
+
+
+def _marked(
+    definition: Saga[Any],
+    state: SagaState,
+    name: str,
+    action: Intervention,
+    entries: list[Entry],
+) -> SagaState:
+    told = f"by other means, says {action.by}"
+    if _at(state.steps[name]) == "undo":
+        if action.data:
+            raise ActionRefused(f"step {name} is undone by this: there is no data to keep")
+        entries.append(Entry("STEP_COMPENSATED", name, None, told))
+        return state.with_step(name, phase="undone", due=None, stuck=None)
+    return finish(definition, state, name, action.data, entries, told)

@@ -1,0 +1,298 @@
+"""What is to be done now: forward, or backward. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from outbox_saga.instances import (
+    ENDED,
+    NOTHING_LEFT,
+    OVER,
+    Direction,
+    Entry,
+    Phase,
+    SagaState,
+    Status,
+    StepState,
+)
+from outbox_saga.payloads import storable
+from outbox_saga.retries import Retry
+from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.happened import Call, Decision, Query, Run, Surroundings, ToDo
+from outbox_saga.saga.steps import Step, nothing_to_undo
+
+# after a step's own retries, an unknown outcome is settled on this longer policy
+SETTLING = Retry(max_attempts=24, initial=1.0, max_delay=60.0)
+MAX_SECONDS = 100 * 366 * 86_400.0  # that anything waits; dates end at some time
+
+
+def next_decision(
+    definition: Saga[Any], state: SagaState, around: Surroundings, entries: list[Entry]
+) -> Decision:
+    """What follows from the state as it is now."""
+    todo: list[ToDo] = []
+    ends = _deadline(definition, state, around)
+    if ends is not None and ends <= around.now:
+        told = f"its deadline of {definition.deadline:g} s has passed"
+        state = turn_back(state, told, entries)
+    if state.status == "running":
+        state = _forward(definition, state, around, entries, todo)
+        if all(s.phase in OVER for s in state.steps.values()):
+            entries.append(Entry("COMPLETED"))
+            return Decision(replace(state, status="completed"), tuple(entries), (), None)
+    if state.status == "compensating":  # when= may have failed just now
+        state = _backward(definition, state, around, entries, todo)
+    if state.status in ENDED:
+        return Decision(state, tuple(entries), (), None)
+    if todo or around.in_flight:
+        return Decision(state, tuple(entries), tuple(todo), around.now, busy=True)
+    moments = list(_moments(state))
+    if moments and (ends := _deadline(definition, state, around)) is not None:
+        moments.append(ends)
+    due = min(moments, default=None)
+    if due is None:
+        # nothing runs, nothing is due, nothing can start: only a person can help
+        reason = "; ".join(f"{n}: {s.error}" for n, s in state.steps.items() if s.phase == "stuck")
+        entries.append(Entry("FAILED", None, None, reason))
+        before = (state.status, state.reason)
+        stuck = replace(state, status="stuck", reason=reason, before=before)
+        return Decision(stuck, tuple(entries), (), None)
+    return Decision(state, tuple(entries), (), due)
+
+
+def _deadline(definition: Saga[Any], state: SagaState, around: Surroundings) -> dt.datetime | None:
+    """When the instance turns back by itself; None: it does not, or has."""
+    if (
+        definition.deadline is None
+        or around.started_at is None
+        or state.status != "running"
+        or pivot_done(definition, state)
+    ):
+        return None
+    return around.started_at + dt.timedelta(seconds=definition.deadline)
+
+
+_WAITS: dict[Status, tuple[Phase, ...]] = {
+    "running": ("waiting", "calling", "listening"),
+    "compensating": ("calling", "done", "undoing"),
+}
+
+
+def _moments(state: SagaState) -> Iterator[dt.datetime]:
+    for step in state.steps.values():
+        if step.due is not None and step.phase in _WAITS[state.status]:
+            yield step.due
+
+
+def _forward(
+    definition: Saga[Any],
+    state: SagaState,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
+) -> SagaState:
+    for rule in definition.steps.values():
+        step = state.steps[rule.name]
+        if (rule.name, "do") in around.in_flight or not _is_due(step, around):
+            continue
+        if step.phase == "waiting" and all(state.steps[d].phase in OVER for d in rule.after):
+            if rule.when is not None and not step.chosen:
+                state = _choose(definition, state, rule, entries)
+                if state.status != "running":
+                    return state
+                step = state.steps[rule.name]
+                if step.phase != "waiting":
+                    continue
+            if rule.kind != "action":
+                state = _listen(definition, state, rule, around, entries)
+                if state.status != "running":
+                    return state
+                continue
+            if not _has_room(definition, around, todo):
+                continue
+            if rule.external:
+                state = _call(state, rule, "do", around, entries, todo)
+            else:
+                todo.append(Run(rule.name, "do", step.attempts + 1))
+        elif step.phase == "calling" and _has_room(definition, around, todo):
+            state = _settle(state, rule, around, entries, todo)
+        elif step.phase == "listening":
+            state = _heard_nothing(definition, state, rule, entries)
+            if state.status != "running":
+                return state
+    return state
+
+
+def _listen(
+    definition: Saga[Any], state: SagaState, rule: Step, around: Surroundings, entries: list[Entry]
+) -> SagaState:
+    """The step begins to wait; or is done at once, if its event was there before."""
+    step = state.steps[rule.name]
+    if step.early is not None:
+        return finish(definition, state, rule.name, step.early, entries, "its event came early")
+    try:
+        seconds = rule.timeout if rule.kind == "event" else _time_of(definition, state, rule)
+    except Exception as error:  # noqa: BLE001  # users' code
+        reason = f"how long to wait could not be told ({type(error).__name__})"
+        return fail(definition, state, rule.name, 0, reason, entries, None)
+    due = around.now + dt.timedelta(seconds=seconds)
+    entries.append(Entry("RUNNING", rule.name, None, f"waits for {seconds:g} s"))
+    return state.with_step(rule.name, phase="listening", due=due)
+
+
+def _time_of(definition: Saga[Any], state: SagaState, timer: Step) -> float:
+    asked = timer.seconds
+    seconds = float(asked(definition.load(state.data)) if callable(asked) else asked)
+    if not 0 <= seconds < MAX_SECONDS:
+        raise ValueError(seconds)
+    return seconds
+
+
+def _heard_nothing(
+    definition: Saga[Any], state: SagaState, rule: Step, entries: list[Entry]
+) -> SagaState:
+    """The time of a step that waits is over."""
+    if rule.event is None:
+        return finish(definition, state, rule.name, None, entries, None)
+    reason = f"no {rule.event.message_class.type_name} came within {rule.timeout:g} s"
+    return fail(definition, state, rule.name, 0, reason, entries, None)
+
+
+def _has_room(definition: Saga[Any], around: Surroundings, todo: list[ToDo]) -> bool:
+    return len(todo) + len(around.in_flight) < definition.max_parallel
+
+
+def _choose(
+    definition: Saga[Any], state: SagaState, rule: Step, entries: list[Entry]
+) -> SagaState:
+    assert rule.when is not None
+    try:
+        chosen = bool(rule.when(definition.load(state.data)))
+    except Exception as error:  # noqa: BLE001  # users' code
+        # type only: what it says may show the data
+        reason = f"its when= raised {type(error).__name__}"
+        return fail(definition, state, rule.name, 0, reason, entries, None)
+    if chosen:
+        return state.with_step(rule.name, chosen=True)
+    entries.append(Entry("STEP_SKIPPED", rule.name))
+    return state.with_step(rule.name, phase="skipped")
+
+
+def _backward(
+    definition: Saga[Any],
+    state: SagaState,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
+) -> SagaState:
+    for rule in definition.steps.values():
+        step = state.steps[rule.name]
+        if (
+            step.phase == "calling"
+            and (rule.name, "do") not in around.in_flight
+            and _is_due(step, around)
+            and _has_room(definition, around, todo)
+        ):
+            state = _settle(state, rule, around, entries, todo)
+    unsettled = any(s.phase == "calling" for s in state.steps.values())
+    if unsettled or any(direction == "do" for _, direction in around.in_flight):
+        return state  # let the running settle, then undo
+    for rule in reversed(list(definition.steps.values())):
+        step = state.steps[rule.name]
+        if step.phase not in ("done", "undoing") or (rule.name, "undo") in around.in_flight:
+            continue
+        dependents = [s.name for s in definition.steps.values() if rule.name in s.after]
+        if any(state.steps[d].phase not in NOTHING_LEFT for d in dependents):
+            continue
+        if rule.compensation is nothing_to_undo:
+            state = state.with_step(rule.name, phase="undone", due=None)
+            entries.append(Entry("STEP_COMPENSATED", rule.name, 0, "nothing to undo"))
+        elif rule.compensation is None:
+            reason = "was carried out, and has no compensation"
+            state = stick(state, rule.name, "COMPENSATION_FAILED", 0, reason, entries, undo=True)
+        elif _is_due(step, around) and _has_room(definition, around, todo):
+            if step.phase == "undoing" and rule.compensation_retry.exhausted(step.undo_attempts):
+                state = _lost(state, rule, "undo", entries)
+            elif rule.external:
+                state = _call(state, rule, "undo", around, entries, todo)
+            else:
+                todo.append(Run(rule.name, "undo", step.undo_attempts + 1))
+    if all(s.phase in NOTHING_LEFT for s in state.steps.values()):
+        entries.append(Entry("COMPENSATED", None, None, state.reason))
+        return replace(state, status="compensated")
+    return state
+
+
+def _is_due(step: StepState, around: Surroundings) -> bool:
+    return step.due is None or step.due <= around.now
+
+
+def _call(
+    state: SagaState,
+    rule: Step,
+    direction: Direction,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
+) -> SagaState:
+    """The intent: the attempt and its input are committed before the call is made."""
+    step = state.steps[rule.name]
+    # every attempt gets what the first one got: the same key with another request is an error at
+    # the other side
+    changes: dict[str, Any] = {"input": step.input if _open(step, direction) else dict(state.data)}
+    if direction == "do":
+        changes |= {"phase": "calling", "attempts": step.attempts + 1}
+        entries.append(Entry("RUNNING", rule.name, step.attempts + 1))
+        todo.append(Call(rule.name, "do", step.attempts + 1))
+    else:
+        changes |= {"phase": "undoing", "undo_attempts": step.undo_attempts + 1}
+        entries.append(Entry("COMPENSATING_STEP", rule.name, step.undo_attempts + 1))
+        todo.append(Call(rule.name, "undo", step.undo_attempts + 1))
+    changes["due"] = (
+        None
+        if rule.idempotent or direction == "undo"
+        else around.now + dt.timedelta(seconds=around.lease + rule.timeout)
+    )
+    return state.with_step(rule.name, **changes)
+
+
+def _open(step: StepState, direction: Direction) -> bool:
+    if direction == "undo":
+        return step.phase == "undoing" and step.input is not None
+    return step.input is not None
+
+
+def _settle(
+    state: SagaState, rule: Step, around: Surroundings, entries: list[Entry], todo: list[ToDo]
+) -> SagaState:
+    """A call whose outcome nobody knows.
+
+    Ask again under the same key, or ask whether it was carried out.
+    """
+    step = state.steps[rule.name]
+    if rule.idempotent:
+        if SETTLING.exhausted(step.attempts - rule.retry.max_attempts + 1):
+            return _lost(state, rule, "do", entries)
+        return _call(state.with_step(rule.name, unknown=True), rule, "do", around, entries, todo)
+    if not step.unknown:  # a question changes nothing; that its caller died does
+        entries.append(Entry("RUNNING", rule.name, step.attempts, "nobody knows its outcome"))
+    todo.append(Query(rule.name, step.attempts))
+    return state.with_step(rule.name, unknown=True)
+
+
+def _lost(state: SagaState, rule: Step, direction: Direction, entries: list[Entry]) -> SagaState:
+    """No call is left, and nobody knows what came of the last one."""
+    step = state.steps[rule.name]
+    attempt = step.undo_attempts if direction == "undo" else step.attempts
+    error = step.error
+    if step.due is None:  # begun, and nothing was reported
+        before = f" (before: {error})" if error is not None else ""
+        error = f"its process died or stood still at the last one{before}"
+    reason = storable(f"outcome unknown after {attempt} attempts: {error}", MAX_REASON)
+    if direction == "undo":
+        return stick(state, rule.name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True)
+    return stick(state, rule.name, "STEP_FAILED", attempt, reason, entries)

@@ -1,0 +1,193 @@
+"""Sagas for the people who look after a service: look, and decide about those that are stuck.
+
+sagas = SagaOperations(service.database, service.sagas)
+for seen in await sagas.list(state="stuck"):
+    await sagas.resume(seen, Decision("ada", "the bank is back"))
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from outbox_saga.database import Database
+from outbox_saga.decisions import Decision
+from outbox_saga.errors import SagaUnknown, SeenChanged
+from outbox_saga.instances import Entry, Instance
+from outbox_saga.queries import sagas as rows
+from outbox_saga.queries import sagas_seen, transition
+from outbox_saga.queries.operators import note_action
+from outbox_saga.queries.sagas_seen import Happening
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.happened import Resumed, Surroundings, ToDo
+from outbox_saga.saga.interventions import Intervention, intervene
+from outbox_saga.saga.progress import decide
+
+__all__ = ["Happening", "Instance", "SagaOperations"]
+
+logger = logging.getLogger("outbox_saga.operators")
+
+
+class SagaOperations:
+    """The sagas of one database, for those who decide about them.
+
+    An action is done if, and only if, the instance is still at the revision it was seen at; who
+    and why is on record with it, in the transaction that does it.
+
+    Args:
+        database: Where the instances are.
+        definitions: Of their versions; to look, none is needed.
+    """
+
+    def __init__(self, database: Database, definitions: Iterable[Saga[Any]] = ()) -> None:
+        self._database = database
+        self._definitions = {(d.check().name, d.version): d for d in definitions}
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    async def list(self, **wanted: Any) -> Sequence[Instance]:
+        """Instances in the order of their ids; options as `queries.sagas_seen.list_sagas`: name,
+        state, business_key, correlation_id, after, limit.
+        """
+        return await self._database.look(sagas_seen.list_sagas, self._database.tables, **wanted)
+
+    async def show(self, id_: UUID) -> tuple[Instance, Sequence[Happening]]:
+        """The instance as it is, and all that happened to it.
+
+        Raises SeenChanged when there is none.
+        """
+        tables = self._database.tables
+
+        def read(connection: sa.Connection) -> tuple[Instance, Sequence[Happening]]:
+            return _there(rows.read(connection, tables, id_), id_), sagas_seen.history(
+                connection, tables, id_
+            )
+
+        return await self._database.look(read)
+
+    async def plan(
+        self, seen: Instance, action: Intervention
+    ) -> tuple[tuple[Entry, ...], tuple[ToDo, ...]]:
+        """What the action would write to the history, and what would be carried out next; nothing
+        is changed.
+
+        Raises as the action itself.
+        """
+        definition = self._definition_of(seen)
+        now = await self._database.look(self._database.clock.read)
+        state, entries = intervene(definition, seen.state, action)
+        around = Surroundings(now, seed=str(seen.id), started_at=seen.started_at)
+        decision = decide(definition, state, Resumed(), around)
+        return (*entries, *decision.entries), decision.todo
+
+    # --- deciding --------------------------------------------------------------------------------
+
+    async def retry(
+        self, seen: Instance, step: str, decision: Decision, *, new_key: bool = False
+    ) -> None:
+        """The stuck step is tried again, with all its attempts.
+
+        Args:
+            new_key: Under a new idempotency key: only where the other side certainly has not
+                acted, and would repeat its refusal under the old one.
+
+        Raises:
+            SeenChanged: The instance is not as it was seen.
+            ActionRefused: The step is not stuck, or cannot be tried again.
+            SagaUnknown: No definition of its version and shape was given.
+        """
+        action = Intervention("retry", step, decision.operator, new_key=new_key)
+        await self._act(seen, action, decision)
+
+    async def skip(self, seen: Instance, step: str, decision: Decision) -> None:
+        """The saga goes on without the stuck step, or without its compensation. Raises as `retry`.
+
+        Whatever it may have done stays.
+        """
+        await self._act(seen, Intervention("skip", step, decision.operator), decision)
+
+    async def mark_done(
+        self,
+        seen: Instance,
+        step: str,
+        decision: Decision,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The stuck step, or its compensation, counts as done: by other means, as the decision's
+        reason tells. Raises as `retry`.
+
+        Args:
+            data: What the step would have returned.
+        """
+        action = Intervention("mark_done", step, decision.operator, data)
+        await self._act(seen, action, decision)
+
+    async def cancel(self, seen: Instance, decision: Decision) -> None:
+        """A running saga is undone; what runs settles first. Raises as `retry`.
+
+        ActionRefused when its pivot was carried out, or it is being undone already.
+        """
+        await self._act(seen, Intervention("cancel", None, decision.operator), decision)
+
+    async def resume(self, seen: Instance, decision: Decision) -> None:
+        """Every stuck step is tried again. Raises as `retry`."""
+        await self._act(seen, Intervention("resume", None, decision.operator), decision)
+
+    async def _act(self, seen: Instance, action: Intervention, decision: Decision) -> None:
+        definition = self._definition_of(seen)
+        database = self._database
+        tables, clock = database.tables, database.clock
+
+        def act(connection: sa.Connection) -> None:
+            current = _there(rows.read(connection, tables, seen.id, lock=True), seen.id)
+            if current.revision != seen.revision:
+                raise SeenChanged(
+                    f"saga {seen.id} is at revision {current.revision}, and you saw "
+                    f"{seen.revision}; look again"
+                )
+            state, entries = intervene(definition, current.state, action)
+            moved = transition.record(
+                connection,
+                tables,
+                clock,
+                current,
+                state,
+                clock.read(connection),
+                entries,
+                keep_lease=True,
+                keep_deaths=False,
+            )
+            assert moved, "it is locked"
+            detail = {
+                "saga": seen.name,
+                "step": action.step,
+                "revision": current.revision,
+                "state": current.state.status,
+                "new_key": action.new_key,
+            }
+            subject = f"saga {seen.id}"
+            note_action(
+                connection, tables, clock, decision, f"saga.{action.kind}", subject, detail
+            )
+
+        await database.run(act)
+        logger.info("saga.%s by %s: saga %s", action.kind, decision.operator, seen.id)
+
+    def _definition_of(self, seen: Instance) -> Saga[Any]:
+        definition = self._definitions.get((seen.name, seen.version))
+        if definition is None or definition.shape != seen.shape:
+            raise SagaUnknown(
+                f"saga {seen.id} is of {seen.name} version {seen.version}, and no definition of "
+                "that shape is here; use the release it was started with"
+            )
+        return definition
+
+
+def _there(found: Instance | None, id_: UUID) -> Instance:
+    if found is None:
+        raise SeenChanged(f"there is no saga {id_} here; list them")
+    return found

@@ -1,0 +1,159 @@
+"""The rules a definition keeps; each refusal names the rule and the mend."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations
+
+from outbox_saga.errors import DefinitionError
+from outbox_saga.messages import Event
+from outbox_saga.saga.steps import Step, all_before
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
+
+
+def check_step(
+    where: str, step: Step, others: Mapping[str, Step], fields: Collection[str]
+) -> None:
+    """The step by itself, and among those before it.
+
+    Args:
+        where: Which saga and step, for the refusal.
+        others: The steps before it.
+        fields: Of the saga's data.
+
+    Raises:
+        DefinitionError: A rule is broken.
+    """
+    if not NAME.fullmatch(step.name):
+        raise DefinitionError(f"{where}: use letters, digits, '_' and '-' in a step's name")
+    if step.name in others:
+        raise DefinitionError(
+            f"{where}: two steps of one name; histories could not tell them apart"
+        )
+    if not callable(step.action):
+        raise DefinitionError(f"{where}: the action must be a function, not {step.action!r}")
+    if not 0 < step.timeout < float("inf"):
+        raise DefinitionError(
+            f"{where}: timeout is {step.timeout}; give seconds, greater than 0 and finite"
+        )
+    if step.external and not step.idempotent and step.query is None:
+        raise DefinitionError(
+            f"{where}: an external step needs idempotent=True (the other side acts once per key) "
+            "or query= (asks whether it acted), or an unknown outcome could never be settled"
+        )
+    if not step.external and (step.idempotent or step.query is not None):
+        raise DefinitionError(
+            f"{where}: idempotent= and query= are for external steps; a local step commits with "
+            "the saga"
+        )
+    _check_waiting(where, step)
+    if step.when is not None and not callable(step.when):
+        raise DefinitionError(f"{where}: when= must be a function of the data, not {step.when!r}")
+    for other in step.after:
+        if other not in others:
+            raise DefinitionError(
+                f"{where}: after={other!r} names no earlier step; define that step first (which "
+                "also rules out cycles)"
+            )
+    for kind, names in (("reads", step.reads), ("writes", step.writes)):
+        for name in sorted(names or ()):
+            if name not in fields:
+                raise DefinitionError(
+                    f"{where}: {kind}={name!r} is no field of the data; there are "
+                    f"{', '.join(sorted(fields))}"
+                )
+
+
+def _check_waiting(where: str, step: Step) -> None:
+    if step.event is not None:
+        awaited: object = step.event.message_class
+        if not (inspect.isclass(awaited) and issubclass(awaited, Event)):
+            raise DefinitionError(f"{where}: it can wait for an Event class, not {awaited!r}")
+        if awaited.topic is None:
+            raise DefinitionError(
+                f"{where}: {awaited.__name__} has no topic, so it comes from nowhere; declare "
+                f'`class {awaited.__name__}(Event, topic="…")`'
+            )
+    seconds = step.seconds
+    if step.kind == "timer" and not callable(seconds) and not 0 <= seconds < float("inf"):
+        raise DefinitionError(
+            f"{where}: {seconds} is no time to wait; give seconds, 0 or more and finite, or a "
+            "function of the data that returns them"
+        )
+
+
+def check_graph(saga: str, steps: Mapping[str, Step]) -> None:
+    """All steps together.
+
+    Raises:
+        DefinitionError: A rule is broken.
+    """
+    if not steps:
+        raise DefinitionError(f"saga {saga}: no steps; add at least one")
+    pivots = [s.name for s in steps.values() if s.pivot]
+    if len(pivots) > 1:
+        raise DefinitionError(f"saga {saga}: pivots {pivots}; there is one point of no return")
+    for step in steps.values():
+        where = f"saga {saga}, step {step.name!r}"
+        after = any(p in all_before(steps, step.name) for p in pivots)
+        # one that is merely parallel to the pivot may be done before it, and then be undone
+        if step.compensation is None and not (after or step.pivot):
+            raise DefinitionError(
+                f"{where}: no compensation; give compensation=, or say "
+                "compensation=nothing_to_undo"
+            )
+        if step.pivot and step.when is not None:
+            raise DefinitionError(
+                f"{where}: a pivot with when= might be left out, and there would be no point of "
+                "no return; give when= to the steps behind it"
+            )
+        if is_beyond_pivot(steps, step.name) and step.retry.max_attempts < 2:
+            raise DefinitionError(
+                f"{where}: a step not before the pivot can only go forward; give it "
+                "retry=Retry(max_attempts=…) of 2 or more"
+            )
+    for one, other in parallel_pairs(steps):
+        for field in sorted(_contested(steps[one], steps[other])):
+            raise DefinitionError(
+                f"saga {saga}, steps {one!r} and {other!r}: they run in parallel, and one of them "
+                f"writes {field!r}, which the other reads or writes; order them by after="
+            )
+
+
+def is_beyond_pivot(steps: Mapping[str, Step], name: str) -> bool:
+    """True for a step that is not before the pivot (parallel ones too).
+
+    It is never undone, only retried.
+    """
+    pivots = [s.name for s in steps.values() if s.pivot]
+    return any(name != p and name not in all_before(steps, p) for p in pivots)
+
+
+def parallel_pairs(steps: Mapping[str, Step]) -> Iterator[tuple[str, str]]:
+    """Pairs of steps of which neither waits for the other."""
+    before = {name: all_before(steps, name) for name in steps}
+    for one, other in combinations(steps, 2):
+        if one not in before[other] and other not in before[one]:
+            yield one, other
+
+
+def touched_before(step: Step, others: Mapping[str, Step]) -> tuple[str, ...]:
+    """The steps that this one has to wait for, by the fields that each reads and writes.
+
+    Only the last ones: what they wait for themselves is left out.
+    """
+    found = [name for name, other in others.items() if _contested(step, other)]
+    implied = {early for name in found for early in all_before(others, name)}
+    return tuple(name for name in found if name not in implied)
+
+
+def _contested(one: Step, other: Step) -> frozenset[str]:
+    def touched(step: Step) -> frozenset[str]:
+        return (step.reads or frozenset()) | (step.writes or frozenset())
+
+    return (touched(one) & (other.writes or frozenset())) | (
+        touched(other) & (one.writes or frozenset())
+    )

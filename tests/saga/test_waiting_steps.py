@@ -1,0 +1,230 @@
+"""Sagas that wait for events and for moments, on real databases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from outbox_saga import Event, Saga, Service, StepContext
+from outbox_saga.envelopes import Envelope, seal
+from outbox_saga.queries.clock import Clock
+from tests.fixtures.databases import Database
+from tests.saga.shop import Shop
+
+
+class Ordered(Event, topic="orders"):
+    order_id: int
+
+
+class Paid(Event, topic="payments"):
+    order_id: int
+    amount: int
+
+
+class Order(BaseModel):
+    order_id: int
+    paid: int | None = None
+
+
+class Seller:
+    """Places an order, waits for the money, lets it cool for a minute, and sends."""
+
+    def __init__(self, url: str, *, by_business_key: bool = False) -> None:
+        self.url = url
+        self.log: list[str] = []
+        self.sending = asyncio.Event()
+
+        async def act(step: StepContext[Order]) -> None:
+            self.log.append(f"{step.direction} {step.step}")
+            if (step.step, step.direction) == ("order", "do"):
+                step.publish(Ordered(order_id=step.data.order_id))
+
+        def key(paid: Paid) -> str:
+            return f"order:{paid.order_id}"
+
+        self.saga = (
+            Saga("sell", data=Order)
+            .step("order", act, compensation=act)
+            .wait_for(
+                "paid",
+                Paid,
+                timeout=3600,
+                take=lambda paid: {"paid": paid.amount},
+                business_key=key if by_business_key else None,
+            )
+            .timer("cool", 60)
+            .step("send", act, compensation=act)
+            .check()
+        )
+        self.service = self.later(0)
+
+    def later(self, seconds: float) -> Service:
+        return Service(
+            "seller", database=self.url, sagas=[self.saga], clock=Clock(seconds), poll=0.02
+        )
+
+    async def start(self, order_id: int = 1) -> UUID:
+        async with self.service.unit_of_work() as uow:
+            return self.saga.start(uow, Order(order_id=order_id), business_key=f"order:{order_id}")
+
+    async def carry_on(self, after: float = 0.0) -> None:
+        """As far as it goes by itself."""
+        service = self.later(after)
+        orchestrator = service.orchestrator()
+        while await orchestrator.run_once():
+            pass
+        orchestrator.close()
+        await service.close()
+
+    def paid(self, conversation: object, order_id: int = 1) -> Envelope:
+        return seal(
+            Paid(order_id=order_id, amount=7),
+            key=f"order:{order_id}",
+            headers=None,
+            topic=None,
+            source="bank",
+            correlation_id=None if conversation is None else str(conversation),
+            causation_id=None,
+        )
+
+
+@pytest.fixture
+async def shop(database: Database) -> AsyncIterator[Shop]:
+    made = Shop(database.url, threads=False)
+    yield made
+    await made.service.close()
+
+
+@pytest.fixture
+async def seller(shop: Shop) -> AsyncIterator[Seller]:
+    made = Seller(shop.url)
+    yield made
+    await made.service.close()
+
+
+async def test_a_saga_goes_on_when_its_event_comes_and_its_time_is_over(
+    shop: Shop, seller: Seller
+) -> None:
+    id_ = await seller.start()
+    await seller.carry_on()
+    assert seller.log == ["do order"]
+
+    for _ in range(2):  # a repeat changes nothing
+        await seller.service.deliver(seller.paid(id_))
+    await seller.carry_on()
+    await seller.carry_on(after=59)
+    assert seller.log == ["do order"]
+
+    await seller.carry_on(after=61)
+
+    assert seller.log == ["do order", "do send"]
+    ended = await shop.instance(id_)
+    assert (ended.state.status, ended.state.data["paid"]) == ("completed", 7)
+    assert await shop.history(id_) == [
+        "STARTED",
+        "STEP_COMPLETED order",
+        "RUNNING paid",
+        "STEP_COMPLETED paid",
+        "IGNORED paid",
+        "RUNNING cool",
+        "STEP_COMPLETED cool",
+        "STEP_COMPLETED send",
+        "COMPLETED",
+    ]
+
+
+async def test_an_event_that_comes_before_anybody_carried_the_saga_on_is_kept(
+    shop: Shop, seller: Seller
+) -> None:
+    id_ = await seller.start()
+    await seller.service.deliver(seller.paid(id_))
+    await seller.carry_on()
+    await seller.carry_on(after=61)
+    assert (await shop.instance(id_)).state.status == "completed"
+
+
+async def test_an_event_of_another_conversation_changes_nothing(
+    shop: Shop, seller: Seller
+) -> None:
+    id_ = await seller.start()
+    await seller.carry_on()
+    for other in ("somebody else's", None):
+        assert await seller.service.deliver(seller.paid(other)) == 1
+    assert (await shop.history(id_))[-1] == "RUNNING paid"
+
+
+async def test_an_event_may_name_its_saga_by_the_business_key(shop: Shop) -> None:
+    seller = Seller(shop.url, by_business_key=True)
+    ids = [await seller.start(number) for number in (1, 2)]
+    await seller.carry_on()
+    await seller.service.deliver(seller.paid("whatever", order_id=2))
+    await seller.service.close()
+    paid = [(await shop.instance(id_)).state.data["paid"] for id_ in ids]
+    assert paid == [None, 7]
+
+
+async def test_a_saga_whose_event_does_not_come_is_undone_and_the_event_comes_too_late(
+    shop: Shop, seller: Seller
+) -> None:
+    id_ = await seller.start()
+    await seller.carry_on()
+    await seller.carry_on(after=3601)
+    ended = await shop.instance(id_)
+    assert (ended.state.status, ended.state.reason) == (
+        "compensated",
+        "paid: no Paid came within 3600 s",
+    )
+    assert seller.log == ["do order", "undo order"]
+    await seller.service.deliver(seller.paid(id_))
+    assert (await shop.instance(id_)).state.status == "compensated"
+
+
+async def test_an_event_that_comes_while_a_step_is_carried_out_is_not_lost_and_nor_is_the_step(
+    shop: Shop, seller: Seller
+) -> None:
+    id_ = await seller.start()
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def order(step: StepContext[Order]) -> None:
+        seller.log.append("do order")
+        inside.set()
+        await go_on.wait()
+
+    object.__setattr__(seller.saga.steps["order"], "action", order)
+    carried = asyncio.create_task(seller.carry_on())
+    await inside.wait()
+    if shop.service.database.url.get_backend_name() == "sqlite":
+        go_on.set()  # one writer at a time: the event waits for the step
+    await seller.service.deliver(seller.paid(id_))
+    go_on.set()
+    await carried
+    await seller.carry_on()
+    await seller.carry_on(after=61)
+    ended = await shop.instance(id_)
+    assert (ended.state.status, ended.state.data["paid"]) == ("completed", 7)
+    assert seller.log == ["do order", "do send"]
+
+
+async def test_an_event_whose_version_is_gone_waits_and_says_so(
+    shop: Shop, seller: Seller
+) -> None:
+    id_ = await seller.start()
+    newer = Seller(shop.url)
+    newer.saga.__dict__.update(version=2, _shape=None)
+    newer.saga.check()
+    await newer.service.close()
+    newer.service = newer.later(0)
+    await newer.service.deliver(newer.paid(id_))
+    await newer.service.close()
+    waiting = shop.service.database.tables.inbox_waiting
+
+    def read(connection: sa.Connection) -> Any:
+        return connection.execute(sa.select(waiting.c.error)).scalar_one()
+
+    assert "deploy the version it was started with" in await shop.service.database.look(read)
