@@ -24,7 +24,7 @@ from tests.fixtures.databases import Database as EmptyDatabase
 # L: where rows are the locks of keys. P: where the archive has partitions.
 MATRIX = """
                   service  consumer  orchestrator  relay  operator  observer
-outbox            si       si        si            SiD    SI        s
+outbox            si       si        si            SiuD   SI        s
 delayed           sI       sI        sI            SuD    S         s
 archive           s        s         s             SID    S         s
 archive_rest      -        -         -             P      -         -
@@ -57,6 +57,7 @@ SOME = {
     **{(role, "saga", "UPDATE"): "updated_at" for role in ("service", "consumer")},
     **{(role, "saga", "UPDATE"): MOVES for role in ("orchestrator", "operator")},
     ("relay", "delayed", "UPDATE"): "due_at",
+    ("relay", "outbox", "UPDATE"): "created_at",
     ("relay", "partition_lease", "UPDATE"): "owner epoch until revisit",
     ("operator", "partition_lease", "UPDATE"): "revisit",
     ("operator", "blocked_key", "UPDATE"): "until",

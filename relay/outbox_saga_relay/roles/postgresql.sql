@@ -89,7 +89,9 @@ GRANT SELECT ON outbox_saga_version TO {prefix}_orchestrator;
 
 -- `relay`: publishes what was committed and removes it; delayed messages; retention.
 -- A delayed message that is due is locked, goes in, and is gone from where it waited.
-GRANT SELECT, INSERT (id, "partition", topic, "key", headers, body, created_at), DELETE
+-- No row of the outbox is changed; one of which a failure is stored is locked, which takes UPDATE.
+GRANT SELECT, INSERT (id, "partition", topic, "key", headers, body, created_at),
+  UPDATE (created_at), DELETE
   ON outbox_saga_outbox TO {prefix}_relay;
 GRANT SELECT, UPDATE (due_at), DELETE ON outbox_saga_delayed TO {prefix}_relay;
 GRANT SELECT, INSERT, DELETE ON outbox_saga_archive TO {prefix}_relay;
