@@ -83,7 +83,7 @@ async def test_several_processes_may_create_the_stream_at_the_same_time(
 
 
 async def test_without_create_nothing_is_created(stream: NatsUnderTest) -> None:
-    async with publishing(stream.url_without_creating()) as publisher:
+    async with publishing(stream.url(create=False)) as publisher:
         outcomes = await publisher.publish([envelope()])
 
     assert [error.code for error in errors(tuple(outcomes))] == ["no_stream"]
@@ -198,7 +198,7 @@ async def test_an_answer_of_somebody_else_is_no_acknowledgement(stream: NatsUnde
 
     await client.subscribe(f"{stream.name}.>", cb=answer)
     await client.flush()
-    async with publishing(stream.url_without_creating()) as publisher:
+    async with publishing(stream.url(create=False)) as publisher:
         outcomes = await publisher.publish(
             [replace(envelope(), topic=str(n)) for n in range(len(answers))]
         )
