@@ -314,8 +314,12 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
         except UnicodeEncodeError:
             raise MessageRefused(f"headers.{name}", "contains a lone surrogate") from None
         checked[lower] = value
-    if sum(len(n) + len(v) for n, v in checked.items()) > MAX_HEADERS:
-        raise MessageRefused("headers", f"are longer than {MAX_HEADERS} characters together")
+    # as they travel, where `é` is `%C3%A9`: a carrier's limit is in bytes
+    if sum(len(n) + len(_encode(v)) for n, v in checked.items()) > MAX_HEADERS:
+        raise MessageRefused(
+            "headers",
+            f"are longer than {MAX_HEADERS} bytes together, percent-encoded; put it in the body",
+        )
     return checked
 
 

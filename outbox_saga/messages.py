@@ -28,6 +28,8 @@ Kind = Literal["event", "command", "reply"]
 _TOPIC = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _TYPE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MAX_NAME = 255
+# Kafka takes 249 characters, RabbitMQ and a NATS subject 255, and each with a prefix.
+MAX_TOPIC = 200
 
 
 def check_topic(topic: str) -> str:
@@ -37,11 +39,11 @@ def check_topic(topic: str) -> str:
     """
     if not isinstance(topic, str):
         raise MessageRefused("topic", f"is a {type(topic).__name__}; use a string")
-    if len(topic) > MAX_NAME or not _TOPIC.fullmatch(topic):
+    if len(topic) > MAX_TOPIC or not _TOPIC.fullmatch(topic):
         raise MessageRefused(
             "topic",
             f"{topic[:80]!r} is not a topic: use letters, digits, '_' and '-', with single dots "
-            f"between them, at most {MAX_NAME} characters",
+            f"between them, at most {MAX_TOPIC} characters",
         )
     return topic
 

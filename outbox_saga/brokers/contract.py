@@ -6,8 +6,8 @@ A new broker is one module, an `Adapter`, that keeps these two promises and decl
 `Refused` with an error of one of three classes (permanent, transient, ambiguous), decided by code,
 never by text. *Subscriber*: a message is acknowledged only after the handler returned, which is
 after its transaction committed; what is not acknowledged comes again, at least once.
-*Capabilities*: where brokers differ beyond that. Nobody relies on what an adapter does not declare,
-and `tests/brokers/conformance.py` tries what it declares, a no as well as a yes.
+*Capabilities*: where brokers differ beyond that. Nobody relies on what an adapter does not
+declare, and `tests/brokers/conformance.py` tries what it declares, a no as well as a yes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ class Consuming:
 
     Args:
         settles: "each": what is acknowledged is settled, whatever becomes of others. "in order":
-            of a partition only what lies before the first open message is; when its process ends,
-            those behind that one may come again although they were acknowledged.
+            of a partition only what lies before the first open message is; when the partition
+            moves to another process, those behind that one come again although they were
+            acknowledged.
         key_order: How far messages of one key and topic come one after another in the order in
             which they were published: within one "process", or over all processes of a
-            "consumer", as long as none of them dies and none joins or leaves.
+            "consumer", as long as none of them dies.
         over_topics: That order holds over all topics of the subscription, not in each of them.
     """
 
@@ -69,14 +70,15 @@ class Capabilities:
 
     Args:
         deduplicates: The same id again, soon, is stored once and `Accepted` as a duplicate.
-        retains: A message stays for consumers that come later. If not, it reaches those whose
-            subscription was declared (by `Subscriber.open`) when it was published; without any it
-            is Refused as BrokerUnavailable, or accepted and gone where nobody can tell.
+        unheard: What becomes of a message to a topic that no subscription was declared for (by
+            `Subscriber.open`) when it was published: "kept" for consumers that come later;
+            "refused" as BrokerUnavailable; or accepted and "gone". Where it is not kept, a
+            consumer gets only what is published after it was declared.
         consuming: None for a broker nobody can subscribe to.
     """
 
     deduplicates: bool
-    retains: bool
+    unheard: Literal["kept", "refused", "gone"]
     consuming: Consuming | None
 
 

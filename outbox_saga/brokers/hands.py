@@ -14,51 +14,26 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from itertools import count
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from outbox_saga.brokers.contract import Handle, Subscription
-from outbox_saga.brokers.in_hand import InHand
+from outbox_saga.brokers.in_hand import Answers, InHand
 from outbox_saga.brokers.lanes import Lanes
-from outbox_saga.errors import BrokerUnavailable
+from outbox_saga.brokers.outages import Outages, until
 from outbox_saga.ids import new_id
 from outbox_saga.retries import Retry
 
 logger = logging.getLogger(__name__)
 
 Ticket = TypeVar("Ticket")
-TicketOf = TypeVar("TicketOf", contravariant=True)
 
-# For messages whose handler raised, and for a broker that is away.
+# For messages whose handler raised.
 _AGAIN: Final = Retry(initial=0.5, max_delay=60.0)
-_RECONNECT: Final = Retry(initial=0.1, max_delay=3.0)
 # A message held back for an earlier one of its key comes at least so long after it.
 _BEHIND: Final = 0.25
 # Messages in hand at most where they wait here for their next try: they cost memory, and a
 # partition that settles in order goes no further than them.
 MOST_IN_HAND: Final = 256
-
-
-class Answers(Protocol[TicketOf]):
-    """How a broker is told of a delivery, by the ticket it came with.
-
-    None of these raises for a broker that is away: it is told later, or the message comes again.
-    """
-
-    async def acknowledge(self, ticket: TicketOf) -> None:
-        """Never deliver it again."""
-        ...
-
-    async def give_back(self, ticket: TicketOf, delay: float) -> None:
-        """Deliver it again, to anybody; the delay is 0 where the broker knows none."""
-        ...
-
-    async def reject(self, ticket: TicketOf, reason: str) -> None:
-        """Stop delivering it."""
-        ...
-
-    async def flush(self) -> None:
-        """Returns when all answers have left, or certainly never will."""
-        ...
 
 
 class Hands(Generic[Ticket]):
@@ -98,12 +73,12 @@ class Hands(Generic[Ticket]):
         self._tasks: dict[asyncio.Task[None], InHand[Ticket]] = {}
         self._held: dict[InHand[Ticket], asyncio.TimerHandle] = {}
         self._handle: Handle | None = None
-        self._failures = 0
+        self._outages = Outages(subscription.consumer)
         self._seed = str(new_id())  # processes do not come back in step
 
     def __iter__(self) -> Iterator[InHand[Ticket]]:
-        """Those in hand that are not settled."""
-        return (each for each in tuple(self._in_hand.values()) if not each.settled)
+        """Those in hand that the broker waits for, so it has to be told that they are."""
+        return (each for each in tuple(self._in_hand.values()) if each.is_open)
 
     @property
     def room(self) -> int:
@@ -133,14 +108,10 @@ class Hands(Generic[Ticket]):
         self._handle = handle
         self.stopping = False
         self._lanes = Lanes(self._patience)  # keys of messages given back last time are free again
-        stopped = asyncio.create_task(_until(stop))
+        stopped = until(stop)
         stopped.add_done_callback(lambda _: self._wake())
         try:
-            while not stopped.done():
-                try:
-                    await serve(stopped)
-                except BrokerUnavailable as error:
-                    await self._pause(stopped, error)
+            await self._outages.outlive(stopped, serve)
             await self._finish(self._grace)
             stopped.result()  # an error of `stop` itself is the caller's
         finally:
@@ -149,7 +120,7 @@ class Hands(Generic[Ticket]):
 
     def is_well(self) -> None:
         """The broker answers: the next trouble is told again, and its pauses start anew."""
-        self._failures = 0
+        self._outages.over()
 
     async def take(self, delivery: InHand[Ticket]) -> None:
         """Never waits for a handler, or the next delivery would wait too."""
@@ -179,17 +150,33 @@ class Hands(Generic[Ticket]):
             self._ready.append(delivery)
             self._begin()
 
+    async def part_with(self, lost: Callable[[InHand[Ticket]], bool], within: float) -> None:
+        """Before others get these: those not begun are dropped, those begun may end in time."""
+        self._drop(lost)
+        if tasks := [task for task, delivery in self._tasks.items() if lost(delivery)]:
+            await asyncio.wait(tasks, timeout=within)
+        self.forget(lost)
+
     def forget(self, lost: Callable[[InHand[Ticket]], bool] = lambda _: True) -> None:
         """The broker took these back: those not begun are dropped, the others answer nobody."""
+        self._drop(lost)
         for delivery in [each for each in self._in_hand.values() if lost(each)]:
             del self._in_hand[delivery.mark]
             delivery.answers = None
+
+    def _drop(self, lost: Callable[[InHand[Ticket]], bool]) -> None:
+        begun = set(self._tasks.values())
+        dropped = [d for d in self._in_hand.values() if lost(d) and d not in begun]
+        for delivery in dropped:
+            del self._in_hand[delivery.mark]
+        for delivery in dropped:
             if (timer := self._held.pop(delivery, None)) is not None:
                 timer.cancel()
-                self._leave(delivery)
             elif delivery in self._ready:
                 self._ready.remove(delivery)
-                self._leave(delivery)
+            else:
+                continue  # it waits in its lane, which passes over what is not here
+            self._leave(delivery)
         self._begin()
 
     def forget_overdue(self) -> None:
@@ -304,19 +291,8 @@ class Hands(Generic[Ticket]):
             await asyncio.wait(self._tasks)
         await self._answers.flush()
 
-    async def _pause(self, stopped: asyncio.Task[None], error: BrokerUnavailable) -> None:
-        self._failures += 1
-        log = logger.warning if self._failures == 1 else logger.debug
-        log("consumer %s cannot go on yet: %s", self._consumer, error)
-        pause = _RECONNECT.delay(self._failures, seed=self._seed)
-        await asyncio.wait([stopped], timeout=pause)
-
     def _again(self, delivery: InHand[Ticket]) -> float:
         return _AGAIN.delay(delivery.attempt, seed=f"{self._seed}:{delivery.mark}")
-
-
-async def _until(stop: Callable[[], Awaitable[object]]) -> None:
-    await stop()
 
 
 def _where(error: BaseException) -> str:

@@ -1,17 +1,38 @@
-"""One delivered message while a process has it, and the three answers to it."""
+"""One delivered message while a process has it, and the answers to it."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import MessageRefused
 
-if TYPE_CHECKING:
-    from outbox_saga.brokers.hands import Answers
-
 Ticket = TypeVar("Ticket")
+Ticket_contra = TypeVar("Ticket_contra", contravariant=True)
+
+
+class Answers(Protocol[Ticket_contra]):
+    """How a broker is told of a delivery, by the ticket it came with.
+
+    None of these raises for a broker that is away: it is told later, or the message comes again.
+    """
+
+    async def acknowledge(self, ticket: Ticket_contra) -> None:
+        """Never deliver it again."""
+        ...
+
+    async def give_back(self, ticket: Ticket_contra, delay: float) -> None:
+        """Deliver it again, to anybody; the delay is 0 where the broker knows none."""
+        ...
+
+    async def reject(self, ticket: Ticket_contra, reason: str) -> None:
+        """Stop delivering it."""
+        ...
+
+    async def flush(self) -> None:
+        """Returns when all answers have left, or certainly never will."""
+        ...
 
 
 class InHand(Generic[Ticket]):
@@ -71,6 +92,11 @@ class InHand(Generic[Ticket]):
     def key(self) -> str | None:
         """The message's key; None as well for one that cannot be read."""
         return None if isinstance(self._envelope, MessageRefused) else self._envelope.key
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the broker has had no answer yet."""
+        return not self.settled or (self.holds and self.again_in is not None)
 
     def __str__(self) -> str:
         who = (

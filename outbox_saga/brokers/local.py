@@ -25,7 +25,7 @@ logger = logging.getLogger("outbox_saga.brokers.local")
 
 CAPABILITIES: Final = Capabilities(
     deduplicates=False,  # the inbox does
-    retains=False,
+    unheard="gone",
     consuming=None,  # the relay hands over
 )
 

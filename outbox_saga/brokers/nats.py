@@ -40,7 +40,7 @@ from outbox_saga.brokers.nats_settings import NatsSettings
 
 CAPABILITIES: Final = Capabilities(
     deduplicates=True,  # within the stream's window
-    retains=True,
+    unheard="kept",
     consuming=Consuming(settles="each", key_order="process", over_topics=True),
 )
 

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
-from urllib.parse import quote
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -31,7 +30,7 @@ from outbox_saga.brokers.nats_stream import (
     no_stream,
     warn_of_losses,
 )
-from outbox_saga.brokers.outgoing import check_outgoing
+from outbox_saga.brokers.outgoing import check_outgoing, outgoing_headers
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import (
     BrokerError,
@@ -56,7 +55,6 @@ _FULL: Final = {
 }
 _OTHER_STREAM: Final = 10060  # expected stream does not match
 
-_PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
 
 # The part of the timeout after which one to whom nobody answered asks whether anybody does.
 _ASKING: Final = 0.75
@@ -302,7 +300,7 @@ def _address(
     """Subject and headers; Unpublishable for what makes the server cut the connection."""
     check_outgoing(envelope)  # a literal `*` would be stored as such
     subject = settings.subject(envelope.topic)
-    headers = {name: _kept(value) for name, value in envelope.to_headers().items()}
+    headers = outgoing_headers(envelope)
     # The stream drops repeats of it within its window, and an operator's replay is none of those.
     repeat = f":{envelope.replay}" if envelope.replay else ""
     headers["Nats-Msg-Id"] = f"{envelope.id}{repeat}"
@@ -328,13 +326,6 @@ def largest(max_payload: int) -> int:
     over the limit is stored and can be delivered nowhere.
     """
     return max_payload - min(4096, max_payload // 16)
-
-
-def _kept(value: str) -> str:
-    """The value as nats-py does not change it: it strips spaces and blanks line breaks."""
-    if value.isprintable() and value == value.strip():
-        return value
-    return quote(value, safe=_PRINTABLE)
 
 
 def _read(message: Msg, settings: NatsSettings) -> Outcome:

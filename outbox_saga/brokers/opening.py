@@ -68,8 +68,9 @@ def open_subscriber(url: str, subscription: Subscription) -> Subscriber:
     """
     adapter = _adapter(url)
     if adapter.CAPABILITIES.consuming is None:
+        scheme = url.partition("://")[0]
         raise ConfigurationError(
-            f"consumer {subscription.consumer!r} cannot subscribe to {url.partition('://')[0]}://, "
-            "where messages only go out; give its service another broker"
+            f"consumer {subscription.consumer!r} cannot subscribe to {scheme}://, where messages "
+            "only go out; give its service another broker"
         )
     return adapter.subscriber(url, subscription)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import quote
 
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import MessageRefused, Unpublishable
 from outbox_saga.messages import check_topic
 
+_PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -24,3 +26,14 @@ def check_outgoing(envelope: Envelope) -> None:
         raise Unpublishable(error.reason, code="invalid_topic") from None
     if not all(map(_HEADER_NAME.fullmatch, envelope.headers)):
         raise Unpublishable("the name of a header is no token (RFC 9110)", code="invalid_headers")
+
+
+def outgoing_headers(envelope: Envelope) -> dict[str, str]:
+    """All headers in ASCII, as carriers keep them that trim spaces (HTTP) or fold lines (NATS)."""
+    return {name: _kept(value) for name, value in envelope.to_headers().items()}
+
+
+def _kept(value: str) -> str:
+    if value.isprintable() and value == value.strip():
+        return value
+    return quote(value, safe=_PRINTABLE)

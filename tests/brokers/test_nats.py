@@ -83,7 +83,7 @@ async def test_several_processes_may_create_the_stream_at_the_same_time(
 
 
 async def test_without_create_nothing_is_created(stream: NatsUnderTest) -> None:
-    async with publishing(stream.url_without_creating()) as publisher:
+    async with publishing(stream.url(create=False)) as publisher:
         outcomes = await publisher.publish([envelope()])
 
     assert [error.code for error in errors(tuple(outcomes))] == ["no_stream"]
@@ -198,7 +198,7 @@ async def test_an_answer_of_somebody_else_is_no_acknowledgement(stream: NatsUnde
 
     await client.subscribe(f"{stream.name}.>", cb=answer)
     await client.flush()
-    async with publishing(stream.url_without_creating()) as publisher:
+    async with publishing(stream.url(create=False)) as publisher:
         outcomes = await publisher.publish(
             [replace(envelope(), topic=str(n)) for n in range(len(answers))]
         )
@@ -230,7 +230,7 @@ async def test_messages_nobody_answers_do_not_take_the_connection_from_the_other
     deaf = await nats.connect(stream.server.url)
     await deaf.subscribe(f"{stream.name}.unheard")
     await deaf.flush()
-    async with publishing(stream.url_without_creating(timeout=0.5)) as publisher:
+    async with publishing(stream.url(create=False, timeout=0.5)) as publisher:
         unheard = [replace(each, topic="unheard") for each in numbered(3)]
         hanging = asyncio.create_task(publisher.publish(unheard))
         refused = []
@@ -255,7 +255,7 @@ async def test_a_subject_the_stream_does_not_take_keeps_no_other_waiting(
     batch = [replace(each, topic="taken.a") for each in numbered(3)]
     batch[1] = replace(batch[1], topic="other")
     told: list[int] = []
-    async with publishing(stream.url_without_creating()) as publisher:
+    async with publishing(stream.url(create=False)) as publisher:
         await publisher.publish(batch, lambda index, _: told.append(index))
         outcomes = await publisher.publish(batch, lambda index, _: told.append(index))
 

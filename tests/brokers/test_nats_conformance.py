@@ -5,13 +5,10 @@ from __future__ import annotations
 import pytest
 
 from outbox_saga.testing.servers import Nats
-from tests.brokers.conformance import (
-    BrokerUnderTest,
-    PublisherConformance,
-    SubscriberConformance,
-    nothing_is_left_unhandled,
-)
+from tests.brokers.conformance import BrokerUnderTest, nothing_is_left_unhandled
 from tests.brokers.nats_under_test import NatsUnderTest
+from tests.brokers.publisher_conformance import PublisherConformance
+from tests.brokers.subscriber_conformance import SubscriberConformance
 from tests.fixtures.services import PrivateServer
 
 __all__ = ["nothing_is_left_unhandled"]
