@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox_saga.hints")
 
 EVERY = 0.03  # seconds between two hints of one process; the first one goes at once
+ENDING = 1.0  # seconds that disposing of an engine waits for the last hint
 # when the connection for hints cannot be made; relays look by themselves meanwhile
 AGAIN = Retry(max_attempts=1_000_000, initial=1.0, max_delay=30.0)
 
@@ -66,14 +67,19 @@ def wake_relays(engine: sa.Engine | AsyncEngine, *, url: str | sa.URL | None = N
 
     Args:
         engine: Whose commits. PostgreSQL: one more connection is made, when the first hint is
-            sent; elsewhere only relays of the same process are told.
+            sent, and closed when the engine is disposed of, or forgotten; elsewhere only relays of
+            the same process are told.
         url: For that connection, where the engine's own are made by a function. Nothing but NOTIFY
             is sent there, which works through a pooler as well.
     """
     inner: sa.Engine = engine if isinstance(engine, sa.Engine) else engine.sync_engine
     with _lock:
-        if inner not in _senders:
-            _senders[inner] = Sender(sa.make_url(url) if url is not None else inner.url)
+        if inner in _senders:
+            return
+        sender = _senders[inner] = Sender(sa.make_url(url) if url is not None else inner.url)
+    event.listen(inner, "engine_disposed", lambda _: sender.rest())
+    # not waited for: the garbage may be collected by any thread, the sender's own among them
+    weakref.finalize(inner, sender.rest, wait=False).atexit = False
 
 
 @contextmanager
@@ -107,6 +113,7 @@ class Sender:
         self._wanted: set[str | None] = set()
         self._ready = threading.Condition()
         self._process = 0
+        self._thread: threading.Thread | None = None  # the one that is to go on
         self._not_before = 0.0
 
     def committed(self, schema: str | None) -> None:
@@ -117,38 +124,67 @@ class Sender:
             return
         with self._ready:
             self._wanted.add(schema)
-            if self._process != os.getpid():  # a forked child has no thread of ours
-                self._process = os.getpid()
-                threading.Thread(target=self._run, name="outbox-saga-hints", daemon=True).start()
-            self._ready.notify()
+            if self._thread is None or self._process != os.getpid():
+                self._process = os.getpid()  # a forked child has no thread of ours
+                self._thread = threading.Thread(
+                    target=self._run, name="outbox-saga-hints", daemon=True
+                )
+                self._thread.start()
+            self._ready.notify_all()
+
+    def rest(self, *, wait: bool = True) -> None:
+        """Thread and connection end, once what was committed is told; another commit makes new
+        ones.
+
+        Args:
+            wait: For the thread, unless the database keeps it.
+        """
+        if self._process != os.getpid():
+            return
+        with self._ready:
+            thread, self._thread = self._thread, None
+            self._ready.notify_all()
+        if wait and thread is not None:
+            thread.join(ENDING)
 
     def _run(self) -> None:
         connection: Any = None
-        while True:
+        me = threading.current_thread()
+        going_on = True
+        while going_on:
             with self._ready:
-                while not self._wanted:
-                    self._ready.wait()
+                self._ready.wait_for(lambda: self._wanted or self._thread is not me)
                 wanted, self._wanted = self._wanted, set()
-            try:
-                if connection is None:
-                    if time.monotonic() < self._not_before:
-                        continue  # relays look by themselves meanwhile
-                    connection = self._connect()
-                for schema in wanted:
-                    connection.exec_driver_sql(f'NOTIFY "{channel(schema)}"')
-                self._failures = 0
-            except Exception as error:  # noqa: BLE001 - a lost hint costs latency, nothing else
-                logger.warning(
-                    "relays cannot be told at once (%s); they look by themselves", brief(error)
-                )
-                self._failures += 1
-                pause = AGAIN.delay(self._failures, seed=self.seed)
-                self._not_before = time.monotonic() + pause
-                if connection is not None:
-                    connection.invalidate()
-                    connection.close()
-                    connection = None
-            time.sleep(EVERY)
+                going_on = self._thread is me
+            if wanted:
+                connection = self._send(connection, wanted)
+            with self._ready:
+                self._ready.wait_for(lambda: self._thread is not me, EVERY)
+        if connection is not None:
+            connection.close()
+
+    def _send(self, connection: Any, wanted: set[str | None]) -> Any:
+        """The connection to go on with, if there is one."""
+        try:
+            if connection is None:
+                if time.monotonic() < self._not_before:
+                    return None  # relays look by themselves meanwhile
+                connection = self._connect()
+            for schema in wanted:
+                connection.exec_driver_sql(f'NOTIFY "{channel(schema)}"')
+            self._failures = 0
+        except Exception as error:  # noqa: BLE001 - a lost hint costs latency, nothing else
+            logger.warning(
+                "relays cannot be told at once (%s); they look by themselves", brief(error)
+            )
+            self._failures += 1
+            pause = AGAIN.delay(self._failures, seed=self.seed)
+            self._not_before = time.monotonic() + pause
+            if connection is not None:
+                connection.invalidate()
+                connection.close()
+            return None
+        return connection
 
     def _connect(self) -> sa.Connection:
         url = sync_url(self.url)

@@ -13,6 +13,9 @@ one actor take one step at a time. Depth first, every choice is tried in turn. A
 statement waits for a lock is found by asking the server, and the others go on; when all wait, that
 is a deadlock, one of them gets an error, and the run says so. The same schedule gives the same
 run: `replay(play, [engine], "writer reader reader writer")`.
+
+Where `reach` says what each step may read and change, of the schedules that differ only in the
+order of steps that reach nothing in common one is tried (`outbox_saga.testing.choices`).
 """
 
 from __future__ import annotations
@@ -21,13 +24,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from outbox_saga.testing.choices import Choices, Diverged, Reach
 from outbox_saga.testing.lock_waits import LockWaits, lock_waits
+
+__all__ = [
+    "Diverged",
+    "Exploration",
+    "Play",
+    "Point",
+    "Reach",
+    "Run",
+    "Stuck",
+    "boundary",
+    "explore",
+    "replay",
+]
 
 Kind = Literal["execute", "commit", "rollback", "effect"]
 State = Literal["unborn", "moving", "ready", "blocked", "done"]
@@ -42,6 +59,7 @@ class Point:
     actor: str
     kind: Kind
     statement: str = ""
+    reach: Reach | None = None  # None: anything
 
     def __str__(self) -> str:
         return f"{self.actor}: {self.kind} {' '.join(self.statement.split())[:100]}".rstrip()
@@ -83,6 +101,7 @@ class Exploration:
     """What all schedules came to."""
 
     schedules: int = 0
+    left_out: int = 0  # given up when all that could follow was tried already
     with_waits: int = 0
     deadlocks: int = 0
     exhausted: bool = False
@@ -93,14 +112,11 @@ class Exploration:
         """The figures, and the first problem with all its steps."""
         text = (
             f"{self.schedules} schedules{'' if self.exhausted else ' (not all)'}, "
+            f"{self.left_out} given up as tried already, "
             f"{self.with_waits} with lock waits, {self.deadlocks} with a deadlock, "
             f"{len(self.problems)} with a problem, {self.seconds:.1f} s"
         )
         return text + (f"\n{self.problems[0].report()}" if self.problems else "")
-
-
-class Diverged(AssertionError):
-    """The same choices led elsewhere: something besides the schedule decides, as a clock would."""
 
 
 class Stuck(AssertionError):
@@ -126,6 +142,7 @@ def explore(
     engines: Sequence[sa.Engine],
     *,
     steps: Callable[[Point], bool] = lambda _: True,
+    reach: Callable[[Point], Reach | None] | None = None,
     preemptions: int | None = None,
     limit: int | None = None,
     patience: float = 30.0,
@@ -138,6 +155,9 @@ def explore(
         play: Called before each run; brings everything back to the same start.
         engines: Those the actors work with; all of one server.
         steps: False where no cut is wanted: what follows belongs to the step before.
+        reach: What a step may read and change, asked at each point, in the order of the run; of
+            schedules that come to the same by it one is tried. Where it is nothing there is no
+            cut. None: anything.
         preemptions: How often an actor that could go on may be left; None: any number of times.
         limit: Runs; None: all.
         patience: Seconds a step may take.
@@ -145,21 +165,22 @@ def explore(
         progress: Called after each run.
     """
     found = Exploration()
-    decisions: list[_Decision] = []
+    choices = Choices(preemptions, by_reach=reach is not None)
     started = time.monotonic()
-    with _stage(engines, steps, patience) as stage:
+    with _stage(engines, steps, patience, reach) as stage:
         while limit is None or found.schedules < limit:
-            run = stage.run(
-                play(), lambda ready, depth: _choose(decisions, ready, depth, preemptions)
-            )
-            found.schedules += 1
-            found.with_waits += run.waits > 0
-            found.deadlocks += run.deadlock
-            if run.problem is not None and len(found.problems) < keep_problems:
-                found.problems.append(run)
+            run = stage.run(play(), choices.choose)
             found.seconds = time.monotonic() - started
-            progress(found)
-            if not _next(decisions):
+            if run is None:
+                found.left_out += 1
+            else:
+                found.schedules += 1
+                found.with_waits += run.waits > 0
+                found.deadlocks += run.deadlock
+                if run.problem is not None and len(found.problems) < keep_problems:
+                    found.problems.append(run)
+                progress(found)
+            if not choices.next():
                 found.exhausted = True
                 break
     return found
@@ -171,73 +192,30 @@ def replay(
     schedule: str,
     *,
     steps: Callable[[Point], bool] = lambda _: True,
+    reach: Callable[[Point], Reach | None] | None = None,
     patience: float = 30.0,
 ) -> Run:
     """One run by the schedule that a report printed; after its end, whoever can goes on."""
     names = schedule.split()
 
-    def choose(ready: tuple[str, ...], depth: int) -> str:
+    def choose(ready: Mapping[str, Reach | None], depth: int, *, somebody_waits: bool) -> str:
+        del somebody_waits
         if depth >= len(names):
-            return ready[0]
+            return next(iter(ready))
         if names[depth] not in ready:
-            raise Diverged(f"step {depth}: {names[depth]} cannot go on, only {ready} can")
+            raise Diverged(f"step {depth}: {names[depth]} cannot go on, only {list(ready)} can")
         return names[depth]
 
-    with _stage(engines, steps, patience) as stage:
-        return stage.run(play(), choose)
+    with _stage(engines, steps, patience, reach) as stage:
+        run = stage.run(play(), choose)
+    assert run is not None
+    return run
 
 
-# --- choices -------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Decision:
-    ready: tuple[str, ...]
-    options: tuple[str, ...]
-    running: str | None  # who took the step before
-    spent_before: int
-    taken: int = 0
-
-    @property
-    def choice(self) -> str:
-        return self.options[self.taken]
-
-    @property
-    def spent(self) -> int:
-        """Preemptions up to here: leaving an actor that could go on is one."""
-        return self.spent_before + (self.running in self.ready and self.choice != self.running)
-
-
-def _choose(
-    decisions: list[_Decision], ready: tuple[str, ...], depth: int, bound: int | None
-) -> str:
-    if depth < len(decisions):
-        decision = decisions[depth]
-        if decision.ready != ready:
-            raise Diverged(
-                f"step {depth}: {ready} can go on; after the same choices before, "
-                f"{decision.ready} could"
-            )
-        return decision.choice
-    last = decisions[depth - 1] if depth else None
-    running, spent = (last.choice, last.spent) if last else (None, 0)
-    options = ready
-    if running in ready:
-        others = tuple(name for name in ready if name != running)
-        may_leave = bound is None or spent < bound
-        options = (running, *others) if may_leave else (running,)
-    decisions.append(_Decision(ready, options, running, spent))
-    return decisions[-1].choice
-
-
-def _next(decisions: list[_Decision]) -> bool:
-    """Turns to the next untried choice, deepest first; False when there is none."""
-    while decisions and decisions[-1].taken == len(decisions[-1].options) - 1:
-        decisions.pop()
-    if not decisions:
-        return False
-    decisions[-1].taken += 1
-    return True
+class _Choose(Protocol):
+    def __call__(
+        self, ready: Mapping[str, Reach | None], depth: int, *, somebody_waits: bool
+    ) -> str | None: ...
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -276,12 +254,14 @@ class _Actor:
         """Stand still until it is this actor's turn."""
         if session is not None:
             self.session = session
-        if not self._stage.steps(point):
+        reach = self._stage.reach(point) if self._stage.reach else None
+        if not self._stage.steps(point) or (reach is not None and not reach):
             return
-        self.next = point
-        self._tell("ready")
-        self._turn.acquire()
-        if self._stage.given_up:
+        if not self._stage.given_up:
+            self.next = replace(point, reach=reach)
+            self._tell("ready")
+            self._turn.acquire()
+        if self._stage.given_up and point.kind != "rollback":
             raise _Stopped
 
     def go(self) -> None:
@@ -299,8 +279,15 @@ class _Actor:
 class _Stage:
     """Where runs take place: the hooks, the baton, and who is asked about lock waits."""
 
-    def __init__(self, steps: Callable[[Point], bool], waits: LockWaits, patience: float) -> None:
+    def __init__(
+        self,
+        steps: Callable[[Point], bool],
+        waits: LockWaits,
+        patience: float,
+        reach: Callable[[Point], Reach | None] | None,
+    ) -> None:
         self.steps = steps
+        self.reach = reach
         self.news = threading.Condition()
         self.told = 0
         self.given_up = False
@@ -308,7 +295,8 @@ class _Stage:
         self._patience = patience
         self._actors: list[_Actor] = []
 
-    def run(self, play: Play, choose: Callable[[tuple[str, ...], int], str]) -> Run:
+    def run(self, play: Play, choose: _Choose) -> Run | None:
+        """None: the run was given up."""
         run = Run()
         self.given_up = False
         self._actors = [_Actor(name, work, self) for name, work in play.actors.items()]
@@ -319,11 +307,17 @@ class _Stage:
                 actor.thread.start()
                 self._settle(run)
             while any(actor.state != "done" for actor in self._actors):
-                ready = tuple(a.name for a in self._actors if a.state == "ready")
+                ready = {
+                    a.name: a.next.reach for a in self._actors if a.state == "ready" and a.next
+                }
                 if not ready:
                     self._end_deadlock(run)
                     continue
-                actor = by_name[choose(ready, len(run.schedule))]
+                waits = bool(self._in("blocked"))
+                chosen = choose(ready, len(run.schedule), somebody_waits=waits)
+                if chosen is None:
+                    return None
+                actor = by_name[chosen]
                 run.schedule.append(actor.name)
                 run.trace.append(str(actor.next))
                 actor.go()
@@ -409,7 +403,10 @@ def _is_deadlock(error: BaseException) -> bool:
 
 @contextmanager
 def _stage(
-    engines: Sequence[sa.Engine], steps: Callable[[Point], bool], patience: float
+    engines: Sequence[sa.Engine],
+    steps: Callable[[Point], bool],
+    patience: float,
+    reach: Callable[[Point], Reach | None] | None,
 ) -> Iterator[_Stage]:
     with ExitStack() as stack:
         waits = lock_waits(engines[0])
@@ -418,7 +415,7 @@ def _stage(
             engine.connect().close()  # a first connect has statements of its own
             stack.enter_context(_hooks(engine.dialect, waits))
         stack.enter_context(_no_pipelines(engines[0].dialect))
-        yield _Stage(steps, waits, patience)
+        yield _Stage(steps, waits, patience, reach)
 
 
 @contextmanager

@@ -156,6 +156,59 @@ async def test_a_rolled_back_transaction_tells_nobody(house: House) -> None:
     database.engine.dispose()
 
 
+def hint_threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name == "outbox-saga-hints"}
+
+
+def hints_sent_by(house: House) -> set[int]:
+    """The connections on which the last thing that happened was a NOTIFY."""
+    with house.eyes.connect() as connection:
+        question = (
+            "select pid from pg_stat_activity where query like 'NOTIFY%' and "
+            "datname = current_database() and pid <> pg_backend_pid()"
+        )
+        return set(connection.scalars(sa.text(question)))
+
+
+@pytest.mark.databases("postgres18")
+async def test_a_database_that_is_closed_leaves_no_connection_for_hints_behind(
+    house: House,
+) -> None:
+    database, threads, connections = Database(house.url), hint_threads(), hints_sent_by(house)
+    for word in ("before", "and after it was closed"):
+        publish(database.engine, word)
+        await until(house, lambda: hints_sent_by(house) - connections, "a hint")
+        await database.close()
+        await until(house, lambda: hints_sent_by(house) <= connections, "no connection")
+        assert hint_threads() <= threads
+
+
+@pytest.mark.databases("postgres18")
+async def test_an_engine_that_is_forgotten_leaves_no_connection_for_hints_behind(
+    house: House,
+) -> None:
+    threads, connections = hint_threads(), hints_sent_by(house)
+    engine = sa.create_engine(house.url, poolclass=sa.NullPool)
+    wake_relays(engine)
+    publish(engine, "before")
+    await until(house, lambda: hints_sent_by(house) - connections, "a hint")
+    del engine
+    gc.collect()
+    await until(house, lambda: hints_sent_by(house) <= connections, "no connection")
+    await until(house, lambda: hint_threads() <= threads, "no thread")
+
+
+@pytest.mark.databases("postgres18")
+async def test_what_was_committed_just_before_the_end_is_told_all_the_same(house: House) -> None:
+    database, broker = Database(house.url), Broker()
+    async with running(house.relay(broker, poll=HOUR)):
+        await look_once(house, broker)
+        for word in range(10):  # most of them within the pause after the one before
+            publish(database.engine, str(word))
+            await database.close()
+            await broker.until(str(word))
+
+
 @pytest.mark.databases("postgres18")
 async def test_a_listener_that_is_cancelled_before_it_listens_leaves_no_connection(
     house: House,
