@@ -22,6 +22,7 @@ from outbox_saga.deadlines import limit_transaction
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.queries import exchange, partitions, processes
+from outbox_saga.queries import failures as failed_rows
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
 from outbox_saga.queries.delayed import enter_outbox
@@ -111,6 +112,7 @@ class Store:
         self._tables = database.tables
         self._clock = database.clock
         self._blocked: dict[BlockedKey, Waiting] = {}
+        self._first_due = math.inf  # of the blocked keys, by this process's monotonic clock
         self._checked = False
         self._lease_ends = 0.0
         self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
@@ -171,7 +173,7 @@ class Store:
 
     def _take_lease(self, detail: Mapping[str, object]) -> bool:
         self.epochs, self.leaving = {}, frozenset()
-        self._blocked = {}
+        self._know_blocked({})
         self.mark.reset()
         self._give_up_kept()
         if not self._checked:
@@ -273,6 +275,11 @@ class Store:
             key: Waiting(found.attempts, math.inf if found.wait is None else now + found.wait)
             for key, found in blocked.items()
         }
+        self._find_first_due()
+
+    def _find_first_due(self) -> None:
+        """After each change of what is blocked: the relay asks for it all the time."""
+        self._first_due = min((w.due for w in self._blocked.values()), default=math.inf)
 
     @property
     def lease_may_be_over(self) -> bool:
@@ -291,6 +298,7 @@ class Store:
         left, self.leaving = self.leaving, frozenset()
         self.epochs = {p: e for p, e in self.epochs.items() if p not in left}
         self._blocked = {k: w for k, w in self._blocked.items() if k[0] not in left}
+        self._find_first_due()
         await self._in_thread(
             self._write, partitions.release_lease, self._tables, self.owner, left
         )
@@ -326,7 +334,7 @@ class Store:
     @property
     def next_due(self) -> float | None:
         """Seconds until the first blocked key may be tried again."""
-        due = min((waiting.due for waiting in list(self._blocked.values())), default=math.inf)
+        due = self._first_due
         return None if due == math.inf else max(0.0, due - time.monotonic())
 
     @property
@@ -424,15 +432,16 @@ class Store:
                     else verbs.delete_published(connection, self._tables, acknowledged)
                 )
                 self._count_removed(len(acknowledged), count)
-                for row in settled:
-                    verbs.unblock(connection, self._tables, row)
+                failed_rows.unblock(connection, self._tables, settled)
             if not wanted.limit:
                 return []
             return verbs.read_page(connection, self._tables, self._clock, wanted)
 
         rows = self._write(both) if acknowledged else self._look(both)
-        for row in settled:
-            self._blocked.pop(_blocked_key(row), None)
+        if settled:
+            for row in settled:
+                self._blocked.pop(_blocked_key(row), None)
+            self._find_first_due()
         return rows
 
     def _exchange_at_once(self, acknowledged: Sequence[OutboxRow], wanted: Wanted) -> Exchanged:
@@ -546,11 +555,9 @@ class Store:
         def store(connection: sa.Connection) -> list[Failed]:
             if not partitions.holds_lease(connection, self._tables, self._clock, self.owner, mine):
                 raise LeaseLost("another relay owns the partitions; its own attempts decide")
+            counted = [(failed, self.attempts(failed.row) + 1) for failed in failures]
             # a row that is gone was published by an owner before us: nothing waits for it
-            there = [f for f in failures if verbs.still_there(connection, self._tables, f.row)]
-            for failed in there:
-                self._store_failure(connection, failed, self.attempts(failed.row) + 1)
-            return there
+            return failed_rows.store_failures(connection, self._tables, self._clock, counted)
 
         stored = self._write(store)
         for failed in stored:
@@ -560,15 +567,7 @@ class Store:
                 self._blocked[key] = Waiting(self.attempts(failed.row) + 1, due)
             else:
                 self._blocked.pop(key, None)
-
-    def _store_failure(self, connection: sa.Connection, failed: Failed, attempts: int) -> None:
-        dead = failed.delay is None
-        if dead:
-            verbs.bury(connection, self._tables, self._clock, failed, attempts)
-        if failed.blocks:
-            verbs.block(connection, self._tables, self._clock, failed, attempts, parked=dead)
-        else:
-            verbs.unblock(connection, self._tables, failed.row)
+        self._find_first_due()
 
     def close(self) -> None:
         """Gives the thread and its connection back."""
