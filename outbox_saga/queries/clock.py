@@ -64,6 +64,10 @@ class Clock:
         microseconds = self.microseconds(plus)
         return _Now(sa.bindparam(None, microseconds, type_=sa.BigInteger, unique=True))
 
+    def now_plus(self, parameter: str) -> sa.ColumnElement[dt.datetime]:
+        """As `now`; the parameter of this name says for each row how many `microseconds` more."""
+        return _Now(sa.bindparam(parameter, type_=sa.BigInteger))
+
     def read(self, connection: sa.Connection) -> dt.datetime:
         """The present moment, read from the database."""
         moment = connection.execute(sa.select(self.now())).scalar_one()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,12 +10,9 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from outbox_saga.envelopes import Envelope
-from outbox_saga.payloads import storable
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import delete_among, family, for_update
+from outbox_saga.queries.dialects import delete_among, family
 from outbox_saga.tables import PARTITIONS, Tables
-
-MAX_ERROR = 2000  # characters of an error that are kept
 
 
 class OutboxRow(NamedTuple):
@@ -331,18 +327,6 @@ def blocked_rows(
     }
 
 
-def unblock(connection: sa.Connection, tables: Tables, row: OutboxRow) -> None:
-    """The key of this row no longer waits for it."""
-    blocked = tables.blocked_key
-    connection.execute(
-        sa.delete(blocked).where(
-            blocked.c.partition == row.partition,
-            blocked.c.key == (row.key or ""),
-            blocked.c.position == row.position,
-        )
-    )
-
-
 def unblock_gone(connection: sa.Connection, tables: Tables, positions: Sequence[int]) -> list[int]:
     """Of the positions that keys wait for, those that nobody will try again, being removed; the
     keys wait no longer. An owner before us had its ack after we were refused.
@@ -355,80 +339,6 @@ def unblock_gone(connection: sa.Connection, tables: Tables, positions: Sequence[
         statement = sa.delete(blocked).where(waits, blocked.c.position.in_(gone))
         connection.execute(statement)
     return gone
-
-
-def block(
-    connection: sa.Connection,
-    tables: Tables,
-    clock: Clock,
-    failed: Failed,
-    attempts: int,
-    *,
-    parked: bool,
-) -> None:
-    """The key of this row waits for it, or is parked.
-
-    Later ones of the key stay where they are.
-    """
-    unblock(connection, tables, failed.row)
-    connection.execute(
-        sa.insert(tables.blocked_key).values(
-            partition=failed.row.partition,
-            key=failed.row.key or "",
-            position=failed.row.position,
-            until=None if parked else clock.now(failed.delay or 0.0),
-            attempts=attempts,
-            error_code=failed.code,
-            error=storable(failed.error, MAX_ERROR),
-        )
-    )
-
-
-def still_there(connection: sa.Connection, tables: Tables, row: OutboxRow) -> bool:
-    """Whether the row waits in the outbox; an owner before us may have had its ack meanwhile.
-
-    It is locked, because that owner may remove it at any moment: a key would be parked for it, and
-    there would be no dead letter by which anybody could unpark it.
-    """
-    outbox = tables.outbox
-    statement = sa.select(outbox.c.position).where(
-        outbox.c.position == row.position, outbox.c.id == row.id
-    )
-    return connection.execute(for_update(connection, statement)).first() is not None
-
-
-def bury(
-    connection: sa.Connection, tables: Tables, clock: Clock, failed: Failed, attempts: int
-) -> None:
-    """The row becomes a dead letter with everything it had, and leaves the outbox, in this
-    transaction. One that is gone was published or buried before, and stays so.
-    """
-    outbox, row = tables.outbox, failed.row
-    created_at: dt.datetime | None = connection.execute(
-        sa.select(outbox.c.created_at).where(
-            outbox.c.position == row.position, outbox.c.id == row.id
-        )
-    ).scalar_one_or_none()
-    if created_at is None:
-        return  # an owner before us has buried or published it
-    connection.execute(
-        sa.insert(tables.dead_letter).values(
-            id=row.id,
-            position=row.position,
-            partition=row.partition,
-            topic=row.topic,
-            key=row.key,
-            headers=row.headers,
-            body=row.body,
-            created_at=created_at,
-            died_at=clock.now(),
-            attempts=attempts,
-            error_code=failed.code,
-            error=storable(failed.error, MAX_ERROR),
-            error_class=failed.error_class,
-        )
-    )
-    delete_published(connection, tables, [row])
 
 
 def pending(connection: sa.Connection, tables: Tables) -> int:

@@ -48,6 +48,7 @@ MESSAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
 OUTAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0)
 MAX_PAGE = 5000  # rows; SQLite allows 32,766 parameters a statement
 FIRST_PAGE = 100  # rows, before the size of the bodies is known
+FAILURES_AT_ONCE = 50  # stored in one transaction
 PAGES_AT_ONCE = 4  # in memory, on their way or waiting
 
 
@@ -125,7 +126,7 @@ class Relay:
         self._head_start = HeadStart(self._wake.set)
         self._hinted = False
         self._held_was_last = False
-        self._due_at = math.inf
+        self._failures_were_last = False
         self._again: int | None = None
         self._more_is_due = False
         self._stop: asyncio.Event | None = None
@@ -281,12 +282,12 @@ class Relay:
                         await self._sending.send(rows)
                     elif self._sending.failures:
                         failed = True
-                        await self._store_failures()  # a key may go on without a dead letter
+                        await self._store_all_failures()  # a key may go on without a dead letter
                     else:
                         break
             finally:
                 failed |= bool(self._sending.failures)
-                await self._store_failures()
+                await self._store_all_failures()
             if self._sending.acknowledged and (not page.full or failed or self._sending.down):
                 # nothing more waits: do not leave the acknowledged rows until the next look
                 await self._remove()
@@ -338,18 +339,18 @@ class Relay:
     def _next_turn(self, pace: Pace, *, stopping: bool) -> Coroutine[Any, Any, None] | None:
         """What the database is asked for next; None: nothing for now."""
         now, sending = time.monotonic(), self._sending
-        if self._hinted:
+        # told once: what is due and cannot be read yet must not keep us awake
+        if self.store.take_due() or self._hinted:
             self._hinted = False
             pace.hinted(now)
-        if now >= self._due_at:
-            pace.hinted(now)  # once: what is due and cannot be read yet must not keep us awake
-        due = self.store.next_due
-        self._due_at = math.inf if due is None else now + due
         if now >= pace.renew_at:
             pace.renewed(now)
             return self._renew_or_lose()
-        if sending.failures:
+        # in turn with everything else: many that fail at once keep no others waiting
+        if sending.failures and not self._failures_were_last:
+            self._failures_were_last = True
             return self._store_failures()
+        self._failures_were_last = False
         if self.store.leaving and not self._lanes.flying_of(self.store.leaving):
             return self._hand_over()
         if not stopping and self._may_read:
@@ -368,14 +369,16 @@ class Relay:
         if sending.acknowledged and (many or stopping or now >= pace.remove_at):
             pace.removed(now)
             return self._remove()
-        return None
+        return self._store_failures() if sending.failures else None
 
     def _patience(self, pace: Pace, *, busy: bool) -> float:
         """Seconds until something is due by itself."""
         now = time.monotonic()
         if busy:
             return self._head_start.left or min(self._lease, self._sends_again_in)
-        moments = [pace.renew_at - now, self._due_at - now, self._sends_again_in]
+        moments = [pace.renew_at - now, self._sends_again_in]
+        if (due := self.store.next_due) is not None:
+            moments.append(due)
         if self._may_read and self._has_room():
             moments.append(pace.read_at - now)
         if self._sending.acknowledged:
@@ -468,10 +471,12 @@ class Relay:
         page = await self.store.more_of(key, self._lanes.held[key], limit)
         self._lanes.more_of(key, page.rows, all_of_it=not page.full)
 
+    async def _store_all_failures(self) -> None:
+        while self._sending.failures:
+            await self._store_failures()
+
     async def _store_failures(self) -> None:
-        failures = self._sending.take_failures()
-        if not failures:
-            return
+        failures = self._sending.take_failures(FAILURES_AT_ONCE)
         await self.store.store_failures(failures)
         for failed in failures:
             if failed.blocks:
@@ -544,7 +549,7 @@ class Relay:
         try:
             await self._sending.give_up()
             if self._owns_any:
-                await self._store_failures()
+                await self._store_all_failures()
                 await self._remove()
             await self.store.release_lease()
         except Exception as error:  # noqa: BLE001  # logged

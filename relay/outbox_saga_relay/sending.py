@@ -123,9 +123,9 @@ class Sending:
         acknowledged, self.acknowledged = self.acknowledged, []
         return acknowledged
 
-    def take_failures(self) -> list[Failed]:
-        """What has to be stored before its keys may be thought of again."""
-        failures, self.failures = self.failures, []
+    def take_failures(self, most: int) -> list[Failed]:
+        """What has to be stored before its keys may be thought of again; so many of it."""
+        failures, self.failures = self.failures[:most], self.failures[most:]
         return failures
 
     def forget(self) -> None:

@@ -9,6 +9,7 @@ nothing behind in memory: state decides, and it is in the tables.
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,6 +23,7 @@ from outbox_saga.deadlines import limit_transaction
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.queries import exchange, partitions, processes
+from outbox_saga.queries import failures as failed_rows
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
 from outbox_saga.queries.delayed import enter_outbox
@@ -111,6 +113,7 @@ class Store:
         self._tables = database.tables
         self._clock = database.clock
         self._blocked: dict[BlockedKey, Waiting] = {}
+        self._dues: list[float] = []  # a heap: when blocked keys are to be looked at again
         self._checked = False
         self._lease_ends = 0.0
         self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
@@ -171,7 +174,7 @@ class Store:
 
     def _take_lease(self, detail: Mapping[str, object]) -> bool:
         self.epochs, self.leaving = {}, frozenset()
-        self._blocked = {}
+        self._know_blocked({})
         self.mark.reset()
         self._give_up_kept()
         if not self._checked:
@@ -273,6 +276,8 @@ class Store:
             key: Waiting(found.attempts, math.inf if found.wait is None else now + found.wait)
             for key, found in blocked.items()
         }
+        self._dues = [w.due for w in self._blocked.values() if w.due != math.inf]
+        heapq.heapify(self._dues)
 
     @property
     def lease_may_be_over(self) -> bool:
@@ -325,10 +330,18 @@ class Store:
 
     @property
     def next_due(self) -> float | None:
-        """Seconds until the next blocked key may be tried again; not of those that may be now."""
-        now = time.monotonic()
-        due = min((w.due for w in list(self._blocked.values()) if w.due > now), default=math.inf)
-        return None if due == math.inf else due - now
+        """Seconds until a blocked key may be tried again that was not told of yet."""
+        return max(0.0, self._dues[0] - time.monotonic()) if self._dues else None
+
+    def take_due(self) -> bool:
+        """Whether the time of a blocked key has come; told once, though it stays blocked until
+        something has become of its attempt.
+        """
+        now, told = time.monotonic(), False
+        while self._dues and self._dues[0] <= now:
+            heapq.heappop(self._dues)
+            told = True
+        return told
 
     @property
     def blocked(self) -> int:
@@ -447,8 +460,7 @@ class Store:
                     else verbs.delete_published(connection, self._tables, acknowledged)
                 )
                 self._count_removed(len(acknowledged), count)
-                for row in settled:
-                    verbs.unblock(connection, self._tables, row)
+                failed_rows.unblock(connection, self._tables, settled)
             if not wanted.limit:
                 return []
             return verbs.read_page(connection, self._tables, self._clock, wanted)
@@ -575,12 +587,9 @@ class Store:
         def store(connection: sa.Connection) -> list[Failed]:
             if not partitions.holds_lease(connection, self._tables, self._clock, self.owner, mine):
                 raise LeaseLost("another relay owns the partitions; its own attempts decide")
+            counted = [(failed, self.attempts(failed.row) + 1) for failed in failures]
             # a row that is gone was published by an owner before us: nothing waits for it
-            in_order = sorted(failures, key=lambda failed: failed.row.position)
-            there = [f for f in in_order if verbs.still_there(connection, self._tables, f.row)]
-            for failed in there:
-                self._store_failure(connection, failed, self.attempts(failed.row) + 1)
-            return there
+            return failed_rows.store_failures(connection, self._tables, self._clock, counted)
 
         stored = self._write(store)
         for failed in stored:
@@ -588,17 +597,10 @@ class Store:
             if failed.blocks:
                 due = math.inf if failed.delay is None else begun + failed.delay
                 self._blocked[key] = Waiting(self.attempts(failed.row) + 1, due)
+                if failed.delay is not None:
+                    heapq.heappush(self._dues, due)
             else:
                 self._blocked.pop(key, None)
-
-    def _store_failure(self, connection: sa.Connection, failed: Failed, attempts: int) -> None:
-        dead = failed.delay is None
-        if dead:
-            verbs.bury(connection, self._tables, self._clock, failed, attempts)
-        if failed.blocks:
-            verbs.block(connection, self._tables, self._clock, failed, attempts, parked=dead)
-        else:
-            verbs.unblock(connection, self._tables, failed.row)
 
     def close(self) -> None:
         """Gives the thread and its connection back."""

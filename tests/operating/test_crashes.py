@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from outbox_saga.archive import Archive
 from outbox_saga.database import Database
 from outbox_saga.dead_letters import DeadLetters
-from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
+from outbox_saga.queries.failures import store_failures
 from outbox_saga.queries.relay import Failed
 from outbox_saga.testing.crash_points import CrashPoints, ProcessDied
 from outbox_saga_relay.housekeeping import DAY, Housekeeping
@@ -74,10 +74,8 @@ def three_dead(house: House) -> None:
     house.say("1", "2", "3", "4", key="k")
     rows = page(house)[:3]
     with house.database.begin() as connection:
-        for row in rows:
-            failed = Failed(row, None, "too_large", "never")
-            verbs.bury(connection, house.tables, house.clock, failed, 1)
-            verbs.block(connection, house.tables, house.clock, failed, 1, parked=True)
+        failed = [(Failed(row, None, "too_large", "never"), 1) for row in rows]
+        store_failures(connection, house.tables, house.clock, failed)
 
 
 def replayed_are_whole(house: House, original: dict[str, int]) -> int:

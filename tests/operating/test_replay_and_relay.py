@@ -17,6 +17,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.queries import partitions
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.clock import DATABASE_CLOCK
+from outbox_saga.queries.failures import store_failures
 from outbox_saga.queries.outbox import partition_of, write_messages
 from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
 from outbox_saga.tables import PARTITIONS
@@ -81,9 +82,7 @@ class Stage:
         failed = Failed(row, None, "too_large", "never")
         held = {HOME: self.epochs[HOME]}
         assert partitions.holds_lease(connection, self.tables, DATABASE_CLOCK, OWNER, held)
-        if verbs.still_there(connection, self.tables, row):
-            verbs.bury(connection, self.tables, DATABASE_CLOCK, failed, 1)
-            verbs.block(connection, self.tables, DATABASE_CLOCK, failed, 1, parked=True)
+        store_failures(connection, self.tables, DATABASE_CLOCK, [(failed, 1)])
 
     def relay(self, passes: int, *, refuses: tuple[str, ...] = ()) -> Callable[[], None]:
         """Reads, publishes until something is refused, removes or buries; so many times."""

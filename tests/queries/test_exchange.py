@@ -14,6 +14,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.messages import Event
 from outbox_saga.queries import exchange, relay
 from outbox_saga.queries.dialects import is_transient
+from outbox_saga.queries.failures import store_failures
 from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
 from outbox_saga.tables import PARTITIONS
 from outbox_saga.unit_of_work import UnitOfWork
@@ -79,7 +80,7 @@ def test_keys_that_are_blocked_are_left_out(ours: Database, kept: sa.Connection)
     first = rows(ours)[0]
     with ours.begin() as connection:
         failed = Failed(first, 60.0, "busy", "not now")
-        relay.block(connection, ours.tables, ours.clock, failed, 1, parked=False)
+        store_failures(connection, ours.tables, ours.clock, [(failed, 1)])
     found = page(ours, kept, [], look_for_blocked=True)
     assert [row.key for row in found] == ["b", None, "ä"]
     assert found == rows(ours, look_for_blocked=True)
