@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,31 +17,25 @@ import nats
 import sqlalchemy as sa
 from nats.js.errors import NotFoundError
 from sqlalchemy import event
-from sqlalchemy.orm import sessionmaker
 
 from outbox_saga.brokers import open_publisher
 from outbox_saga.database import Database
-from outbox_saga.messages import Event
 from outbox_saga.testing.servers import Nats, Postgres18, choose
-from outbox_saga.unit_of_work import unit_of_work
 from outbox_saga_migrations import upgrade
 from outbox_saga_relay.relay import Relay
 from proofs.registry import Outcome, proof, say
+from tests.relay.test_running import running
 
-SAMPLES = 400
-WARM = 20  # the first ones, which are not counted
-PAUSE = (0.03, 0.12)  # seconds between two commits: the system is idle in between
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = 180
+WARM = 10  # the first ones, which are not counted
+# seconds between two commits: the relay's pauses have grown to the poll interval in between
+PAUSE = (0.3, 0.6)
 POLL, LEASE = 0.25, 10.0  # seconds: the relay's own defaults
 IDLE = 20.0  # seconds an idle relay is watched
 P50, P99 = 0.005, 0.030  # seconds: the bars with the hint
 ALLOWED_CONNECTIONS = 2
 SUBJECT = "outbox.ticks"
-
-
-class Tick(Event, topic="ticks"):
-    """What is published."""
-
-    number: int
 
 
 @proof("2.4")
@@ -51,12 +47,13 @@ def latency() -> Outcome:
         with database.begin() as connection:
             upgrade(connection)
         database.engine.dispose()
+        # first: it counts all connections there are, and those of others that publish are theirs
+        idle = asyncio.run(_idle(url, broker.url))
+        say(f"idle: {idle}")
         hinted = asyncio.run(_measured(url, broker.url, hints=True))
         say(f"with the hint: {_shown(hinted)}")
         polled = asyncio.run(_measured(url, broker.url, hints=False))
         say(f"without: {_shown(polled)}")
-        idle = asyncio.run(_idle(url, broker.url))
-        say(f"idle: {idle}")
     looks = idle["looks"] / (idle["seconds"] / POLL)
     good = (
         statistics.median(hinted) <= P50
@@ -82,44 +79,64 @@ def latency() -> Outcome:
 async def _measured(url: str, broker_url: str, *, hints: bool) -> list[float]:
     """Seconds from the return of commit to the handler, one message at a time.
 
-    Publisher, relay and subscriber share one process and its event loop: what is measured is
-    more than it would be apart, never less.
+    The publisher is a process of its own, so that the hint is a NOTIFY and no call. Relay and
+    subscriber share one event loop: what is measured is more than it would be apart, never less.
     """
-    committed: dict[UUID, float] = {}
-    handled: dict[UUID, float] = {}
+    handled: dict[UUID, int] = {}
     arrived = asyncio.Event()
-    relayed, writing = Database(url), Database(url, hints=hints)
-    sessions = sessionmaker(writing.engine)
+    relayed = Database(url)
     chance = random.Random(5)  # a schedule, not a secret
     client = await nats.connect(broker_url)
+    seconds: list[float] = []
 
     async def handle(message: Any) -> None:
-        handled.setdefault(UUID(message.headers["ce-id"]), time.perf_counter())
+        handled.setdefault(UUID(message.headers["ce-id"]), time.monotonic_ns())
         arrived.set()
         await message.ack()
 
-    def publish(number: int) -> UUID:
-        with unit_of_work(sessions) as uow:
-            id_ = uow.publish(Tick(number=number), key="tick")
-        committed[id_] = time.perf_counter()
-        return id_
-
     publisher = open_publisher(f"{broker_url}?create=1")
-    async with _running(Relay(relayed, publisher, poll=POLL, lease=LEASE, listen=hints)):
+    async with (
+        running(Relay(relayed, publisher, poll=POLL, lease=LEASE, listen=hints)),
+        _writing(url, hints=hints) as publish,
+    ):
         await _stream_is_there(client)
         await client.jetstream().subscribe(SUBJECT, cb=handle, manual_ack=True)
-        loop = asyncio.get_running_loop()
         for number in range(SAMPLES + WARM):
             await asyncio.sleep(chance.uniform(*PAUSE))
             arrived.clear()
-            id_ = await loop.run_in_executor(None, publish, number)
+            id_, committed = await publish(number)
             while id_ not in handled:
                 await asyncio.wait_for(arrived.wait(), 30.0)
                 arrived.clear()
+            seconds.append(max(0, handled[id_] - committed) / 1e9)
     await client.close()
     await relayed.close()
-    await writing.close()
-    return [max(0.0, handled[id_] - at) for id_, at in committed.items()][WARM:]
+    return seconds[WARM:]
+
+
+@asynccontextmanager
+async def _writing(
+    url: str, *, hints: bool
+) -> AsyncIterator[Callable[[int], Awaitable[tuple[UUID, int]]]]:
+    """Commits a message in a process of its own; its id, and when the commit returned."""
+    command = [sys.executable, "-m", "proofs.latency.writer", url, "hints" if hints else "none"]
+    writer = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    to, told = writer.stdin, writer.stdout
+
+    async def publish(number: int) -> tuple[UUID, int]:
+        to.write(f"{number}\n".encode())
+        id_, at = (await told.readline()).split()
+        return UUID(id_.decode()), int(at)
+
+    try:
+        yield publish
+    finally:
+        to.close()
+        await writer.wait()
 
 
 async def _idle(url: str, broker_url: str) -> dict[str, Any]:
@@ -130,7 +147,7 @@ async def _idle(url: str, broker_url: str) -> dict[str, Any]:
         told.append(statement)
 
     publisher = open_publisher(f"{broker_url}?create=1")
-    async with _running(Relay(database, publisher, poll=POLL, lease=LEASE)):
+    async with running(Relay(database, publisher, poll=POLL, lease=LEASE)):
         await asyncio.sleep(3.0)  # the pauses have grown
         event.listen(database.program_engine, "before_cursor_execute", count)
         began = time.monotonic()
@@ -158,17 +175,6 @@ async def _idle(url: str, broker_url: str) -> dict[str, Any]:
         "other_statements": 0 if renewals else len(renewing),
         "connections": connections,
     }
-
-
-@asynccontextmanager
-async def _running(relay: Relay) -> AsyncIterator[None]:
-    stop = asyncio.Event()
-    task = asyncio.create_task(relay.run(stop))
-    try:
-        yield
-    finally:
-        stop.set()
-        await task
 
 
 async def _stream_is_there(client: Any) -> None:

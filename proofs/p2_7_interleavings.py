@@ -16,10 +16,10 @@ from outbox_saga.queries import exchange
 from outbox_saga.queries import outbox as writing
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.relay import Wanted
-from outbox_saga.testing.interleaving import Exploration, Play, Point, explore
+from outbox_saga.testing.interleaving import Exploration, Play, explore
 from outbox_saga_relay import store as stores
 from outbox_saga_relay.mark import Mark
-from proofs.interleaved.stage import WAIT, Broker, Stage, least_steps, stage
+from proofs.interleaved.stage import WAIT, Broker, Stage, stage
 from proofs.registry import Outcome, proof, say
 
 Start = Callable[[Stage], Play]
@@ -32,12 +32,6 @@ class Case:
 
     play: Start
     without: dict[str, Plant]
-    steps: Callable[[Point], bool] = least_steps
-
-
-def nobody_refuses(point: Point) -> bool:
-    """As `least_steps`, where sending moves nothing that another actor could see."""
-    return point.statement != "send" and least_steps(point)
 
 
 # --- the plays -----------------------------------------------------------------------------------
@@ -218,12 +212,12 @@ def all_of_a_page_at_once() -> Iterator[None]:
 
 CASES = {
     "two writers of one key, one of another, a relay making two passes with the mark": Case(
-        writers_and_a_relay, {"the key lock": no_key_lock}, nobody_refuses
+        writers_and_a_relay,
+        {"the key lock": no_key_lock},
     ),
     "late commit and sweep": Case(
         late_commit_and_sweep,
         {"the mark waits": mark_passes_at_once, "it goes by xmin": mark_goes_by_xmax},
-        nobody_refuses,
     ),
     "two relays handing over a partition": Case(
         handing_over, {"a page asks for the lease": page_without_lease}
@@ -277,7 +271,7 @@ def tried(on: Stage, name: str, case: Case, *, until_one_is_bad: bool = False) -
         explore(
             lambda: case.play(on),
             on.engines,
-            steps=case.steps,
+            reach=on.reaches,
             progress=progress,
         )
     say(f"{name}: {latest[0].report()}")

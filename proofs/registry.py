@@ -14,10 +14,11 @@ one JSON object that the runner prints. It may raise: that is a missed bar too, 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,6 +177,18 @@ def find(number: str) -> Proof:
     if module := modules().get(number):
         importlib.import_module(module)
     return Proof(number, PROMISED[number], _written.get(number))
+
+
+def parts(names: Collection[str]) -> list[str]:
+    """Those of a proof's parts that shall be run: all, or those with `OUTBOX_SAGA_PROOF_PART` in
+    their names. A bar is met only by all of them.
+    """
+    wanted = os.environ.get("OUTBOX_SAGA_PROOF_PART", "")
+    exact = [name for name in names if name == wanted]
+    found = exact or [name for name in names if wanted in name]
+    if not found:
+        raise LookupError(f"no part {wanted!r}; there are {list(names)}")
+    return found
 
 
 def say(text: str) -> None:

@@ -1,14 +1,16 @@
 """One relay whose broker refuses some messages and leaves some unanswered.
 
-`python -m proofs.chaos.relay_program DATABASE_URL BROKER_URL SEED`.
+`python -m proofs.chaos.relay_program DATABASE_URL BROKER_URL SEED FLIGHT`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from outbox_saga.brokers import Outcome, Publisher, Refused, open_publisher
 from outbox_saga.brokers.contract import Settled
@@ -18,19 +20,23 @@ from outbox_saga.errors import BrokerUnavailable, PublishUnconfirmed
 from outbox_saga.retries import Retry
 from outbox_saga_relay.programs import until_signalled
 from outbox_saga_relay.relay import Relay
+from proofs.chaos.flight import Flight
 
 REFUSED = 0.01  # of all messages, before they are sent
 UNANSWERED = 0.01  # of all, after they were stored
+SLOW = 0.05  # seconds at most that the broker takes: before it stores a message, or after
+HALF = 0.5
 LEASE = 2.0
 RETRY = Retry(max_attempts=1_000_000, initial=0.05, max_delay=1.0)
 
 
 class Moody:
-    """A publisher of a real broker that says no, or nothing, now and then."""
+    """A publisher of a real broker that takes its time, and says no, or nothing, now and then."""
 
-    def __init__(self, inner: Publisher, chance: random.Random) -> None:
+    def __init__(self, inner: Publisher, chance: random.Random, flight: Flight) -> None:
         self._inner = inner
         self._chance = chance
+        self._flight = flight
 
     async def open(self) -> None:
         """Connects."""
@@ -40,20 +46,38 @@ class Moody:
         self, envelopes: Sequence[Envelope], settled: Settled | None = None
     ) -> Sequence[Outcome]:
         """As the broker answers, but for some."""
-        refused = [self._chance.random() < REFUSED for _ in envelopes]
-        sent = [e for e, no in zip(envelopes, refused, strict=True) if not no]
-        answers = iter(await self._inner.publish(sent))
-        outcomes: list[Outcome] = []
-        for no in refused:
-            outcome: Outcome = (
-                Refused(BrokerUnavailable("not now", code="moody")) if no else next(answers)
-            )
-            if not no and self._chance.random() < UNANSWERED:
-                outcome = Refused(PublishUnconfirmed("no answer", code="moody"))
-            outcomes.append(outcome)
+        outcomes: dict[int, Outcome] = {}
+        sent = [i for i in range(len(envelopes)) if self._chance.random() >= REFUSED]
+
+        def settle(index: int, outcome: Outcome) -> None:
+            if index in outcomes:
+                return
+            self._flight.change(-1)
+            outcomes[index] = outcome
             if settled is not None:
-                settled(len(outcomes) - 1, outcome)
-        return outcomes
+                settled(index, outcome)
+
+        def answered(index: int, outcome: Outcome) -> None:
+            if self._chance.random() < UNANSWERED:
+                outcome = Refused(PublishUnconfirmed("no answer", code="moody"))
+            settle(sent[index], outcome)
+
+        self._flight.change(len(envelopes))
+        try:
+            for index in set(range(len(envelopes))) - set(sent):
+                settle(index, Refused(BrokerUnavailable("not now", code="moody")))
+            slow_to_answer = self._chance.random() < HALF
+            delay = self._chance.uniform(0, SLOW)
+            await asyncio.sleep(0 if slow_to_answer else delay)
+            answers = await self._inner.publish(
+                [envelopes[i] for i in sent], None if slow_to_answer else answered
+            )
+            await asyncio.sleep(delay if slow_to_answer else 0)
+            for index, outcome in enumerate(answers):
+                answered(index, outcome)
+        finally:
+            self._flight.change(len(outcomes) - len(envelopes))
+        return [outcomes[index] for index in range(len(envelopes))]
 
     async def close(self) -> None:
         """Disconnects."""
@@ -62,9 +86,9 @@ class Moody:
 
 def main() -> None:
     """Runs until SIGTERM."""
-    database_url, broker_url, seed = sys.argv[1:]
+    database_url, broker_url, seed, flight = sys.argv[1:]
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
-    publisher = Moody(open_publisher(broker_url), random.Random(seed))
+    publisher = Moody(open_publisher(broker_url), random.Random(seed), Flight(Path(flight)))
     database = Database(database_url, pool_size=2)
     relay = Relay(database, publisher, lease=LEASE, poll=0.05, retry=RETRY, page_rows=100)
     until_signalled(relay.run)

@@ -16,12 +16,13 @@ from outbox_saga.decisions import Decision
 from outbox_saga.errors import LeaseLost
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.relay import Failed, OutboxRow
-from outbox_saga.testing.interleaving import Play, Point, Run, boundary
+from outbox_saga.testing.interleaving import Play, Run, boundary
 from outbox_saga.testing.servers import Postgres18, choose
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga_migrations import upgrade
 from outbox_saga_relay.lanes import Lanes
 from outbox_saga_relay.store import Store
+from proofs.interleaved.reach import Reaches
 from tests.write_path.contest import Words
 from tests.write_path.shop import Said
 
@@ -95,10 +96,8 @@ class RelayActor:
 
     def one_pass(self) -> int:
         """How many rows the page had."""
-        boundary("exchange")
         page = self._exchange()
         if page.put_back:
-            boundary("exchange")
             page = self._exchange()
         lanes = Lanes(PAGE)
         lanes.add(page.rows)
@@ -116,7 +115,6 @@ class RelayActor:
                     lanes.accepted([row])
             batch = lanes.take(PAGE) if self._heeds_lanes else []
         if failures:
-            boundary("store the failures")
             self.store._store_failures(failures)
         return len(page.rows)
 
@@ -130,15 +128,24 @@ class RelayActor:
         return page
 
     def drains(self) -> None:
-        """Goes on alone until nothing has come twice."""
+        """Goes on alone, and renews its lease, until nothing has come twice."""
         quiet = 0
         while quiet < 2:
             self._stage.advance(2 * WAIT)
+            self.renews()
             quiet = quiet + 1 if self.one_pass() == 0 and not self._acknowledged else 0
 
+    def renews(self) -> None:
+        """Renews its lease, and hears what others did to its keys."""
+        renewal = self.store._renew_lease({})
+        if not renewal.held:
+            raise LeaseLost("another relay has taken over")
+        if renewal.again is not None:
+            self._again = min(renewal.again, self._again or renewal.again)
+
     def close(self) -> None:
-        """Its thread and connection are given back."""
-        self.store.close()
+        """Its connection is given back; the actor's own thread has worked for it."""
+        self.store._give_back()
 
 
 class Stage:
@@ -154,11 +161,14 @@ class Stage:
         self.tables = self.database.tables
         self.broker = Broker()
         self.committed: list[Words] = []
+        self.reaches = Reaches()
         self._relays: list[RelayActor] = []
+        self._keys: dict[Callable[[], object], set[str]] = {}  # of each writer
 
     def fresh(self, broker: Broker | None = None) -> None:
         """Nothing of the run before is left."""
         self.close_relays()
+        self._keys = {}
         object.__setattr__(self.clock, "shift", 0.0)
         t = self.tables
         with self.database.begin() as connection:
@@ -197,6 +207,7 @@ class Stage:
                 transaction.commit()
                 self.committed.append(words)  # in the same step
 
+        self._keys[work] = {key for key, _ in words}
         return work
 
     def operator(self) -> Callable[[], None]:
@@ -230,28 +241,45 @@ class Stage:
             last.drains()
             return self._wrong()
 
+        letters = {"k"} if self.broker.never else set[str]()  # that an operator may put back
+        keys = {name: self._keys.get(actor, letters) for name, actor in actors.items()}
+        self.reaches.begin(keys)
         return Play(actors, check)
 
     def _wrong(self) -> str | None:
-        """What is lost, invented, out of order, or has gone past a parked message of its key."""
-        dead = {word_of(row.body) for row in self._rows(self.tables.dead_letter)}
-        left = [word_of(row.body) for row in self._rows(self.tables.outbox)]
+        """What is lost, invented, out of order, or held up for nothing.
+
+        Two relays that overlapped may have sent a message twice, under one id, and if the broker
+        refused it once and took it once it is accepted and dead: nothing of that is counted here.
+        """
+        t, broker = self.tables, self.broker
+        left = {word_of(row.body) for row in self._rows(t.outbox)}
+        letters = self._rows(t.dead_letter)
+        dead = {word_of(row.body) for row in letters}
+        blocked = self._rows(t.blocked_key)
+        parked = {row.key for row in blocked if row.until is None}
         wanted: dict[str, list[str]] = {}
         for key, word in (pair for words in self.committed for pair in words):
             wanted.setdefault(key, []).append(word)
+        told = f"dead {sorted(dead)}, left {sorted(left)}, accepted {broker.accepted}"
+        if len(blocked) > len(parked) or {r.position for r in blocked} != {
+            r.position for r in letters
+        }:
+            return f"{parked} are parked and {len(blocked) - len(parked)} keys wait; {told}"
+        if not dead <= broker.never.intersection(broker.refused) or dead & left:
+            return f"dead for no reason: {told}"
         for key, words in wanted.items():
-            got = list(dict.fromkeys(w for k, w in self.broker.accepted if k == key))
+            got = list(dict.fromkeys(w for k, w in broker.accepted if k == key))
             if got != words[: len(got)]:
-                return f"of {key} committed {words}, dead {sorted(dead)}, accepted {got}"
-            # behind a parked message all of its key wait; one that two relays have sent while
-            # they overlapped may be parked and accepted, and is then out of nobody's way
-            rest = words[len(got) :]
-            if rest and rest[0] not in dead:
-                return f"of {key} lost or left {rest}; accepted {got}, dead {sorted(dead)}"
-            # what an overlapped relay has sent and not removed waits, too: it is sent again
-            waits = [word for word in left if word in words]
-            if not set(rest[1:]) <= set(waits):
-                return f"of {key} these wait: {waits}; accepted {got}, dead {sorted(dead)}"
+                return f"of {key} committed {words}, first deliveries {got}; {told}"
+            if lost := set(words) - set(got) - dead - left:
+                return f"of {key} committed {words}, lost {lost}; {told}"
+            if key not in parked and left.intersection(words):
+                return f"of {key} committed {words}, and nothing goes on; {told}"
+            if len(self._relays) == 1 and dead.intersection(got):
+                return f"of {key} committed {words}, accepted and dead; {told}"
+        if invented := set(broker.accepted) - {p for words in self.committed for p in words}:
+            return f"nobody has committed {invented}"
         return None
 
     def _rows(self, table: sa.Table) -> Sequence[Any]:
@@ -269,31 +297,6 @@ def word_of(body: bytes) -> str:
     """What was said."""
     word: str = json.loads(body)["word"]
     return word
-
-
-def least_steps(point: Point) -> bool:
-    """Cuts where others could see or hold up something.
-
-    A relay's are said by `boundary`, and the look for keys whose time has come; what it stores is
-    cut at the lock and at the commit. Operators: the locks and the commit. Writers: the write and
-    the commit.
-    """
-    if point.kind in ("effect", "commit"):
-        return True
-    if point.kind == "rollback":
-        return False
-    statement = " ".join(point.statement.split())
-    if point.actor.startswith("relay"):
-        if "pg_snapshot_xmin" in statement or statement.startswith(
-            ("BEGIN", "COMMIT", "WITH gone")
-        ):
-            return False  # of the exchange, which is one round trip
-        return statement.startswith("SELECT outbox_saga_blocked_key.position FROM") or (
-            "FOR UPDATE" in statement
-        )
-    if point.actor == "operator":
-        return "FOR UPDATE" in statement  # the rest is seen by nobody before the commit
-    return not statement.startswith("SET")
 
 
 @contextmanager

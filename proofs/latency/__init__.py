@@ -1,0 +1,1 @@
+"""A process that commits while another one relays."""
