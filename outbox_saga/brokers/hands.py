@@ -1,8 +1,8 @@
 """The messages one process has in hand: what every adapter does between its broker and `handle`.
 
-As many at once as wanted, those of a key one after another, and every one of them ends as
-acknowledged, rejected or given back, whatever its handler does and however the process is stopped.
-An adapter hands over what its broker brings (`take`) and passes on the answers (`Answers`).
+As many at once as wanted, those of a key one after another; every one ends as acknowledged,
+rejected or given back, whatever its handler does and however the process is stopped. An adapter
+hands over what its broker brings (`take`) and passes on the answers (`Answers`).
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Hands(Generic[Ticket]):
 
     @property
     def room(self) -> int:
-        """How many more to ask for: as many as are handled wait here, so that a finished handler
-        finds its next message without a round trip; what is held, and its key, counts apart.
+        """How many more to ask for: a finished handler finds its next message here, without a
+        round trip. What is held, and its key, counts apart.
         """
         asleep = len(self._held) + sum(
             self._lanes.behind(each.key) for each in self._held if each.key is not None
