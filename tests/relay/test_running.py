@@ -23,8 +23,9 @@ QUICK = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.05)
 class Broker:
     """Each message is settled by itself, when the test says so or at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: list[str] | None = None) -> None:
         self.attempts: list[str] = []
+        self.record = [] if record is None else record  # of several brokers that are one
         self.held: dict[str, asyncio.Event] = {}
         self.came = asyncio.Condition()
         self.flying = self.most = 0
@@ -47,6 +48,7 @@ class Broker:
     async def _one(self, index: int, envelope: Envelope, settled: Settled) -> None:
         word = word_of(envelope)
         self.attempts.append(word)
+        self.record.append(word)
         self.flying += 1
         self.most = max(self.most, self.flying)
         async with self.came:
@@ -240,7 +242,8 @@ async def test_a_publisher_that_raises_leaves_its_messages_for_another_attempt(
 
 
 async def test_two_relays_share_the_partitions_and_a_third_gets_its_own(house: House) -> None:
-    brokers = [Broker() for _ in range(3)]
+    record: list[str] = []
+    brokers = [Broker(record) for _ in range(3)]
     relays = [house.relay(broker, lease=0.6, poll=0.02) for broker in brokers]
 
     def shares() -> list[int]:
@@ -259,11 +262,11 @@ async def test_two_relays_share_the_partitions_and_a_third_gets_its_own(house: H
                 assert all(broker.attempts for broker in brokers)
             await until(house, lambda: sorted(shares()) == [0, 32, 32], "two again")
         await until(house, lambda: shares() == [64, 0, 0], "and one")
-    everything = [word for broker in brokers for word in broker.attempts]
-    assert sorted(set(everything)) == sorted(f"{n}{x}" for n in range(60) for x in "ab")
+    # on a machine that stands still a lease may run out, and two relays send the same message; the
+    # first delivery of each comes in order all the same
+    assert set(record) == {f"{n}{x}" for n in range(60) for x in "ab"}
     for n in range(60):
-        (owner,) = {i for i, b in enumerate(brokers) if f"{n}a" in b.attempts}
-        assert brokers[owner].attempts.index(f"{n}a") < brokers[owner].attempts.index(f"{n}b")
+        assert record.index(f"{n}a") < record.index(f"{n}b")
 
 
 async def test_a_partition_is_handed_over_when_nothing_of_it_is_on_its_way(house: House) -> None:
