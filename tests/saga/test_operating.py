@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 
+from outbox_saga import Retry
 from outbox_saga.decisions import Decision
 from outbox_saga.errors import ActionRefused, MessageRefused, SagaUnknown, SeenChanged
 from outbox_saga.instances import Instance
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.operators import Noted, noted_actions
+from outbox_saga.saga import onward, progress
 from outbox_saga.saga.happened import Run
 from outbox_saga.saga.interventions import Intervention
 from outbox_saga.saga.operating import SagaOperations
+from tests.fixtures.databases import Database
 from tests.saga.shop import Shop, refuse
 
 ADA = Decision("ada", "the provider is back")
@@ -27,6 +31,13 @@ Act = Callable[[SagaOperations, Instance], Awaitable[None]]
 
 def broken(step: Any) -> None:
     raise ConnectionError("down")
+
+
+@pytest.fixture
+async def shop(database: Database) -> AsyncIterator[Shop]:
+    made = Shop(database.url, threads=False)
+    yield made
+    await made.service.close()
 
 
 def operations(shop: Shop) -> SagaOperations:
@@ -41,14 +52,16 @@ async def stuck(shop: Shop, *, undo: bool) -> Instance:
     else:
         shop.hooks["charge"] = broken
     id_ = await shop.start()
-    for hour in range(60):
-        service = shop.restarted(Clock(hour * 3600.0))
-        orchestrator = service.orchestrator()
-        await orchestrator.run_once()
-        orchestrator.close()
-        await service.close()
-        if (await shop.instance(id_)).state.status == "stuck":
-            break
+    few = Retry(max_attempts=1)  # as if it had been tried for half an hour
+    with patch.object(onward, "SETTLING", few), patch.object(progress, "SETTLING", few):
+        for hour in range(10):
+            service = shop.restarted(Clock(hour * 3600.0))
+            orchestrator = service.orchestrator()
+            await orchestrator.run_once()
+            orchestrator.close()
+            await service.close()
+            if (await shop.instance(id_)).state.status == "stuck":
+                break
     seen = await shop.instance(id_)
     assert seen.state.status == "stuck"
     shop.hooks.clear()

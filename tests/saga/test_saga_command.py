@@ -16,7 +16,9 @@ from outbox_saga import Event, Saga, Service, nothing_to_undo
 from outbox_saga_relay import saga_actions, saga_command
 from outbox_saga_relay.cli import main
 from tests.saga.shop import Shop
-from tests.saga.test_operating import audit, stuck, to_the_end
+from tests.saga.test_operating import audit, shop, stuck, to_the_end
+
+__all__ = ["shop"]  # the fixture
 
 pytestmark = pytest.mark.databases("sqlite", "postgres18")
 
