@@ -75,7 +75,7 @@ def test_the_row_moves_one_revision_and_its_history_says_how(ours: Database) -> 
     (row,) = rows(ours, ours.tables.saga)
     with ours.engine.connect() as connection:
         read = sagas.read(connection, ours.tables, seen.id)
-    assert read == replace(seen, revision=1, state=state)
+    assert read == replace(seen, revision=1, state=state, started_at=row.started_at)
     assert row.due_at == A_MOMENT
     assert row.owner is not None
     assert row.ended_at is None
