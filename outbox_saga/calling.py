@@ -184,7 +184,7 @@ async def time_in_thread(
     finally:
         beginning.cancel()
     if not done:
-        threads.outlived(future)
+        threads.outlived(submitted)
     return future, bool(done)
 
 

@@ -40,7 +40,7 @@ class StepState:
         undo_attempts: Attempts to compensate made or begun.
         due: Not before this moment, by the database's clock.
         input: What every attempt of an external call gets, stored with the intent; a JSON object.
-        unknown: An attempt ended without a definite outcome.
+        unknown: An attempt, of its compensation once it is done, ended without a definite outcome.
         error: Of the last attempt.
         generation: Of the idempotency key; only an operator raises it.
         chosen: Its when= said yes.

@@ -78,7 +78,7 @@ class _Watched(Threads):
         future.add_done_callback(lambda _: self._watch.leave(self._work))
         return future
 
-    def outlived(self, work: asyncio.Future[Any]) -> None:
+    def outlived(self, work: Future[Any]) -> None:
         self._threads.outlived(work)
 
     @property

@@ -5,9 +5,9 @@ A thread cannot be ended: what outlived its time goes on in it, and holds it unt
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from abc import abstractmethod
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 
@@ -15,7 +15,7 @@ class Threads(Executor):
     """An executor that is told what outlives its time."""
 
     @abstractmethod
-    def outlived(self, work: asyncio.Future[Any]) -> None:
+    def outlived(self, work: Future[Any]) -> None:
         """Nobody waits for this work any more; its thread is held until it ends."""
 
     @property
@@ -36,14 +36,17 @@ class WorkerThreads(Threads, ThreadPoolExecutor):
         super().__init__(size, thread_name_prefix=name)
         self._size = size
         self._overdue = 0
+        self._lock = threading.Lock()
 
-    def outlived(self, work: asyncio.Future[Any]) -> None:
-        """As promised; called in an event loop, as is what takes it back."""
-        self._overdue += 1
+    def outlived(self, work: Future[Any]) -> None:
+        """As promised. It is back when the thread is, whatever became of the event loop."""
+        with self._lock:
+            self._overdue += 1
         work.add_done_callback(self._is_back)
 
-    def _is_back(self, _: asyncio.Future[Any]) -> None:
-        self._overdue -= 1
+    def _is_back(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._overdue -= 1
 
     @property
     def all_overdue(self) -> bool:

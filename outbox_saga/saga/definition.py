@@ -194,7 +194,7 @@ class Saga(Generic[D]):
         """Adds a step that is done when an event comes, and returns the saga.
 
         One that comes before the step begins is kept for it; one that comes too late, or twice,
-        is written to the history and changes nothing.
+        changes nothing, and while the saga goes on its history tells of it.
 
         Args:
             message_class: Of the event. It is for the instance whose correlation id it carries, as
@@ -214,7 +214,7 @@ class Saga(Generic[D]):
                 external=False,
                 idempotent=False,
                 query=None,
-                timeout=timeout,
+                timeout=DEFAULT_TIMEOUT,  # of its compensation
                 retry=AFTER_PIVOT_RETRY,  # it is not tried, so no rule of attempts is broken
                 compensation_retry=compensation_retry,
                 after=tuple(_names(after) or ()),
@@ -224,6 +224,7 @@ class Saga(Generic[D]):
                 when=when,
                 kind="event",
                 event=Awaited(message_class, take, business_key),
+                seconds=timeout,
             ),
             placed=after is not None,
         )

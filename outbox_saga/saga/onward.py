@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import (
     ENDED,
     NOTHING_LEFT,
@@ -133,9 +134,15 @@ def _listen(
     """The step begins to wait; or is done at once, if its event was there before."""
     step = state.steps[rule.name]
     if step.early is not None:
-        return finish(definition, state, rule.name, step.early, entries, "its event came early")
+        try:
+            return finish(
+                definition, state, rule.name, step.early, entries, "its event came early"
+            )
+        except MessageRefused as refused:  # it did when it came; the data has changed since
+            reason = f"what its event brought does not fit ({refused.path})"
+            return fail(definition, state, rule.name, 0, reason, entries, None)
     try:
-        seconds = rule.timeout if rule.kind == "event" else _time_of(definition, state, rule)
+        seconds = _time_of(definition, state, rule)
     except Exception as error:  # noqa: BLE001  # users' code
         reason = f"how long to wait could not be told ({type(error).__name__})"
         return fail(definition, state, rule.name, 0, reason, entries, None)
@@ -144,8 +151,8 @@ def _listen(
     return state.with_step(rule.name, phase="listening", due=due)
 
 
-def _time_of(definition: Saga[Any], state: SagaState, timer: Step) -> float:
-    asked = timer.seconds
+def _time_of(definition: Saga[Any], state: SagaState, rule: Step) -> float:
+    asked = rule.seconds
     seconds = float(asked(definition.load(state.data)) if callable(asked) else asked)
     if not 0 <= seconds < MAX_SECONDS:
         raise ValueError(seconds)
@@ -158,7 +165,7 @@ def _heard_nothing(
     """The time of a step that waits is over."""
     if rule.event is None:
         return finish(definition, state, rule.name, None, entries, None)
-    reason = f"no {rule.event.message_class.type_name} came within {rule.timeout:g} s"
+    reason = f"no {rule.event.message_class.type_name} came within {rule.seconds:g} s"
     return fail(definition, state, rule.name, 0, reason, entries, None)
 
 
@@ -293,6 +300,7 @@ def _lost(state: SagaState, rule: Step, direction: Direction, entries: list[Entr
         before = f" (before: {error})" if error is not None else ""
         error = f"its process died or stood still at the last one{before}"
     reason = storable(f"outcome unknown after {attempt} attempts: {error}", MAX_REASON)
+    state = state.with_step(rule.name, unknown=True)
     if direction == "undo":
         return stick(state, rule.name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True)
     return stick(state, rule.name, "STEP_FAILED", attempt, reason, entries)

@@ -85,7 +85,13 @@ def _done(
             Entry("STEP_COMPENSATED", name, happened.attempt, None, happened.started_at)
         )
         return state.with_step(
-            name, phase="undone", due=None, undo_attempts=happened.attempt, input=None, error=None
+            name,
+            phase="undone",
+            due=None,
+            undo_attempts=happened.attempt,
+            input=None,
+            unknown=False,
+            error=None,
         )
     if step.phase in ("waiting", "calling"):
         attempt, started = happened.attempt, happened.started_at
@@ -162,7 +168,7 @@ def _refused(
         if step.phase not in ("done", "undoing"):
             return _ignored(state, happened, entries)
         return stick(
-            state,
+            state.with_step(happened.step, unknown=False),  # under one key a no is definite
             happened.step,
             "COMPENSATION_FAILED",
             happened.attempt,
@@ -194,6 +200,7 @@ def _errored(
     if happened.direction == "undo":
         if step.phase not in ("done", "undoing"):
             return _ignored(state, happened, entries)
+        state = state.with_step(name, unknown=step.unknown or happened.unknown)
         if rule.compensation_retry.exhausted(attempt):
             reason = f"gave up after {attempt} attempts: {error}"
             return stick(state, name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True)
@@ -219,6 +226,7 @@ def _errored(
         settling = attempt - rule.retry.max_attempts + 1
         if SETTLING.exhausted(settling):
             reason = f"outcome unknown after {attempt} attempts: {error}"
+            state = state.with_step(name, unknown=True)
             return stick(state, name, "STEP_FAILED", attempt, reason, entries)
         entries.append(Entry("STEP_FAILED", name, attempt, _again(error), happened.started_at))
         due = wait(SETTLING.delay(settling, seed=seed))

@@ -77,11 +77,13 @@ def _check_waiting(where: str, step: Step) -> None:
                 f"{where}: {awaited.__name__} has no topic, so it comes from nowhere; declare "
                 f'`class {awaited.__name__}(Event, topic="…")`'
             )
-    seconds = step.seconds
-    if step.kind == "timer" and not callable(seconds) and not 0 <= seconds < float("inf"):
+    if step.kind == "action" or callable(step.seconds):
+        return
+    at_once = step.kind == "timer" and step.seconds == 0
+    if not at_once and not 0 < step.seconds < float("inf"):
         raise DefinitionError(
-            f"{where}: {seconds} is no time to wait; give seconds, 0 or more and finite, or a "
-            "function of the data that returns them"
+            f"{where}: {step.seconds} is no time to wait; give seconds, more than 0 and finite"
+            + (", 0, or a function of the data that returns them" if step.kind == "timer" else "")
         )
 
 

@@ -64,8 +64,8 @@ class Awaited:
 class Step:
     """One step of a saga.
 
-    See `Saga.step`, `Saga.wait_for` and `Saga.timer` for the fields. The timeout of a step that
-    waits is how long it does.
+    See `Saga.step`, `Saga.wait_for` and `Saga.timer` for the fields. A step that waits does so for
+    its `seconds`; its timeout is that of its compensation, as the leases of instances go by it.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Step:
     when: Predicate | None = None
     kind: Kind = "action"
     event: Awaited | None = None
-    seconds: float | Callable[[Any], float] = 0.0  # of a timer
+    seconds: float | Callable[[Any], float] = 0.0
 
 
 def all_before(steps: Mapping[str, Step], name: str) -> set[str]:

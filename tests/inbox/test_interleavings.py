@@ -40,7 +40,7 @@ class Inline(Threads):
             future.set_exception(error)
         return future
 
-    def outlived(self, work: asyncio.Future[Any]) -> None:
+    def outlived(self, work: Future[Any]) -> None:
         raise AssertionError("nothing here outlives its time")
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from outbox_saga import Retry, Saga, hours, minutes, nothing_to_undo
+from outbox_saga import Event, Retry, Saga, hours, minutes, nothing_to_undo
 from outbox_saga.errors import DefinitionError, MessageRefused
 
 
@@ -16,6 +16,14 @@ class Data(BaseModel):
     order_id: int
     total: float = 0.0
     note: str | None = None
+
+
+class Paid(Event, topic="payments"):
+    order_id: int
+
+
+class Nowhere(Event):
+    order_id: int
 
 
 async def act(step: Any) -> None: ...
@@ -109,6 +117,22 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "when= that cannot be asked": (
         lambda: saga().step("a", act, compensation=act, when=True),  # type: ignore[arg-type]
         "must be a function of the data",
+    ),
+    "an event that is waited for no time": (
+        lambda: saga().wait_for("paid", Paid, timeout=0),
+        "0 is no time to wait; give seconds, more than 0",
+    ),
+    "an event from nowhere": (
+        lambda: saga().wait_for("paid", Nowhere, timeout=9),
+        "Nowhere has no topic",
+    ),
+    "waiting for what is no event": (
+        lambda: saga().wait_for("paid", Data, timeout=9),  # type: ignore[arg-type]  # that is tried
+        "can wait for an Event class",
+    ),
+    "a timer that never ends": (
+        lambda: saga().timer("cool", float("inf")),
+        "inf is no time to wait",
     ),
     "a single attempt beyond the pivot": (
         lambda: (

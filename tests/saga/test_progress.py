@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from outbox_saga import Event, Retry, Saga, nothing_to_undo
-from outbox_saga.errors import MessageRefused
+from outbox_saga.errors import ActionRefused, MessageRefused
 from outbox_saga.instances import ENDED, SagaState, dump_progress, load_progress
 from outbox_saga.saga.happened import (
     Call,
@@ -30,8 +30,10 @@ from outbox_saga.saga.happened import (
     ToDo,
     Unusable,
 )
+from outbox_saga.saga.interventions import Intervention, intervene
 from outbox_saga.saga.onward import SETTLING
 from outbox_saga.saga.progress import arrived, decide, initial
+from outbox_saga.saga.steps import DEFAULT_TIMEOUT
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LEASE = 30.0
@@ -731,3 +733,66 @@ def test_a_timer_whose_time_cannot_be_told_undoes_the_saga() -> None:
 
     assert decision.todo == (Run("order", "undo", 1),)
     assert "how long to wait could not be told" in (decision.state.reason or "")
+
+
+def test_an_early_event_that_no_longer_fits_undoes_the_saga_instead_of_stopping_it() -> None:
+    definition = (
+        Saga("beside", data=Data)
+        .step("count", act, compensation=act)
+        .wait_for("paid", Paid, timeout=100, take=lambda paid: {"n": paid.amount})
+        .step("other", act, compensation=act, after=())
+        .check()
+    )
+    state, _ = arrived(definition, initial(definition, {"n": 0}), "paid", {"n": 5})
+    state = decide(
+        definition, state, Done("other", "do", 1, {"n": 1}), _until(1, ("count", "do"))
+    ).state
+
+    decision = decide(definition, state, Done("count", "do", 1), _until(2))
+
+    assert decision.state.status == "compensating"
+    assert "paid: what its event brought does not fit" in (decision.state.reason or "")
+
+
+def test_the_lease_of_an_orchestrator_does_not_last_as_long_as_sagas_wait() -> None:
+    definition = _patient()
+    assert max(step.timeout for step in definition.steps.values()) == DEFAULT_TIMEOUT
+
+
+def test_of_a_call_whose_process_died_each_time_nobody_knows_what_came_of_it() -> None:
+    definition = _linear()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    state = state.with_step("charge", attempts=definition.steps["charge"].retry.max_attempts + 23)
+
+    stuck = decide(definition, state, Resumed(), _around()).state
+
+    assert (stuck.status, stuck.steps["charge"].unknown) == ("stuck", True)
+
+
+@pytest.mark.parametrize("unknown", [True, False])
+def test_a_compensation_gets_a_new_key_only_where_it_was_certainly_not_carried_out(
+    unknown: bool,
+) -> None:
+    definition = _linear()
+    state = initial(definition, {"n": 0})
+    state = decide(definition, state, Done("reserve", "do", 1), _around()).state
+    state = decide(definition, state, Done("charge", "do", 1, {}), _around()).state
+    state = decide(definition, state, Refused("book", "do", 1, "closed"), _around()).state
+    last = definition.steps["charge"].compensation_retry.max_attempts
+    lost = Errored("charge", "undo", last - 1, "no answer", unknown=True)
+    state = decide(definition, state, lost, _around()).state
+    ended = (
+        Errored("charge", "undo", last, "connection refused")
+        if unknown
+        else Refused("charge", "undo", last, "there is no such charge")
+    )
+    stuck = decide(definition, state, ended, _around()).state
+    assert stuck.steps["charge"].phase == "stuck"
+    again = Intervention("retry", "charge", "ada", new_key=True)
+
+    if unknown:
+        with pytest.raises(ActionRefused, match="might be carried out twice"):
+            intervene(definition, stuck, again)
+    else:
+        assert intervene(definition, stuck, again)[0].steps["charge"].generation == 1
