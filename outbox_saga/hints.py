@@ -108,29 +108,37 @@ class Sender:
 
     def __init__(self, url: sa.URL) -> None:
         self.url = url
+        self._notifies = url.get_backend_name() == "postgresql"
         self.seed = str(new_id())  # of its pauses: all processes lose a database at one moment
         self._failures = 0
         self._wanted: set[str | None] = set()
         self._ready = threading.Condition()
+        self._idle = False  # the thread has nothing to tell, and waits
         self._process = 0
         self._thread: threading.Thread | None = None  # the one that is to go on
         self._not_before = 0.0
 
     def committed(self, schema: str | None) -> None:
         """Something was published to this schema's outbox."""
-        for hear in tuple(_listeners.get(place_of(self.url, schema), ())):
-            hear()
-        if self.url.get_backend_name() != "postgresql":
+        if _listeners:
+            for hear in tuple(_listeners.get(place_of(self.url, schema), ())):
+                hear()
+        if not self._notifies:
             return
         with self._ready:
             self._wanted.add(schema)
             if self._thread is None or self._process != os.getpid():
                 self._process = os.getpid()  # a forked child has no thread of ours
+                self._idle = False
                 self._thread = threading.Thread(
                     target=self._run, name="outbox-saga-hints", daemon=True
                 )
                 self._thread.start()
-            self._ready.notify_all()
+            elif self._idle:
+                # every commit comes here, and mostly the thread is in its pause and looks by
+                # itself: one that is woken takes the interpreter from whoever commits
+                self._idle = False
+                self._ready.notify_all()
 
     def rest(self, *, wait: bool = True) -> None:
         """Thread and connection end, once what was committed is told; another commit makes new
@@ -153,7 +161,9 @@ class Sender:
         going_on = True
         while going_on:
             with self._ready:
-                self._ready.wait_for(lambda: self._wanted or self._thread is not me)
+                while not self._wanted and self._thread is me:
+                    self._idle = True
+                    self._ready.wait()
                 wanted, self._wanted = self._wanted, set()
                 going_on = self._thread is me
             if wanted:

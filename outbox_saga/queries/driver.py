@@ -8,11 +8,12 @@ listener for cursors or with echo on, it goes SQLAlchemy's whole way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import sqlalchemy as sa
 
 from outbox_saga.lent_session import refuse_ending
+from outbox_saga.queries.prepared import Twin, sender
 
 Answer = Callable[[], Any]  # gives the first row
 
@@ -34,14 +35,31 @@ def execute(connection: sa.Connection, statement: str, parameters: tuple[Any, ..
         _send(connection, statement, parameters).close()
 
 
-def ask(connection: sa.Connection, statement: str, parameters: tuple[Any, ...]) -> Answer:
+def ask(
+    connection: sa.Connection,
+    statement: str,
+    parameters: tuple[Any, ...],
+    twin: Twin | None = None,
+) -> Answer:
     """As `execute`, for a statement that answers: reading its first row waits until it is wanted.
 
     The server's whole answer has come by then; it is the reading that costs.
+
+    Args:
+        connection: As for `execute`.
+        statement: As for `execute`; with a twin it answers with one text.
+        parameters: As for `execute`; with a twin texts, bytes and numbers.
+        twin: The same statement as psycopg sends it, once it has prepared it.
     """
     if _is_watched(connection):
         row = connection.exec_driver_sql(statement, parameters).first()
         return lambda: row
+    if twin is not None and (send := sender(connection, twin)) is not None:
+        try:
+            result = send(parameters)
+        except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy raises it
+            _raise(connection, error, statement, parameters, None)
+        return lambda: (result.get_value(0, 0).decode(),)
     answer: Answer = _send(connection, statement, parameters).fetchone
     return answer
 
@@ -53,10 +71,21 @@ def _send(connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
         cursor = connection.connection.cursor()
         dialect.do_execute(cursor, statement, parameters)
     except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy raises it
-        told = statement if isinstance(error, dialect.loaded_dbapi.Error) else None
-        # SQLAlchemy has no public name for it; a test pins this one
-        connection._handle_dbapi_exception(error, told, parameters, cursor, None)  # noqa: SLF001
+        _raise(connection, error, statement, parameters, cursor)
     return cursor
+
+
+def _raise(
+    connection: sa.Connection,
+    error: BaseException,
+    statement: str,
+    parameters: tuple[Any, ...],
+    cursor: Any,
+) -> NoReturn:
+    dialect: Any = connection.dialect
+    told = statement if isinstance(error, dialect.loaded_dbapi.Error) else None
+    # SQLAlchemy has no public name for it; a test pins this one
+    connection._handle_dbapi_exception(error, told, parameters, cursor, None)  # noqa: SLF001
 
 
 def _is_watched(connection: sa.Connection) -> bool:

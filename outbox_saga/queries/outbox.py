@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from outbox_saga.envelopes import Envelope
 from outbox_saga.queries.dialects import Family, family
 from outbox_saga.queries.driver import Answer, ask, execute
+from outbox_saga.queries.prepared import Twin, twin_of
 from outbox_saga.tables import KEY_LOCKS, PARTITIONS, Tables
 
 FEW = 8  # rows of PostgreSQL that are values of one statement, not elements of its arrays
@@ -211,6 +212,7 @@ def _write_postgresql(
     connection: sa.Connection, tables: Tables, rows: Sequence[Envelope], numbers: list[int]
 ) -> Answer:
     values: list[Any]
+    twin: Twin | None = None
     if len(rows) > FEW:
         statement = _sql_for_many(connection.dialect, tables, bool(numbers))
         columns = zip(*(_values(e) for e in rows), strict=True)
@@ -218,14 +220,14 @@ def _write_postgresql(
     else:
         # one statement for so many rows, whatever their locks: the driver prepares each once
         locks = len(rows) if numbers else 0
-        statement = _sql_for_few(connection.dialect, tables, len(rows), locks)
+        statement, twin = _sql_for_few(connection.dialect, tables, len(rows), locks)
         values = []
         for e in rows:
             values += _values(e)
         if numbers:
             values += numbers
             values += numbers[-1:] * (locks - len(numbers))
-    return ask(connection, statement, tuple(values))
+    return ask(connection, statement, tuple(values), twin)
 
 
 def _values(e: Envelope) -> tuple[Any, ...]:
@@ -233,19 +235,31 @@ def _values(e: Envelope) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _sql_for_few(dialect: sa.Dialect, tables: Tables, rows: int, locks: int) -> str:
+def _sql_for_few(
+    dialect: sa.Dialect, tables: Tables, rows: int, locks: int
+) -> tuple[str, Twin | None]:
     mark = _marks(dialect)
     row = ", ".join(f"CAST({{}} AS {type_})" for type_ in _TYPES)
     marked = [row.format(*map(mark, _TYPES)) for _ in range(rows)]
     if rows > 1:
         marked = [f"({ordinal}, {row})" for ordinal, row in enumerate(marked)]
     class_ = _lock_class(dialect, tables)
-    return (_FEW if rows > 1 else _ONE).format(
+    statement = (_FEW if rows > 1 else _ONE).format(
         outbox=dialect.identifier_preparer.format_table(tables.outbox),
         transaction=TRANSACTION,
         rows=", ".join(marked),
         locks=", ".join(_LOCK.format(class_, f"CAST({mark('int')} AS int)") for _ in range(locks)),
     )
+    if not _is_psycopg(dialect):
+        return statement, None
+    columns = len(_TYPES)
+    partitions = (row * columns + _TYPES.index("smallint") for row in range(rows))
+    numbers = frozenset((*partitions, *range(rows * columns, rows * columns + locks)))
+    return statement, twin_of(statement, numbers)
+
+
+def _is_psycopg(dialect: sa.Dialect) -> bool:
+    return dialect.driver in ("psycopg", "psycopg_async")
 
 
 @functools.lru_cache(maxsize=64)
@@ -265,7 +279,7 @@ def _marks(dialect: sa.Dialect) -> Callable[[str], str]:
     if dialect.paramstyle == "numeric_dollar":
         numbers = itertools.count(1)
         return lambda _: f"${next(numbers)}"
-    if dialect.driver in ("psycopg", "psycopg_async"):
+    if _is_psycopg(dialect):
         # as they are: as text a body would be twice as long
         return lambda type_: "%b" if type_ == "bytea" else "%s"
     return lambda _: "%s"
