@@ -341,7 +341,8 @@ def seal(
     Raises:
         MessageRefused: With the path of the value that cannot travel; nothing was written.
     """
-    if not isinstance(message, Message):
+    # pydantic's isinstance is Python, and asks the class for virtual subclasses
+    if Message not in type(message).__mro__:
         raise MessageRefused(
             "message",
             f"is a {type(message).__name__}; publish an instance of an Event, Command or Reply "
@@ -446,7 +447,7 @@ def _sealed(
         check_line("correlation_id", correlation_id)
     if causation_id is not None:
         check_line("causation_id", causation_id)
-    return Envelope(
+    return _filled(
         id_,
         topic,
         check_key(key),
@@ -459,4 +460,5 @@ def _sealed(
         correlation_id,
         causation_id,
         check_headers(headers) if headers else {},
+        0,
     )

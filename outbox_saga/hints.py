@@ -42,6 +42,10 @@ ENDING = 1.0  # seconds that disposing of an engine waits for the last hint
 # when the connection for hints cannot be made; relays look by themselves meanwhile
 AGAIN = Retry(max_attempts=1_000_000, initial=1.0, max_delay=30.0)
 
+# NOTIFY has its own transaction, which a hint need not wait for to be on disk: that would hold up
+# the commits it is about. For this transaction alone: the session may be a pooler's
+_NOTIFY = "SELECT pg_notify('{}', ''), set_config('synchronous_commit', 'off', true)"
+
 Place = tuple[str, str | None]
 
 _listeners: dict[Place, set[Callable[[], None]]] = {}
@@ -180,8 +184,12 @@ class Sender:
                 if time.monotonic() < self._not_before:
                     return None  # relays look by themselves meanwhile
                 connection = self._connect()
+            # by the driver's own cursor: SQLAlchemy's way would take the interpreter from whoever
+            # commits for three times as long
+            cursor = connection.connection.cursor()
             for schema in wanted:
-                connection.exec_driver_sql(f'NOTIFY "{channel(schema)}"')
+                cursor.execute(_NOTIFY.format(channel(schema)))
+            cursor.close()
             self._failures = 0
         except Exception as error:  # noqa: BLE001 - a lost hint costs latency, nothing else
             logger.warning(

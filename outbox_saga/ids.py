@@ -6,12 +6,14 @@ import datetime as dt
 import os
 import threading
 import time
-from uuid import UUID, uuid5
+from uuid import UUID, SafeUUID, uuid5
 
 _NAMESPACE = UUID(
     "5f0d3b0e-6f3c-5a53-9a0e-6d6f7574626f"
 )  # ours; fixed for ever: keys derive from it
 
+_new, _set = object.__new__, object.__setattr__
+_VERSION_7 = 0x7000 << 64 | 0x8000_0000_0000_0000  # with the variant
 _lock = threading.Lock()
 _last = 0
 
@@ -31,20 +33,18 @@ def new_id() -> UUID:
     Sub-millisecond clock).
     """
     global _last  # noqa: PLW0603  # one clock a process
-    now = time.time_ns()
+    # 60 bits of time: 48 of milliseconds and 12 of the millisecond's fraction
+    tick = (time.time_ns() << 12) // 1_000_000
     with _lock:
-        # 60 bits of time: 48 of milliseconds and 12 of the millisecond's fraction
-        milliseconds, rest = divmod(now, 1_000_000)
-        tick = (milliseconds << 12) | (rest * 4096 // 1_000_000)
         if tick <= _last:
             tick = _last + 1
         _last = tick
-    value = ((tick >> 12) & 0xFFFF_FFFF_FFFF) << 80
-    value |= 0x7000 << 64
-    value |= (tick & 0xFFF) << 64
-    value |= 0x8000_0000_0000_0000
-    value |= int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
-    return UUID(int=value)
+    random = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
+    id_ = _new(UUID)
+    # as UUID's constructor does it, which first looks at five other ways to write one
+    _set(id_, "int", (tick >> 12 << 80) | (tick & 0xFFF) << 64 | _VERSION_7 | random)
+    _set(id_, "is_safe", SafeUUID.unknown)
+    return id_
 
 
 def lowest_id(moment: dt.datetime) -> UUID:

@@ -210,6 +210,9 @@ _broken: weakref.WeakKeyDictionary[sa.RootTransaction, int] = weakref.WeakKeyDic
 
 def refuse_broken(connection: sa.Connection) -> None:
     """Raises CommitRefused if the server has given this transaction up."""
+    if connection.dialect.name == "postgresql":
+        _refuse_in_error(connection.connection.driver_connection)
+        return
     transaction = connection.get_transaction()
     code = _broken.get(transaction) if transaction is not None else None
     if code is not None:
@@ -217,15 +220,17 @@ def refuse_broken(connection: sa.Connection) -> None:
             f"an error {code} (deadlock or lock wait) was caught in this transaction, and the "
             "server may have rolled all of it back: let the error out and retry the whole unit"
         )
-    if connection.dialect.name == "postgresql":
-        driver: Any = connection.connection.driver_connection
-        status = getattr(getattr(driver, "info", None), "transaction_status", None)
-        if status == _IN_ERROR:
-            raise CommitRefused(
-                "a statement of this transaction failed and the error was caught, so the server "
-                "would roll all of it back without an error: run a statement that may fail in "
-                "`with session.begin_nested():`, or let the error out"
-            )
+
+
+def _refuse_in_error(driver: Any) -> None:
+    # psycopg's own, at hand; what else is built on libpq tells it as `info`
+    told = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
+    if getattr(told, "transaction_status", None) == _IN_ERROR:
+        raise CommitRefused(
+            "a statement of this transaction failed and the error was caught, so the server "
+            "would roll all of it back without an error: run a statement that may fail in "
+            "`with session.begin_nested():`, or let the error out"
+        )
 
 
 def _note(context: Any) -> None:

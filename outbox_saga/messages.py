@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
 from outbox_saga.errors import MessageRefused
-from outbox_saga.payloads import check_json, load_json
+from outbox_saga.payloads import check_json, is_fine, load_json
 from outbox_saga.upcasting import Upcast, upcast, upcasters_of
 
 Kind = Literal["event", "command", "reply"]
@@ -79,6 +79,24 @@ def _not_json(value: object, path: str) -> str | None:
     return next((found for where, item in parts if (found := _not_json(item, where))), None)
 
 
+def _is_plain(model: type[BaseModel]) -> bool:
+    """Whether no serializer, computed field or extra one comes between the fields and JSON."""
+    schema = model.__pydantic_core_schema__
+    if model.model_config.get("extra") == "allow" or not isinstance(schema, dict):
+        return False
+    nodes: list[Any] = [schema]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, list | tuple):
+            nodes += node
+        elif isinstance(node, dict):
+            if "serialization" in node or node.get("computed_fields"):
+                return False
+            # what is not schema, and may even contain itself, is left out
+            nodes += [each for name, each in node.items() if name not in ("default", "metadata")]
+    return True
+
+
 class Message(BaseModel):
     """The common ground of Event, Command and Reply; derive from one of those.
 
@@ -101,6 +119,8 @@ class Message(BaseModel):
     type_name: ClassVar[str]
     version: ClassVar[int] = 1
     _upcasters: ClassVar[Mapping[int, Upcast]] = MappingProxyType({})
+    #: Whether JSON has the fields as they are; None: not looked at yet.
+    _is_plain: ClassVar[bool | None] = None
 
     def __init_subclass__(
         cls,
@@ -124,6 +144,7 @@ class Message(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Takes the class keywords that `__init_subclass__` has used already."""
+        cls._is_plain = None  # its own: it may add a serializer to what it inherits
         for name in ("kind", "topic", "type_name", "version"):
             if name in cls.model_fields:
                 raise MessageRefused(
@@ -139,12 +160,20 @@ class Message(BaseModel):
                 min(twice), f"two fields of {cls.__name__} have this name in JSON; rename one"
             )
 
+    @classmethod
+    def _looks_plain(cls) -> bool:
+        if cls._is_plain is None:
+            cls._is_plain = _is_plain(cls)
+        return cls._is_plain
+
     def to_body(self) -> bytes:
         """The body as UTF-8 JSON that reads back as it was, or MessageRefused with the path of the
         value.
         """
         try:
-            check_json(self.model_dump(mode="python"))
+            # without a serializer in between, what the dump would show is what the fields are
+            if not (self._looks_plain() and is_fine(self.__dict__)):
+                check_json(self.model_dump(mode="python"))
             body = to_json(self)
         except MessageRefused:
             raise

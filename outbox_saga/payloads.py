@@ -38,12 +38,16 @@ def check_json(value: object, *, path: str = "$", max_depth: int = MAX_DEPTH) ->
         path: The path of `value` itself.
         max_depth: Levels of nesting allowed.
     """
+    if not is_fine(value, max_depth):
+        _check(value, path, max_depth, set())
+
+
+def is_fine(value: object, max_depth: int = MAX_DEPTH) -> bool:
+    """True when `check_json` would let it pass. False says nothing."""
     try:
-        if _is_fine(value, max_depth):
-            return
+        return _is_fine(value, max_depth)
     except UnicodeEncodeError:
-        pass
-    _check(value, path, max_depth, set())
+        return False
 
 
 def _is_fine(value: Any, depth: int) -> bool:

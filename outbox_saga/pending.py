@@ -16,6 +16,7 @@ collected as ever.
 from __future__ import annotations
 
 import itertools
+import operator
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from outbox_saga.lent_session import refuse_broken
 from outbox_saga.queries.dialects import commits_by_itself
 
 _numbers = itertools.count()
+_NUMBER = operator.attrgetter("number")
 _KEY = "outbox_saga.pending"
 _NO_SAVEPOINT: frozenset[str] = frozenset()
 
@@ -99,7 +101,7 @@ class SessionKeeper:
         self.box = Box([])
         self.bind: sa.Engine | sa.Connection | None = None
         self.chain: Chain = ()
-        self.released: weakref.WeakSet[SessionTransaction] = weakref.WeakSet()
+        self.released: weakref.WeakSet[SessionTransaction] | None = None
 
     def forget(self) -> None:
         """What was published so far is no longer this session's affair."""
@@ -133,12 +135,12 @@ class ConnectionKeeper:
             entries += box.entries
             box.entries = []
         self.entries, self.boxes = [], []
-        return sorted(entries, key=lambda entry: entry.number)
+        if len(entries) > 1:
+            entries.sort(key=_NUMBER)
+        return entries
 
 
-_connections: weakref.WeakKeyDictionary[sa.Connection, ConnectionKeeper] = (
-    weakref.WeakKeyDictionary()
-)
+_KEEPER = "_outbox_saga_keeper"  # of a connection; a dictionary of weak keys costs ten times more
 
 _AUTOCOMMIT = (
     "the connection is in AUTOCOMMIT, so the business rows are committed before the messages: use "
@@ -283,14 +285,19 @@ def _keeper_of(connection: sa.Connection) -> ConnectionKeeper:
             "the connection's transaction ended while the session went on: begin a new one, and a "
             "new session"
         )
-    keeper = _connections.get(connection)
+    keeper = _known_keeper_of(connection)
     if keeper is None or keeper.transaction() is not transaction:
-        keeper = _connections[connection] = ConnectionKeeper(transaction)
+        keeper = connection.__dict__[_KEEPER] = ConnectionKeeper(transaction)
     return keeper
 
 
+def _known_keeper_of(connection: sa.Connection) -> ConnectionKeeper | None:
+    """The keeper of its last transaction that had one; it may be over."""
+    return connection.__dict__.get(_KEEPER)
+
+
 def _is_written(connection: sa.Connection) -> bool:
-    keeper = _connections.get(connection)
+    keeper = _known_keeper_of(connection)
     return (
         keeper is not None
         and keeper.written
@@ -321,7 +328,7 @@ def _savepoints(connection: sa.Connection | None) -> frozenset[str]:
 
     A connection never uses one twice.
     """
-    innermost: Any = connection.get_nested_transaction() if connection is not None else None
+    innermost: Any = None if connection is None else connection.get_nested_transaction()
     if innermost is None:
         return _NO_SAVEPOINT
     names = []
@@ -389,17 +396,24 @@ def _write_entries(connection: sa.Connection, keeper: ConnectionKeeper) -> None:
     refuse_broken(connection)
     kinds: dict[Write, list[Any]] = {}
     for entry in entries:
-        kinds.setdefault(entry.writer, []).append(entry.thing)
+        if entry.writer in kinds:
+            kinds[entry.writer].append(entry.thing)
+        else:
+            kinds[entry.writer] = [entry.thing]
     # messages last: the locks of their keys are the last locks of the transaction
-    writers = sorted(kinds, key=lambda w: getattr(w, "rank", 0))
+    writers = list(kinds) if len(kinds) == 1 else sorted(kinds, key=_rank)
     written = [writer(connection, kinds[writer]) for writer in writers]
     # only now: while something is still to be written, COMMIT has not been sent
     keeper.evidence += [evidence for evidence in written if evidence is not None]
 
 
+def _rank(writer: Write) -> int:
+    return getattr(writer, "rank", 0)
+
+
 def what_was_written(connection: sa.Connection) -> list[Written]:
     """What the transaction whose COMMIT is under way has written; [] when none is."""
-    keeper, transaction = _connections.get(connection), connection.get_transaction()
+    keeper, transaction = _known_keeper_of(connection), connection.get_transaction()
     # of a transaction that has ended and was collected, the reference is None as well
     if keeper is None or transaction is None or keeper.transaction() is not transaction:
         return []
@@ -433,7 +447,7 @@ def _begin_before_savepoint(connection: sa.Connection, name: str) -> None:
 
 
 def _drop(connection: sa.Connection) -> None:
-    keeper = _connections.pop(connection, None)
+    keeper: ConnectionKeeper | None = connection.__dict__.pop(_KEEPER, None)
     if keeper is not None:
         keeper.keep_only(lambda _: False)
 
@@ -443,7 +457,7 @@ def _drop_twophase(connection: sa.Connection, xid: Any, is_prepared: Any) -> Non
 
 
 def _drop_savepoint(connection: sa.Connection, name: str, context: None) -> None:
-    keeper = _connections.get(connection)
+    keeper = _known_keeper_of(connection)
     if keeper is not None:
         keeper.keep_only(lambda entry: name not in entry.savepoints)
 
@@ -453,9 +467,15 @@ def _drop_savepoint(connection: sa.Connection, name: str, context: None) -> None
 
 def _before_commit(session: Session) -> None:
     keeper: SessionKeeper | None = session.info.get(_KEY)
-    # a session that ran no SQL would fire no engine commit: take the connection now
-    if keeper is not None and keeper.box.entries:
-        _attach(keeper.box, session.connection(bind_arguments={"bind": keeper.bind}))
+    if keeper is None or not keeper.box.entries:
+        return
+    root = session.get_transaction()
+    bind = keeper.bind
+    connection = None if root is None or bind is None else _connection_in_hand(root, bind)
+    if connection is None:
+        # a session that ran no SQL would fire no engine commit: take the connection now
+        connection = session.connection(bind_arguments={"bind": bind})
+    _attach(keeper.box, connection)
 
 
 def _after_commit(session: Session) -> None:
@@ -464,6 +484,8 @@ def _after_commit(session: Session) -> None:
         return
     nested = session.get_nested_transaction()
     if nested is not None:
+        if keeper.released is None:
+            keeper.released = weakref.WeakSet()
         keeper.released.add(nested)
         return
     entries = keeper.box.entries
@@ -498,7 +520,7 @@ def _after_transaction_end(session: Session, ended: SessionTransaction) -> None:
         if keeper.box.entries:
             _abandon(keeper, ended)
         keeper.forget()
-    elif ended.nested and ended not in keeper.released:
+    elif ended.nested and ended not in (keeper.released or ()):
         _drop_within(session, ended)
 
 

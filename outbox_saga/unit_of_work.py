@@ -175,7 +175,7 @@ class UnitOfWork(Generic[S]):
             NoTransaction: There is no transaction to share the fate of.
             AutocommitRefused: The connection commits every statement by itself.
         """
-        seconds = delay_seconds(delay)
+        seconds = 0.0 if delay is None else delay_seconds(delay)
         envelope = self._seal(message, key=key, headers=headers, topic=topic)
         self.keep_sealed(envelope, seconds)
         return envelope.id
@@ -255,7 +255,7 @@ class UnitOfWork(Generic[S]):
         return seal(
             message,
             key=key,
-            headers=self._merged(headers),
+            headers=headers if self._headers is None else self._merged(headers),
             topic=topic,
             source=self.source,
             correlation_id=self.correlation_id,
@@ -289,7 +289,7 @@ def _engine_behind(bind: Any) -> Any:
 
 def _synchronous(session: Any) -> Session | sa.Connection:
     """The Session or Connection behind whatever the caller works with; no I/O."""
-    if isinstance(session, Session | sa.Connection):
+    if isinstance(session, (Session, sa.Connection)):  # `|` would be worked out at each call
         return session
     inner = getattr(session, "sync_session", None) or getattr(session, "sync_connection", None)
     if inner is not None:

@@ -35,12 +35,12 @@ def lock_number(key: str) -> int:
 
     Without the modulo one transaction could exhaust the server's lock table.
     """
-    return zlib.crc32(key.encode("utf-8")) % KEY_LOCKS
+    return zlib.crc32(key.encode()) % KEY_LOCKS
 
 
 def partition_of(key: str | None, id_: UUID) -> int:
     """Which of the 64 partitions; a message without a key goes by its id."""
-    return zlib.crc32(key.encode("utf-8") if key is not None else id_.bytes) % PARTITIONS
+    return zlib.crc32(id_.bytes if key is None else key.encode()) % PARTITIONS
 
 
 def lock_class(connection: sa.Connection, tables: Tables) -> str:
@@ -81,7 +81,7 @@ def write_messages(
         What gives a row with the transaction's id, timeline and moment, on PostgreSQL: whoever
         loses the answer to COMMIT can ask the server by it.
     """
-    numbers = lock_numbers(e.key for e in envelopes) if key_locks else []
+    numbers = lock_numbers([e.key for e in envelopes]) if key_locks else []
     write = _WRITE[family(connection)]
     answer: Answer | None = None
     for chunk in _chunks(envelopes):
@@ -144,6 +144,9 @@ def try_key_locks(
 
 
 def _chunks(envelopes: Sequence[Envelope]) -> Iterator[Sequence[Envelope]]:
+    if len(envelopes) == 1:  # as in most transactions
+        yield envelopes
+        return
     start = size = 0
     for end, envelope in enumerate(envelopes):
         more = statement_bytes(envelope)
@@ -224,9 +227,8 @@ def _write_postgresql(
         values = []
         for e in rows:
             values += _values(e)
-        if numbers:
-            values += numbers
-            values += numbers[-1:] * (locks - len(numbers))
+        values += numbers
+        values += numbers[-1:] * (locks - len(numbers))
     return ask(connection, statement, tuple(values), twin)
 
 
@@ -252,10 +254,7 @@ def _sql_for_few(
     )
     if not _is_psycopg(dialect):
         return statement, None
-    columns = len(_TYPES)
-    partitions = (row * columns + _TYPES.index("smallint") for row in range(rows))
-    numbers = frozenset((*partitions, *range(rows * columns, rows * columns + locks)))
-    return statement, twin_of(statement, numbers)
+    return statement, twin_of(statement, (*_TYPES * rows, *("int",) * locks))
 
 
 def _is_psycopg(dialect: sa.Dialect) -> bool:

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine.default import DefaultDialect
 
 _MARK = re.compile("%[sb]")
-_OIDS = {"%s": 0, "%b": 17}  # psycopg leaves the type of a text to the server
-_SMALL_INT = 21
+_OIDS = {"smallint": 21, "int": 21, "bytea": 17}  # psycopg leaves the type of a text to the server
+_AS_THEY_ARE = ("text", "bytea")  # with their length: as a string of C a text would end at a NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,19 @@ class Twin:
     formats: tuple[int, ...]
 
 
-def twin_of(statement: str, numbers: frozenset[int]) -> Twin:
+def twin_of(statement: str, types: Sequence[str]) -> Twin:
     """The twin of a statement with psycopg's marks, `%s` or `%b`, and no other percent sign.
 
     Args:
-        statement: Its texts and bytes may be None.
-        numbers: The places of the parameters, from 0, that are integers below 32,768.
+        statement: Each mark stands in a CAST.
+        types: Of its parameters, as they are cast; numbers are below 32,768.
     """
-    marks = _MARK.findall(statement)
-    ordinals = iter(range(1, len(marks) + 1))
+    ordinals = iter(range(1, len(types) + 1))
     text = _MARK.sub(lambda _: f"${next(ordinals)}", statement)
-    oids = [_SMALL_INT if at in numbers else _OIDS[mark] for at, mark in enumerate(marks)]
-    return Twin((text.encode(), tuple(oids)), tuple(int(mark == "%b") for mark in marks))
+    return Twin(
+        (text.encode(), tuple(_OIDS.get(each, 0) for each in types)),
+        tuple(int(each in _AS_THEY_ARE) for each in types),
+    )
 
 
 def sender(connection: sa.Connection, twin: Twin) -> Callable[[Sequence[Any]], Any] | None:
@@ -108,7 +109,7 @@ class _Psycopg:
             psycopg.Connection: psycopg.Cursor,
             psycopg.AsyncConnection: psycopg.AsyncCursor,
         }
-        self.in_transaction = pq.TransactionStatus.INTRANS
+        self.in_transaction = int(pq.TransactionStatus.INTRANS)
         self.execute = generators.execute
         self._tuples = pq.ExecStatus.TUPLES_OK
         self._failed = pq.ExecStatus.FATAL_ERROR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from outbox_saga import hints
 from outbox_saga.database import Database
 from outbox_saga.hints import wake_relays
 from outbox_saga.unit_of_work import UnitOfWork
@@ -164,7 +166,7 @@ def hints_sent_by(house: House) -> set[int]:
     """The connections on which the last thing that happened was a NOTIFY."""
     with house.eyes.connect() as connection:
         question = (
-            "select pid from pg_stat_activity where query like 'NOTIFY%' and "
+            "select pid from pg_stat_activity where query like '%pg_notify(%' and "
             "datname = current_database() and pid <> pg_backend_pid()"
         )
         return set(connection.scalars(sa.text(question)))
@@ -196,6 +198,38 @@ async def test_an_engine_that_is_forgotten_leaves_no_connection_for_hints_behind
     gc.collect()
     await until(house, lambda: hints_sent_by(house) <= connections, "no connection")
     await until(house, lambda: hint_threads() <= threads, "no thread")
+
+
+@pytest.mark.databases("postgres18")
+async def test_commits_in_the_pause_after_a_hint_do_not_wake_its_thread_and_are_told_after_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "EVERY", HOUR)
+    sent: queue.SimpleQueue[set[str | None]] = queue.SimpleQueue()
+    monkeypatch.setattr(hints.Sender, "_send", lambda *given: sent.put(given[2]))
+    sender = hints.Sender(sa.make_url(house.url))
+    sender.committed(None)
+    assert sent.get(timeout=20) == {None}
+    woken: list[int] = []
+    with monkeypatch.context() as watching:
+        watching.setattr(sender._ready, "notify_all", lambda: woken.append(1))
+        for _ in range(3):
+            sender.committed(None)
+    assert woken == []
+    sender.rest()
+    assert sent.get(timeout=20) == {None}
+
+
+@pytest.mark.databases("postgres18")
+async def test_a_hint_waits_for_no_disk(house: House) -> None:
+    """Its transaction alone: the session may be a pooler's, and another client's next."""
+    database = Database(house.url)
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql(hints._NOTIFY.format("nobody"))
+        assert connection.scalar(sa.text("show synchronous_commit")) == "off"
+        connection.rollback()
+        assert connection.scalar(sa.text("show synchronous_commit")) == "on"
+    database.engine.dispose()
 
 
 @pytest.mark.databases("postgres18")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import threading
 import time
 from uuid import RFC_4122, UUID
@@ -19,6 +21,14 @@ def test_an_id_is_a_uuid_version_7_of_this_moment() -> None:
     assert (id_.version, id_.variant) == (7, RFC_4122)
     # the clock may have been pushed ahead a little by ids made faster than its ticks
     assert before <= id_.int >> 80 <= after + 50
+
+
+def test_an_id_is_a_uuid_as_the_constructor_makes_it() -> None:
+    """It is made without, in half the time; a later Python may keep its parts otherwise."""
+    id_ = new_id()
+    same = UUID(str(id_))
+    assert (id_, hash(id_), repr(id_), id_.is_safe) == (same, hash(same), repr(same), same.is_safe)
+    assert pickle.loads(pickle.dumps(id_)) == copy.copy(id_) == copy.deepcopy(id_) == same
 
 
 def test_ids_rise_within_each_thread_and_none_comes_twice() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
-from pydantic import Field
+from pydantic import ConfigDict, Field, computed_field, field_serializer, model_serializer
 
 from outbox_saga.envelopes import seal
 from outbox_saga.errors import MessageRefused
@@ -110,3 +111,81 @@ def test_a_body_that_does_not_fit_is_refused_with_its_path_and_without_its_value
 def test_a_body_reads_back_as_the_message_that_was_written() -> None:
     placed = OrderPlaced(order_id=2**60 + 1)
     assert OrderPlaced.from_body(placed.to_body()) == placed
+
+
+class Inner(Event, topic="t"):
+    value: str
+
+
+class Outer(Event, topic="t"):
+    inner: Inner
+    words: tuple[str, ...] = ()
+
+
+class BySerializer(Event, topic="t"):
+    value: str
+
+    @field_serializer("value")
+    def renamed(self, value: str) -> Any:
+        return {1: value, "1": "twice"}
+
+
+class ByModelSerializer(Event, topic="t"):
+    value: str
+
+    @model_serializer
+    def renamed(self) -> dict[Any, Any]:
+        return {1: self.value}
+
+
+class Computed(Event, topic="t"):
+    value: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def other(self) -> dict[int, str]:
+        return {1: self.value}
+
+
+class WithMore(Event, topic="t"):
+    model_config = ConfigDict(extra="allow")
+
+    value: str
+
+
+class Inherited(Inner):
+    @field_serializer("value")
+    def renamed(self, value: str) -> Any:
+        return {1: value}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        BySerializer(value="v"),
+        ByModelSerializer(value="v"),
+        Computed(value="v"),
+        WithMore(value="v", more={1: "x"}),  # type: ignore[call-arg]
+        Inherited(value="v"),
+    ],
+)
+def test_a_key_that_is_no_text_is_refused_whoever_brings_it_in(message: Message) -> None:
+    assert Inner(value="first").to_body()  # what a class has above it says nothing about it
+    for _ in range(2):
+        with pytest.raises(MessageRefused, match="is not a string"):
+            message.to_body()
+
+
+@pytest.mark.parametrize(
+    ("message", "path"),
+    [
+        (Inner(value="a\x00"), "$.value"),
+        (Inner(value="a\ud800"), "$.value"),
+        (Outer(inner=Inner(value="a\x00")), "$.inner.value"),
+        (Outer(inner=Inner(value="a"), words=("b", "\x00")), "$.words[1]"),
+    ],
+)
+def test_what_cannot_travel_is_refused_with_its_path(message: Message, path: str) -> None:
+    with pytest.raises(MessageRefused) as refused:
+        message.to_body()
+    assert refused.value.path == path
