@@ -83,10 +83,12 @@ def sender(connection: sa.Connection, twin: Twin) -> Callable[[Sequence[Any]], A
     names.move_to_end(twin.key)  # what was not used for long is deallocated
 
     def send(parameters: Sequence[Any]) -> Any:
-        pgconn.send_query_prepared(name, [_sent(each) for each in parameters], twin.formats)
+        values = [_sent(each) for each in parameters]
         if dialect.is_async:
-            return psycopg.checked(fairy.dbapi_connection.run_async(psycopg.wait_async))
+            raw: Any = fairy.dbapi_connection
+            return raw.run_async(lambda _: psycopg.ask_async(driver, name, values, twin.formats))
         with driver.lock:
+            pgconn.send_query_prepared(name, values, twin.formats)
             return psycopg.checked(driver.wait(psycopg.execute(pgconn)))
 
     return send
@@ -116,9 +118,13 @@ class _Psycopg:
         self._error = errors.error_from_result
         self._internal = psycopg.InternalError
 
-    async def wait_async(self, driver: Any) -> Any:
+    async def ask_async(
+        self, driver: Any, name: bytes, values: Sequence[bytes | None], formats: Sequence[int]
+    ) -> Any:
+        """The result, on an async connection."""
         async with driver.lock:
-            return await driver.wait(self.execute(driver.pgconn))
+            driver.pgconn.send_query_prepared(name, values, formats)
+            return self.checked(await driver.wait(self.execute(driver.pgconn)))
 
     def checked(self, results: list[Any]) -> Any:
         """The last result. Raises the server's error, if it is one."""
