@@ -127,6 +127,7 @@ class Relay:
         self._head_start = HeadStart(self._wake.set)
         self._hinted = False
         self._held_was_last = False
+        self._page_was_last = False
         self._failures_were_last = False
         self._again: int | None = None
         self._more_is_due = False
@@ -360,8 +361,13 @@ class Relay:
             if self._lanes.wanting() and not (reads and self._held_was_last):
                 self._held_was_last = True
                 return self._read_more_of_held()
+            # after a page: what was committed does not wait for what was delayed, nor for ever
+            enters = now >= pace.enter_at and self._has_room()
+            if enters and (self._page_was_last or not reads):
+                self._page_was_last = False
+                return self._enter(pace)
             if reads:
-                self._held_was_last = False
+                self._page_was_last, self._held_was_last = True, False
                 pace.removed(now)
                 if self._lanes.ready >= MANY:
                     self._head_start.begin()
@@ -381,7 +387,7 @@ class Relay:
         if (due := self.store.next_due) is not None:
             moments.append(due)
         if self._may_read and self._has_room():
-            moments.append(pace.read_at - now)
+            moments += [pace.read_at - now, pace.enter_at - now]
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
         return max(0.0, min(moments))
@@ -417,11 +423,17 @@ class Relay:
         if idle and not await self.store.anything_to_do(self._lanes.positions(-1)):
             pace.looked(begun, time.monotonic(), found=False)
             return
-        if idle or time.monotonic() >= pace.enter_at:
-            entered = await self.store.enter_outbox(self._page_rows)
-            pace.entered(time.monotonic(), full=entered == self._page_rows)
         page = await self._exchange(self._sending.take_acknowledged())
         pace.looked(begun, time.monotonic(), found=bool(page.rows))
+        if idle:
+            pace.enter_at = begun  # it may be a delayed message that the look has seen
+
+    async def _enter(self, pace: Pace) -> None:
+        entered = await self.store.enter_outbox(self._page_rows)
+        now = time.monotonic()
+        pace.entered(now, full=entered == self._page_rows)
+        if entered:
+            pace.hinted(now)
 
     def _is_idle(self, pace: Pace) -> bool:
         return pace.idle and not self._sending.acknowledged
