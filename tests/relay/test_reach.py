@@ -16,7 +16,6 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 from outbox_saga.testing.interleaving import Exploration, Play, Point, Reach, Run, explore
 from outbox_saga.testing.servers import Postgres18
 from proofs.interleaved.stage import WAIT, Broker, RelayActor, Stage, stage_on
-from tests.conftest import SOAK
 from tests.fixtures.services import PrivateServer
 
 Actors = dict[str, Callable[[], object]]
@@ -198,7 +197,6 @@ def test_the_orders_that_are_tried_come_to_all_that_any_order_comes_to(
     compare(on, begin)
 
 
-@pytest.mark.timeout(SOAK)
 @pytest.mark.parametrize("begin", LONG)
 def test_so_do_those_of_longer_plays(on: Stage, begin: Begin, soak: bool) -> None:
     if not soak:
