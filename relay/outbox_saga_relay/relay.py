@@ -122,6 +122,7 @@ class Relay:
         self._limit = min(FIRST_PAGE, page_rows)
         self._trouble = outage
         self._troubles = 0
+        self._serving = False
         self._lost = False  # whatever the store says it owns: a call that was left behind may
         self._wake = asyncio.Event()
         self._head_start = HeadStart(self._wake.set)
@@ -143,6 +144,7 @@ class Relay:
             attempts=self.store.attempts,
             counters=self.counters,
             wake=self._wake.set,
+            go_on=self._send_few,
         )
 
     @property
@@ -311,6 +313,7 @@ class Relay:
         """
         pace = Pace(self.poll, self._lease / 3, time.monotonic())
         turn: asyncio.Task[None] | None = None
+        self._serving = True
         try:
             while True:
                 self._wake.clear()
@@ -325,14 +328,27 @@ class Relay:
                         turn.add_done_callback(self._turn_is_over)
                     elif stopping and not self._sending.busy:
                         return
-                may_send = not stopping and not self.store.lease_may_be_over
-                if may_send and not self._head_start.left:
+                if self._may_send:
                     self._sending.dispatch(self._page_rows)
                 await self._woken(self._patience(pace, busy=turn is not None))
         finally:
+            self._serving = False
             await self._sending.give_up()
             if turn is not None:
                 await asyncio.gather(turn, return_exceptions=True)
+
+    @property
+    def _may_send(self) -> bool:
+        lapsed = self._is_stopping() or self.store.lease_may_be_over
+        return self._serving and not lapsed and not self._head_start.left
+
+    def _send_few(self) -> None:
+        """The next of a key goes as soon as the one before it is acknowledged.
+
+        Only few: of many the database's next statement goes first (`head_start`).
+        """
+        if self._lanes.ready < MANY and self._may_send:
+            self._sending.dispatch(self._page_rows)
 
     def _turn_is_over(self, _turn: asyncio.Task[None]) -> None:
         self._head_start.end()
