@@ -38,18 +38,25 @@ async def create(server: Nats) -> None:
 
 async def everything(server: Nats) -> list[tuple[str, bytes]]:
     """Every message's id and body, in the order of the stream."""
+    return [(headers["ce-id"], body) for headers, body in await messages(server)]
+
+
+async def messages(server: Nats) -> list[tuple[dict[str, str], bytes]]:
+    """Every message's headers and body, in the order of the stream, none of which may be gone."""
     client = await nats.connect(server.url)
     try:
         js = client.jetstream(timeout=10)
-        count = (await js.stream_info(NAME)).state.messages
+        state = (await js.stream_info(NAME)).state
+        if state.messages and (state.first_seq, state.last_seq) != (1, state.messages):
+            raise AssertionError(f"the stream has lost some of what it had: {state}")
         reader = await js.pull_subscribe(
             ">", stream=NAME, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
         )
-        found: list[tuple[str, bytes]] = []
-        while len(found) < count:
+        found: list[tuple[dict[str, str], bytes]] = []
+        while len(found) < state.messages:
             with contextlib.suppress(NothingCame):
                 found += [
-                    ((message.headers or {})["ce-id"], message.data)
+                    (message.headers or {}, message.data)
                     for message in await reader.fetch(500, timeout=2)
                 ]
         return found
