@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,9 @@ class Points(CrashPoints):
                 driver.pgconn.flush()
         path = self._orders.folder / f"{self._orders.name}.fell"
         path.write_text(place)
-        os.kill(os.getpid(), signal.SIGSTOP if self._orders.stop else signal.SIGKILL)
+        # to this very thread: sent to the process, it would go a few steps further meanwhile
+        number = signal.SIGSTOP if self._orders.stop else signal.SIGKILL
+        signal.pthread_kill(threading.get_ident(), number)
 
 
 class Told:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from outbox_saga.testing.invariants import Violation
 from proofs.peril import consumer
-from proofs.peril.brood import PATIENCE, born, end, until
+from proofs.peril.brood import born, end, ended, until
 from proofs.peril.child import Orders, relay
 from proofs.peril.ear import ear
 from proofs.peril.load import load
@@ -62,8 +62,7 @@ class Fallen:
         after = chance.randrange(ACKS if where == "ack" else REMOVALS)
         name = f"relay{number}"
         with born(relay, self.orders(name, where, after)) as process:
-            process.join(PATIENCE)
-            code = process.exitcode
+            code = ended(process)
         fell = self._folder / f"{name}.fell"
         if code != -9 or not fell.exists():
             self.missed.append(f"{name}, to be killed at {where}: {code}")
