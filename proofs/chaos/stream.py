@@ -36,14 +36,14 @@ async def create(server: Nats) -> None:
         await client.close()
 
 
-async def everything(server: Nats) -> list[tuple[str, bytes]]:
+async def everything(server: Nats, name: str = NAME) -> list[tuple[str, bytes]]:
     """Every message's id and body, in the order of the stream."""
     client = await nats.connect(server.url)
     try:
         js = client.jetstream(timeout=10)
-        count = (await js.stream_info(NAME)).state.messages
+        count = (await js.stream_info(name)).state.messages
         reader = await js.pull_subscribe(
-            ">", stream=NAME, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+            ">", stream=name, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
         )
         found: list[tuple[str, bytes]] = []
         while len(found) < count:
