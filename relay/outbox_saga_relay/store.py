@@ -77,6 +77,7 @@ class Renewal:
         share: How many partitions are this relay's due, by the relays that are alive.
         relays: Relays that are alive, this one included.
         again: Look again above this position: rows were put back, or keys unparked.
+        waiting: There is something to do, if that was asked for.
     """
 
     held: bool
@@ -84,6 +85,7 @@ class Renewal:
     relays: int = 1
     gained: frozenset[int] = field(default_factory=frozenset)
     again: int | None = None
+    waiting: bool = False
 
 
 class Store:
@@ -218,14 +220,24 @@ class Store:
         self.epochs = epochs
         return bool(epochs)
 
-    async def renew_lease(self, detail: Mapping[str, object] | None = None) -> Renewal:
+    async def renew_lease(
+        self,
+        detail: Mapping[str, object] | None = None,
+        *,
+        look: Collection[int] | None = None,
+    ) -> Renewal:
         """Another lease for every partition, and news of what others did to them.
 
         Takes free partitions up to this relay's share.
-        """
-        return await self._in_thread(self._renew_lease, detail or {})
 
-    def _renew_lease(self, detail: Mapping[str, object]) -> Renewal:
+        Args:
+            look: Say whether there is anything to do, too (`anything_to_do`), but for these
+                positions, which are known. None: do not look.
+        """
+        known = None if look is None else list(look)
+        return await self._in_thread(self._renew_lease, detail or {}, known)
+
+    def _renew_lease(self, detail: Mapping[str, object], look: list[int] | None = None) -> Renewal:
         begun = time.monotonic()
         before = dict(self.epochs)
 
@@ -245,7 +257,17 @@ class Store:
             again = partitions.take_revisits(connection, self._tables, self.owner)
             blocked = verbs.blocked_rows(connection, self._tables, self._clock, list(epochs))
             gained = frozenset(epochs.keys() - before.keys())
-            told = Renewal(held=True, share=share, relays=relays, gained=gained, again=again)
+            waiting = look is not None and verbs.anything_to_do(
+                connection, self._tables, self._clock, self._wanted(look)
+            )
+            told = Renewal(
+                held=True,
+                share=share,
+                relays=relays,
+                gained=gained,
+                again=again,
+                waiting=waiting,
+            )
             return told, epochs, blocked
 
         renewal, epochs, blocked = self._write(renew)
@@ -550,8 +572,8 @@ class Store:
         """Whether a page would have a row, or a delayed message is due: one statement."""
         return await self._in_thread(self._anything_to_do, list(known))
 
-    def _anything_to_do(self, known: list[int]) -> bool:
-        wanted = Wanted(
+    def _wanted(self, known: list[int]) -> Wanted:
+        return Wanted(
             self._reading(),
             1,
             self.owner,
@@ -560,6 +582,9 @@ class Store:
             look_for_blocked=bool(self._blocked),
             none_if_put_back=exchange.can_exchange(self._engine),
         )
+
+    def _anything_to_do(self, known: list[int]) -> bool:
+        wanted = self._wanted(known)
         if not exchange.can_exchange(self._engine):
             return self._look(verbs.anything_to_do, self._tables, self._clock, wanted)
         return verbs.anything_to_do(self._kept_or_new(), self._tables, self._clock, wanted)

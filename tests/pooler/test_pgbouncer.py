@@ -152,7 +152,7 @@ async def test_a_relay_is_told_past_the_pooler_of_a_commit_that_came_through_it(
     )
     elsewhere = sa.make_url(pooler.through(house.url)).set(host="localhost")
     wake_relays(engine, url=elsewhere)  # by another name, so that nothing is told in the process
-    relay = Relay(pooled, broker, poll=HOUR)
+    relay = Relay(pooled, broker, poll=HOUR, lease=3 * HOUR)
     async with running(relay):
         house.say("first")
         await broker.until("first")
