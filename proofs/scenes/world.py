@@ -59,6 +59,11 @@ class World:
         self.nats = nats
         self.broker_url = broker_url
 
+    @property
+    def url(self) -> str:
+        """Of the database."""
+        return self.database.url.render_as_string(hide_password=False)
+
     def publish(
         self,
         session: Any,
