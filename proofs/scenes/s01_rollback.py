@@ -1,4 +1,4 @@
-"""1: every third of 1,000 transactions raises after it has published; the others' events arrive."""
+"""1: every third of 1,000 transactions raises after it has published; the others arrive."""
 
 from __future__ import annotations
 
