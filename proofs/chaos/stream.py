@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import nats
 from nats.errors import TimeoutError as NothingCame
@@ -22,15 +23,13 @@ def broker() -> Iterator[tuple[Nats, str]]:
         yield server, f"{server.url}?stream={NAME}&prefix={NAME}"
 
 
-async def create(server: Nats) -> None:
-    """The stream, which keeps everything and drops hardly any repeat."""
+async def create(server: Nats, **settings: Any) -> None:
+    """The stream, which keeps everything and drops hardly any repeat, unless told otherwise."""
+    usual = {"discard": api.DiscardPolicy.NEW, "duplicate_window": 0.1}
     client = await nats.connect(server.url)
     try:
         await client.jetstream().add_stream(
-            name=NAME,
-            subjects=[f"{NAME}.>"],
-            discard=api.DiscardPolicy.NEW,
-            duplicate_window=0.1,
+            name=NAME, subjects=[f"{NAME}.>"], **{**usual, **settings}
         )
     finally:
         await client.close()

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -59,6 +60,11 @@ class World:
         self.nats = nats
         self.broker_url = broker_url
 
+    @property
+    def url(self) -> str:
+        """Of the database."""
+        return self.database.url.render_as_string(hide_password=False)
+
     def publish(
         self,
         session: Any,
@@ -78,10 +84,15 @@ class World:
         """A relay process, as an operator starts it; ended in good order."""
         return relaying.relay(self.database, self.broker_url, *options)
 
-    def quiesce(self, seconds: float = QUIESCE) -> float:
-        """Wait until nothing is left to be sent, or so long; how long it took."""
+    def quiesce(self, seconds: float = QUIESCE, *, parked: int = 0) -> float:
+        """Wait until nothing is left to be sent, or so long; how long it took.
+
+        Args:
+            seconds: At most.
+            parked: Keys that stay parked behind their dead letters.
+        """
         began = time.monotonic()
-        while any(self._left().values()) and time.monotonic() < began + seconds:
+        while sum(self._left().values()) > parked and time.monotonic() < began + seconds:
             time.sleep(0.05)
         return round(time.monotonic() - began, 2)
 
@@ -146,16 +157,28 @@ class World:
 
 
 @contextmanager
-def world(kind: type[DatabaseServer] = Postgres18, **options: Any) -> Iterator[World]:
+def world(
+    kind: type[DatabaseServer] | None = Postgres18,
+    *,
+    stream_settings: Mapping[str, Any] = {},
+    **options: Any,
+) -> Iterator[World]:
     """Servers of its own, which are gone afterwards.
 
     Args:
-        kind: Of database.
+        kind: Of database; None is SQLite, in a file.
+        stream_settings: Of the stream, besides those it has everywhere.
         options: Of `Database`.
     """
-    with choose(kind) as server, stream.broker() as (nats, broker_url):
-        asyncio.run(stream.create(nats))
-        database = Database(server.create_database(), **options)
+    with ExitStack() as stack:
+        if kind is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            url = f"sqlite:///{folder}/scene.db"
+        else:
+            url = stack.enter_context(choose(kind)).create_database()
+        nats, broker_url = stack.enter_context(stream.broker())
+        asyncio.run(stream.create(nats, **stream_settings))
+        database = Database(url, **options)
         prepare(database)
         try:
             yield World(database, nats, broker_url)
