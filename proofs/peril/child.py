@@ -5,7 +5,7 @@ The points between the broker's ack and the mark, which is the commit of the DEL
     ack          the broker's ack of a message has just been heard
     delete       before the DELETE of acknowledged rows
     commit       that DELETE is on its way, its COMMIT is not
-    handed over  the driver has the COMMIT, and has not sent it yet
+    handed over  the COMMIT is on its way too, its answer has not been heard
     retried      before the DELETE of a row whose key has waited for it
     failure      before the row that says that a key waits
 """

@@ -29,7 +29,7 @@ PAGE = 50  # rows
 IN_FLIGHT = PAGE * 4  # rows that a relay may have in memory, sent or not: its own bound
 BACKLOG = 150  # messages that wait for the relays, about
 ACKS, REMOVALS = 60, 4  # a relay falls before it has had more of them than that
-PLACES = ("ack", "delete", "commit", "handed over")
+PLACES = ("ack", "delete", "ack", "commit")  # by turns
 
 
 class Fallen:

@@ -101,15 +101,14 @@ def _stand(place: str, successor: str) -> Stood:
         else:
             on.quiesce()
         stood.took_over = time.monotonic() - stopped
-        # a renewal is due a third of a lease before the stop at the latest, or it has just been
         if stood.took_over > STILL:
             stood.wrong.append("the successor was held up")
         time.sleep(max(0.0, stopped + STILL - time.monotonic()))
         before = _rows(on)
         its.goes_on()
         until(lambda: its.detail("fenced") is not None, "the zombie speaks")
-        stood.fenced = its.fenced()
-        if stood.unmarked and not stood.fenced:
+        stood.fenced = its.fenced(stood.unmarked)
+        if stood.fenced < stood.unmarked:
             stood.wrong.append("it did not count what it could not remove")
         if mute:
             # nobody else changes anything: what has changed is the zombie's doing
@@ -194,12 +193,14 @@ class _Zombie:
             said = connection.execute(asked).scalar()
         return None if said is None else json.loads(said)[name]
 
-    def fenced(self) -> int:
-        """Its counter; it may speak once before it knows that it was passed."""
+    def fenced(self, wanted: int) -> int:
+        """Its counter; it may speak before it knows all of what was another's by then."""
         deadline = time.monotonic() + 3 * LEASE
-        while not (count := self.detail("fenced")) and time.monotonic() < deadline:
+        while (count := int(self.detail("fenced") or 0)) < wanted:
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.02)
-        return int(count or 0)
+        return count
 
 
 def _rows(on: World) -> dict[str, list[str]]:
