@@ -578,10 +578,10 @@ class Relay:
 
     def _forget(self) -> None:
         self._sending.forget()
+        self.store.forget(self._lanes.sent)
         self._lanes.clear()
         self._again = None
         self._lost = True
-        self.store.epochs = {}
 
     async def _wait_out(self, stopped: asyncio.Task[bool]) -> None:
         self._troubles += 1

@@ -27,7 +27,10 @@ from tests.pooler.conftest import SHARED
 from tests.relay.house import PATIENCE, House, Recorder, Said, till
 from tests.relay.test_running import Broker, running, until
 
-pytestmark = pytest.mark.databases("postgres18")
+pytestmark = [
+    pytest.mark.databases("postgres18"),
+    pytest.mark.needs_a_session("puts a pooler before the server itself"),
+]
 
 HOUR = 3600.0
 KEYS = 4
