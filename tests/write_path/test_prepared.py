@@ -119,6 +119,7 @@ def test_both_ways_write_the_same_bytes(
     written = []
     for _ in range(3):
         with engine.begin() as connection:
+            connection.execute(sa.text("select 1"))  # it has begun
             write_messages(connection, shop.tables, envelopes)
         written.append([row._replace(position=0) for row in shop.rows()])
         shop.execute("delete from outbox_saga_outbox")
@@ -146,6 +147,7 @@ def test_its_answer_tells_the_transaction(shop: Shop, engine: sa.Engine, ways: l
     envelope = seal(Said(word="a"), key="k")
     for _ in range(2):
         with engine.begin() as connection:
+            connection.execute(sa.text("select 1"))
             answer = write_messages(connection, shop.tables, [envelope])
             assert answer is not None
             number = connection.scalar(sa.text("select pg_current_xact_id()::text"))
