@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("outbox_saga.hints")
 
-EVERY = 0.03  # seconds between two hints of one process; the first one goes at once
+EVERY = 0.05  # seconds between two hints of one process; the first one goes at once
 ENDING = 1.0  # seconds that disposing of an engine waits for the last hint
 # when the connection for hints cannot be made; relays look by themselves meanwhile
 AGAIN = Retry(max_attempts=1_000_000, initial=1.0, max_delay=30.0)
@@ -104,7 +104,7 @@ def listening(url: sa.URL, schema: str | None, hear: Callable[[], None]) -> Iter
 
 
 class Sender:
-    """Sends NOTIFY from a thread and a connection of its own: at once, then at most every 30 ms.
+    """Sends NOTIFY from a thread and a connection of its own: at once, then at most every 50 ms.
 
     Args:
         url: Of the database.
