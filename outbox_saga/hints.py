@@ -184,8 +184,8 @@ class Sender:
                 if time.monotonic() < self._not_before:
                     return None  # relays look by themselves meanwhile
                 connection = self._connect()
-            # by the driver's own cursor: SQLAlchemy's way would take the interpreter from whoever
-            # commits for three times as long
+            # by the driver's own cursor: what SQLAlchemy does around it takes the interpreter from
+            # whoever commits
             cursor = connection.connection.cursor()
             for schema in wanted:
                 cursor.execute(_NOTIFY.format(channel(schema)))

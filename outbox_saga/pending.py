@@ -140,7 +140,9 @@ class ConnectionKeeper:
         return entries
 
 
-_KEEPER = "_outbox_saga_keeper"  # of a connection; a dictionary of weak keys costs ten times more
+_KEEPER = (
+    "_outbox_saga_keeper"  # an attribute of the connection: weak keys are looked up in Python
+)
 
 _AUTOCOMMIT = (
     "the connection is in AUTOCOMMIT, so the business rows are committed before the messages: use "

@@ -24,7 +24,7 @@ def test_an_id_is_a_uuid_version_7_of_this_moment() -> None:
 
 
 def test_an_id_is_a_uuid_as_the_constructor_makes_it() -> None:
-    """It is made without, in half the time; a later Python may keep its parts otherwise."""
+    """It is made without, for speed; a later Python may keep its parts otherwise."""
     id_ = new_id()
     same = UUID(str(id_))
     assert (id_, hash(id_), repr(id_), id_.is_safe) == (same, hash(same), repr(same), same.is_safe)
