@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 LINGER = 0.02  # seconds an acknowledged row may wait for others to be removed with it
 
 _TIE = 0.001  # seconds: a look and a renewal that are due at once
@@ -45,6 +47,8 @@ class Pace:
         self._pause = self._poll / 16 if found else min(self._poll, self._pause * 2)
         pause = min(self._pause, self._spread)
         self.read_at = now if found else max(begun + pause, now + pause / 2)
+        if self.idle and not found:
+            self.enter_at = math.inf  # its looks see delayed messages, too
         if 0 <= self.renew_at - self.read_at < _TIE:
             self.read_at = self.renew_at  # which looks
 
@@ -52,6 +56,8 @@ class Pace:
         """Somebody said that there is something."""
         self._pause = self._poll / 16
         self.read_at = now
+        if self.enter_at == math.inf:
+            self.enter_at = now
 
     def removed(self, now: float) -> None:
         """Acknowledged rows were removed; the next ones may wait for company."""

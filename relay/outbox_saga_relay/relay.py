@@ -122,11 +122,13 @@ class Relay:
         self._limit = min(FIRST_PAGE, page_rows)
         self._trouble = outage
         self._troubles = 0
+        self._serving = False
         self._lost = False  # whatever the store says it owns: a call that was left behind may
         self._wake = asyncio.Event()
         self._head_start = HeadStart(self._wake.set)
         self._hinted = False
         self._held_was_last = False
+        self._page_was_last = False
         self._failures_were_last = False
         self._again: int | None = None
         self._more_is_due = False
@@ -142,6 +144,7 @@ class Relay:
             attempts=self.store.attempts,
             counters=self.counters,
             wake=self._wake.set,
+            go_on=self._send_few,
         )
 
     @property
@@ -310,6 +313,7 @@ class Relay:
         """
         pace = Pace(self.poll, self._lease / 3, time.monotonic())
         turn: asyncio.Task[None] | None = None
+        self._serving = True
         try:
             while True:
                 self._wake.clear()
@@ -324,14 +328,27 @@ class Relay:
                         turn.add_done_callback(self._turn_is_over)
                     elif stopping and not self._sending.busy:
                         return
-                may_send = not stopping and not self.store.lease_may_be_over
-                if may_send and not self._head_start.left:
+                if self._may_send:
                     self._sending.dispatch(self._page_rows)
                 await self._woken(self._patience(pace, busy=turn is not None))
         finally:
+            self._serving = False
             await self._sending.give_up()
             if turn is not None:
                 await asyncio.gather(turn, return_exceptions=True)
+
+    @property
+    def _may_send(self) -> bool:
+        lapsed = self._is_stopping() or self.store.lease_may_be_over
+        return self._serving and not lapsed and not self._head_start.left
+
+    def _send_few(self) -> None:
+        """The next of a key goes as soon as the one before it is acknowledged.
+
+        Only few: of many the database's next statement goes first (`head_start`).
+        """
+        if self._lanes.ready < MANY and self._may_send:
+            self._sending.dispatch(self._page_rows)
 
     def _turn_is_over(self, _turn: asyncio.Task[None]) -> None:
         self._head_start.end()
@@ -360,8 +377,13 @@ class Relay:
             if self._lanes.wanting() and not (reads and self._held_was_last):
                 self._held_was_last = True
                 return self._read_more_of_held()
+            # after a page: what was committed does not wait for what was delayed, nor for ever
+            enters = now >= pace.enter_at and self._has_room()
+            if enters and (self._page_was_last or not reads):
+                self._page_was_last = False
+                return self._enter(pace)
             if reads:
-                self._held_was_last = False
+                self._page_was_last, self._held_was_last = True, False
                 pace.removed(now)
                 if self._lanes.ready >= MANY:
                     self._head_start.begin()
@@ -381,7 +403,7 @@ class Relay:
         if (due := self.store.next_due) is not None:
             moments.append(due)
         if self._may_read and self._has_room():
-            moments.append(pace.read_at - now)
+            moments += [pace.read_at - now, pace.enter_at - now]
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
         return max(0.0, min(moments))
@@ -417,11 +439,17 @@ class Relay:
         if idle and not await self.store.anything_to_do(self._lanes.positions(-1)):
             pace.looked(begun, time.monotonic(), found=False)
             return
-        if idle or time.monotonic() >= pace.enter_at:
-            entered = await self.store.enter_outbox(self._page_rows)
-            pace.entered(time.monotonic(), full=entered == self._page_rows)
         page = await self._exchange(self._sending.take_acknowledged())
         pace.looked(begun, time.monotonic(), found=bool(page.rows))
+        if idle:
+            pace.enter_at = begun  # it may be a delayed message that the look has seen
+
+    async def _enter(self, pace: Pace) -> None:
+        entered = await self.store.enter_outbox(self._page_rows)
+        now = time.monotonic()
+        pace.entered(now, full=entered == self._page_rows)
+        if entered:
+            pace.hinted(now)
 
     def _is_idle(self, pace: Pace) -> bool:
         return pace.idle and not self._sending.acknowledged

@@ -456,6 +456,9 @@ class Store:
             # of the page as it is taken: the mark must not pass what was cut off
             highest = page.rows[-1].position if page.rows else None
             self.mark.read(found.oldest, highest, full=page.full)
+        if found.transaction is not None and found.removed < len(acknowledged):
+            # what is not ours to remove any more may be there still, and the mark has passed it
+            self.mark.lower(min(row.position for row in acknowledged) - 1)
         if self._blocked and limit:
             self._forget_gone(page, frozenset(known))
         return page

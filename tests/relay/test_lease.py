@@ -154,6 +154,26 @@ async def test_a_relay_whose_lease_ran_out_while_nobody_wanted_it_was_not_fenced
     assert house.waiting() == []
 
 
+async def test_what_could_not_be_removed_for_a_moment_is_read_again(house: House) -> None:
+    """As when the database's clock is set back: the lease was over, and is not."""
+
+    def late(_: Envelope) -> Outcome:
+        house.advance(11)
+        return ACCEPTED
+
+    recorder = Recorder(late)
+    relay = house.relay(recorder, lease=10.0)
+    house.say("a")
+    with contextlib.suppress(LeaseLost):
+        await relay.run_once()
+    assert house.waiting() == ["a"]
+    house.advance(-11)
+    recorder.answer = accept
+    while house.waiting():
+        await relay.run_once()
+    assert recorder.words == ["a", "a"]
+
+
 @pytest.mark.databases("postgres18", "sqlite")
 async def test_a_relay_that_lost_its_lease_leaves_no_task_behind_and_works_again(
     house: House, caplog: pytest.LogCaptureFixture

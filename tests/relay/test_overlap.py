@@ -95,5 +95,6 @@ async def test_a_relay_does_not_spin_while_the_time_of_a_key_has_come(house: Hou
     assert looks is not None
     looks.close()
     pace.looked(now, now, found=False)  # it could not be read
+    pace.entered(now, full=False)
     assert relay._next_turn(pace, stopping=False) is None
     assert relay._patience(pace, busy=False) > 0
