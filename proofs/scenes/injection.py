@@ -53,11 +53,11 @@ class Injection:
         elif self._how == "raised":
             self._execute(cursor, _RAISE.format(self._code), (), context=context)
         elif self._how == "ended before":
-            self._end(cursor.connection)
+            self._end(cursor)
             self._execute(cursor, statement, parameters, context=context)
         else:
             self._execute(cursor, statement, parameters, context=context)
-            self._end(cursor.connection)
+            self._end(cursor)
 
     def _do_commit(self, connection: Any) -> None:
         if not self._reached("COMMIT"):
@@ -77,9 +77,9 @@ class Injection:
         self.places.append(place)
         return self.count == self._at
 
-    def _end(self, connection: Any) -> None:
-        driver = getattr(connection, "driver_connection", None) or connection
-        driver = getattr(driver, "_connection", driver)  # psycopg's own, behind SQLAlchemy's
+    def _end(self, of: Any) -> None:
+        # psycopg's own connection, behind what SQLAlchemy puts before async ones, or a cursor
+        driver = getattr(of, "_connection", None) or getattr(of, "connection", None) or of
         with self._killer.connect() as killer:
             killer.execute(
                 sa.text("select pg_terminate_backend(:pid, 5000)"),

@@ -226,7 +226,7 @@ async def injected_async(stage: Stage) -> None:
 async def _injected(stage: Stage, name: str, run: Any, injection: Injection) -> None:
     for warming in range(2):  # the first connects, and asks the server who it is
         await _once(stage, f"{name}, undisturbed {warming}", run, injection, 0, "raised", None)
-    places = list(injection.places)
+    places = injection.places
     stage.statements[name] = places
     for (how, code), at in itertools.product(TROUBLES, range(1, len(places) + 1)):
         where = f"{name}, {code or how} at {at} ({places[at - 1]})"
@@ -243,7 +243,8 @@ async def _once(
         await run()
     except Exception as error:  # noqa: BLE001 - any is a miss
         stage.wrong.append(f"{name}: {type(error).__name__}: {error}"[:300])
-    injection.arm(0)
+    if at and injection.count < at:
+        stage.wrong.append(f"{name}: never came to its statement")
     stage.runs[f"{code or how}, {stage.attempts} attempts" if at else "undisturbed"] += 1
     with stage.look.connect() as connection:
         effects = connection.execute(
