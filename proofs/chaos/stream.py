@@ -35,21 +35,21 @@ async def create(server: Nats, **settings: Any) -> None:
         await client.close()
 
 
-async def everything(server: Nats) -> list[tuple[str, bytes]]:
+async def everything(server: Nats, name: str = NAME) -> list[tuple[str, bytes]]:
     """Every message's id and body, in the order of the stream."""
-    return [(headers["ce-id"], body) for headers, body in await messages(server)]
+    return [(headers["ce-id"], body) for headers, body in await messages(server, name)]
 
 
-async def messages(server: Nats) -> list[tuple[dict[str, str], bytes]]:
+async def messages(server: Nats, name: str = NAME) -> list[tuple[dict[str, str], bytes]]:
     """Every message's headers and body, in the order of the stream, none of which may be gone."""
     client = await nats.connect(server.url)
     try:
         js = client.jetstream(timeout=10)
-        state = (await js.stream_info(NAME)).state
+        state = (await js.stream_info(name)).state
         if state.messages and (state.first_seq, state.last_seq) != (1, state.messages):
             raise AssertionError(f"the stream has lost some of what it had: {state}")
         reader = await js.pull_subscribe(
-            ">", stream=NAME, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+            ">", stream=name, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
         )
         found: list[tuple[dict[str, str], bytes]] = []
         while len(found) < state.messages:
