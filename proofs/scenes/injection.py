@@ -19,6 +19,21 @@ _RAISE = (
     "using errcode = '{}'; end $$"
 )
 
+# COMMIT itself fails with it, and the transaction is over, as after a real failure to serialize
+_DOOM = """
+create table scene_doom (code text);
+create function scene_doomed() returns trigger language plpgsql as $$ begin
+  raise exception 'не удалось сериализовать доступ' using errcode = new.code; end $$;
+create constraint trigger scene_doomed after insert on scene_doom
+  deferrable initially deferred for each row execute function scene_doomed();
+"""
+
+
+def prepare(engine: sa.Engine) -> None:
+    """What makes a COMMIT fail; once in each database."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_DOOM)
+
 
 class Injection:
     """On one engine, which nobody else uses meanwhile.
@@ -63,8 +78,10 @@ class Injection:
         if not self._reached("COMMIT"):
             self._commit(connection)
         elif self._how == "raised":
-            cursor = connection.cursor()
-            self._execute(cursor, _RAISE.format(self._code), ())
+            self._execute(
+                connection.cursor(), f"insert into scene_doom values ('{self._code}')", ()
+            )
+            self._commit(connection)
         elif self._how == "ended before":
             self._end(connection)
             self._commit(connection)

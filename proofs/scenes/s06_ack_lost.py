@@ -51,9 +51,7 @@ class Fallen:
         """Of one of these relays."""
         url = self._on.database.url.render_as_string(hide_password=False)
         options = {"lease": LEASE, "page_rows": PAGE}
-        return Orders(
-            name, url, self._on.broker_url, self._folder, where, after, relay=options
-        )
+        return Orders(name, url, self._on.broker_url, self._folder, where, after, relay=options)
 
     def kill(self, number: int) -> None:
         """One more."""
@@ -79,7 +77,9 @@ class Fallen:
 
     def _in_outbox(self) -> set[str]:
         with self._on.database.engine.connect() as connection:
-            return set(map(str, connection.scalars(sa.select(self._on.database.tables.outbox.c.id))))
+            return set(
+                map(str, connection.scalars(sa.select(self._on.database.tables.outbox.c.id)))
+            )
 
     def unexplained(self, repeated: dict[str, int]) -> list[Violation]:
         """Messages that came again more often than relays died with them in flight."""

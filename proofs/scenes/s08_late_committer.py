@@ -75,7 +75,9 @@ class _Late:
         self._key = key
         self._place = place
         self._standing = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(of,)) for of in (self._a, self._b)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(of,)) for of in (self._a, self._b)
+        ]
         self._errors: list[BaseException] = []
         self._ids: dict[str, str] = {}
         self.has_committed = False

@@ -112,7 +112,9 @@ def _stand(place: str, successor: str) -> Stood:
             stood.wrong.append("it did not count what it could not remove")
         if mute:
             # nobody else changes anything: what has changed is the zombie's doing
-            stood.wrong += [f"it changed {name}" for name, was in before.items() if _rows(on)[name] != was]
+            stood.wrong += [
+                f"it changed {name}" for name, was in before.items() if _rows(on)[name] != was
+            ]
             other.kill()
             on.quiesce()
         elif _rows(on) != before:

@@ -79,7 +79,9 @@ def _lost(on: World, heard: Ear, between: Proxy, *, new: bool) -> dict[str, Any]
         if time.monotonic() - began > CLOSED + AGAIN + 5:
             break
     took = time.monotonic() - began - (CLOSED if new else 0.0)
-    say(f"  listens again after {took:.1f} s; {len(latencies)} events, most {max(latencies):.3f} s")
+    say(
+        f"  listens again after {took:.1f} s; {len(latencies)} events, most {max(latencies):.3f} s"
+    )
     # the last one may have been told of by the new listener: it counts all the same
     return {"listens again after": took, "latencies": latencies}
 
