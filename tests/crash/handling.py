@@ -9,8 +9,9 @@ from outbox_saga.envelopes import seal
 from outbox_saga.messages import Message
 from outbox_saga.testing.invariants import Violation
 from tests.crash import operating
+from tests.crash.deliveries import arriving
 from tests.crash.operation import Operation
-from tests.crash.process import Process, arriving
+from tests.crash.process import Process
 from tests.crash.shop import Asked, Grave, Said, Told
 from tests.crash.world import Facts, World
 

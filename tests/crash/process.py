@@ -5,7 +5,6 @@ Everything that is in memory, watched by crash points, and gone when it dies.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection, Iterable
 from typing import Any
 from uuid import UUID
@@ -17,14 +16,14 @@ from outbox_saga.brokers.contract import Publisher
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.consuming import answer
 from outbox_saga.database import Database
-from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import BrokerUnavailable, CommitUnknown, MessageRefused
+from outbox_saga.errors import BrokerUnavailable, CommitUnknown
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.orchestrator import Orchestrator
 from outbox_saga.testing.crash_points import CrashPoints
 from outbox_saga.waiting_messages import WaitingMessages
 from outbox_saga_relay.housekeeping import Housekeeping
 from outbox_saga_relay.relay import Relay
+from tests.crash.deliveries import Delivery, arrived
 from tests.crash.planted import SOUND, Code
 from tests.crash.provider import Provider
 from tests.crash.recording import RecordingPublisher
@@ -34,33 +33,6 @@ from tests.crash.world import World
 A_WHILE = 120.0  # seconds: every lease has run out, and most backoffs
 ROUNDS = 60  # a run that has not come to rest by then never will
 PAGE = 2  # rows: so that a few messages are several pages
-
-
-class Delivery:
-    """What a broker brought to one consumer; what it is answered outlives us."""
-
-    def __init__(self, process: Process, line: dict[str, Any], name: str) -> None:
-        self._process, self._line, self._name = process, line, name
-        self.attempt = 1
-        self.topic: str = line["topic"]
-        self.headers: dict[str, str] = {"ce-id": line["id"]}
-        self.body = base64.b64decode(line["body"])
-
-    @property
-    def envelope(self) -> Envelope:
-        if self._line.get("unreadable"):
-            raise MessageRefused("headers", "nobody can read them")
-        return _arrived(self._line)
-
-    async def acknowledge(self) -> None:
-        with self._process.points.effect("broker: acknowledge"):
-            self._process.world.acknowledged.append(id=self._name)
-
-    async def retry(self, delay: float) -> None:
-        """It comes again whenever somebody looks."""
-
-    async def reject(self, reason: str) -> None:
-        raise AssertionError(f"rejected: {reason}")
 
 
 class Process:
@@ -180,9 +152,13 @@ class Process:
                 if name in acknowledged:
                     continue
                 if consumer is not None:
-                    await answer(self.service.handling, consumer, Delivery(self, line, name))
+                    await answer(
+                        self.service.handling,
+                        consumer,
+                        Delivery(self.world, self.points, line, name),
+                    )
                     continue
-                await self.service.deliver(_arrived(line))
+                await self.service.deliver(arrived(line))
                 with self.points.effect("broker: acknowledge"):
                     self.world.acknowledged.append(id=name)
 
@@ -200,7 +176,7 @@ class Process:
         """Brokers deliver twice: nothing may come of it."""
         for line in self.world.arrivals.read():
             if not line.get("odd"):  # it would be a dead letter once more, each time
-                await self.service.deliver(_arrived(line))
+                await self.service.deliver(arrived(line))
         await self.relay()
 
     async def people_decide(self) -> None:
@@ -286,26 +262,3 @@ class Process:
             await self.database.async_engine.dispose()
             self.database.engine.dispose()
             self.database.program_engine.dispose()
-
-
-def arriving(envelope: Envelope, **odd: Any) -> dict[str, Any]:
-    """An envelope as a line of the arrivals' log."""
-    return {
-        **odd,
-        "id": str(envelope.id),
-        "topic": envelope.topic,
-        "key": envelope.key,
-        "type": envelope.type,
-        "body": base64.b64encode(envelope.body).decode(),
-    }
-
-
-def _arrived(line: dict[str, Any]) -> Envelope:
-    return Envelope(
-        id=UUID(line["id"]),
-        topic=line["topic"],
-        key=line["key"],
-        type=line["type"],
-        body=base64.b64decode(line["body"]),
-        correlation_id=line["id"],
-    )
