@@ -184,7 +184,7 @@ class Canceller:
         loop = asyncio.get_running_loop()
         process = self._process()
         others = asyncio.all_tasks()
-        loop.set_task_factory(suspensions.make_task)  # type: ignore[arg-type]  # its options vary
+        loop.set_task_factory(suspensions.make_task)
         target = suspensions.target = loop.create_task(_as_coroutine(self.operation.run, process))
         try:
             await asyncio.wait({target}, timeout=PATIENCE)

@@ -98,6 +98,6 @@ def _told(facts: Facts) -> list[Violation]:
         if report["told"] == "rolled back" and any(there):
             told = "committed, and its caller was told that it was rolled back"
             found.append(Violation("I1", f"messages {report['ids']}", told))
-        if any(there) != all(there):
+        if any(there) and not all(there):
             found.append(Violation("I1", f"messages {report['ids']}", "half of a unit is there"))
     return found

@@ -63,10 +63,12 @@ async def test_a_cancelled_statement_that_has_rows_left_leaves_no_lock_behind(
     async def write() -> None:
         await database.run(lambda connection: connection.exec_driver_sql(statement).all())
 
-    loop, at, locked, kept = asyncio.get_running_loop(), 1, [], []
+    loop, at = asyncio.get_running_loop(), 1
+    locked: list[str] = []
+    kept: list[BaseException | None] = []
     while True:
         suspensions = Suspensions(at, "answered")
-        loop.set_task_factory(suspensions.make_task)  # type: ignore[arg-type]
+        loop.set_task_factory(suspensions.make_task)
         suspensions.target = loop.create_task(write())
         loop.set_task_factory(None)
         ended = await asyncio.gather(suspensions.target, return_exceptions=True)
