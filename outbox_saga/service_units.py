@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from outbox_saga.commits import async_commit_and_close, check_commit_timeout, commit_within
+from outbox_saga.commits import (
+    Committed,
+    async_commit_within,
+    check_commit_timeout,
+    commit_within,
+)
 from outbox_saga.database import Database
 from outbox_saga.unit_of_work import UnitOfWork
 
@@ -48,7 +54,12 @@ class ServiceUnitOfWork:
         return self._work_in(self._session)
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            await async_commit_and_close(self._session, self._commit_timeout)
-        else:
-            await self._session.__aexit__(kind, *rest)
+        committed: Committed | None = None
+        try:
+            async with self._session:
+                if kind is None:
+                    committed = await async_commit_within(self._session, self._commit_timeout)
+        except asyncio.CancelledError as cancelled:
+            if committed is not None:  # only the session's end was interrupted: nothing is undone
+                committed.note_on(cancelled)
+            raise

@@ -10,6 +10,7 @@ for them.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from outbox_saga.commits import (
     COMMIT_TIMEOUT,
-    async_commit_and_close,
+    Committed,
+    async_commit_within,
     check_commit_timeout,
     commit_within,
 )
@@ -353,11 +355,17 @@ class _UnitOfWorkContext(Generic[S]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            await async_commit_and_close(self._session, self._commit_timeout)
-        else:
+        committed: Committed | None = None
+        try:
             async with self._session:
-                await self._session.rollback()
+                if kind is None:
+                    committed = await async_commit_within(self._session, self._commit_timeout)
+                else:
+                    await self._session.rollback()
+        except asyncio.CancelledError as cancelled:
+            if committed is not None:  # only the session's end was interrupted: nothing is undone
+                committed.note_on(cancelled)
+            raise
 
 
 if TYPE_CHECKING:

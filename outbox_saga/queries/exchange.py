@@ -35,11 +35,22 @@ _COMMIT = "COMMIT"
 _DELETE = """
 WITH gone AS (
   DELETE FROM {outbox}
-  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[]) {leased}
   RETURNING 1
 )
-SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
+SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone) {limited}
 """
+
+# In the same statement: whoever stood still before it was passed, and changes nothing. What it
+# has published its successor publishes again, under the same ids.
+_LEASED = """AND partition = ANY(ARRAY(
+    SELECT partition FROM {lease} WHERE owner = CAST(%(owner)s AS uuid)
+    AND until > clock_timestamp() + %(shift)s::bigint * interval '1 microsecond'))"""
+
+# A client that stands still between this and the COMMIT holds the rows locked. In a pipeline the
+# session is not idle meanwhile, so that only this limit ends it.
+_LIMITED = ", set_config('transaction_timeout', %(milliseconds)s, true)"
+_LIMITS_SINCE = (17,)
 
 # The same, and what goes is kept: one reading of the clock for all, so that within it the
 # positions say what came first
@@ -48,14 +59,14 @@ WITH moment AS MATERIALIZED (
   SELECT clock_timestamp() + %(shift)s::bigint * interval '1 microsecond' AS now
 ), gone AS (
   DELETE FROM {outbox}
-  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[]) {leased}
   RETURNING id, position, partition, topic, key, headers, body, created_at
 ), kept AS (
   INSERT INTO {archive}
     (published_at, id, position, partition, topic, key, headers, body, created_at)
   SELECT moment.now, gone.* FROM gone CROSS JOIN moment
 )
-SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
+SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone) {limited}
 """
 
 # before the page's own snapshot, so it says no more than that one would
@@ -117,14 +128,19 @@ def exchange(
     *,
     archive: bool = False,
     limit: float | None = None,
+    lease: float | None = None,
     sent: Callable[[], None] | None = None,
 ) -> Exchanged:
     """Removes these rows, by position AND id, commits, and reads the next page as `read_page`.
+
+    Only rows of partitions whose leases `wanted.owner` holds are removed, unless it is None.
 
     Args:
         connection: Made by `connect`. After an error nothing is known about it: invalidate it.
         archive: What is removed is kept in the archive, by the same statement.
         limit: Seconds, the deadline of what removes, where the session has none (a pooler's).
+        lease: Seconds after which the server ends what removes, if its COMMIT has not come; since
+            PostgreSQL 17. None: never.
         sent: Called when the server has all of it, before its answer is waited for.
 
     Raises:
@@ -167,9 +183,17 @@ def exchange(
                 if limit is not None:
                     send(beginning, transaction_limit(limit), None)
                 done = _done(published)
-                if archive:
+                if archive or wanted.owner is not None:
                     done["shift"] = str(clock.microseconds())
-                send(writing, _delete_sql(connection.dialect, tables, archive), done)
+                if wanted.owner is not None:
+                    done["owner"] = str(wanted.owner)
+                limited = lease is not None and _can_limit(connection.dialect)
+                if lease is not None and limited:
+                    # 0 would switch the limit off
+                    done["milliseconds"] = str(min(max(1, round(lease * 1000)), 2_147_483_647))
+                leased = wanted.owner is not None
+                delete = _delete_sql(connection.dialect, tables, archive, leased, limited)
+                send(writing, delete, done)
                 send(beginning, _COMMIT, None)
             if wanted.limit:
                 send(oldest, _OLDEST, None)
@@ -185,7 +209,7 @@ def exchange(
                 raw.pgconn.flush()
                 sent()
         if published:
-            found.transaction, found.removed = writing.fetchone()
+            found.transaction, found.removed = writing.fetchone()[:2]
         if wanted.limit:
             (found.oldest,) = oldest.fetchone()
             found.rows = page.fetchall()
@@ -243,11 +267,21 @@ def _delete_sql(
     dialect: sa.Dialect,
     tables: Tables,
     archive: bool,  # noqa: FBT001 - lru_cache keys by position
+    leased: bool,  # noqa: FBT001
+    limited: bool,  # noqa: FBT001
 ) -> str:
     named = dialect.identifier_preparer.format_table
     return (_ARCHIVE if archive else _DELETE).format(
-        outbox=named(tables.outbox), archive=named(tables.archive)
+        outbox=named(tables.outbox),
+        archive=named(tables.archive),
+        leased=_LEASED.format(lease=named(tables.partition_lease)) if leased else "",
+        limited=_LIMITED if limited else "",
     )
+
+
+def _can_limit(dialect: sa.Dialect) -> bool:
+    version: tuple[int, ...] | None = getattr(dialect, "server_version_info", None)
+    return version is not None and version >= _LIMITS_SINCE
 
 
 @functools.lru_cache(maxsize=64)

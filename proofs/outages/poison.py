@@ -28,6 +28,13 @@ KEYS = 2000
 BACKLOG = 40_000  # messages of other keys behind the poison, for the throughput
 RATE, SECONDS = 300, 12  # messages a second of other keys, for so long, for the latency
 PATIENCE = 120.0
+WORKLOAD = {
+    "poison": POISON,
+    "publish_timeout_seconds": TIMEOUT,
+    "backlog_for_throughput": BACKLOG,
+    "steady_for_p99": {"a_second": RATE, "seconds": SECONDS},
+    "keys": KEYS,
+}
 
 
 class Good(Event, topic="good"):
