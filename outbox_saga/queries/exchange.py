@@ -182,18 +182,11 @@ def exchange(
                 send(beginning, _BEGIN, None)
                 if limit is not None:
                     send(beginning, transaction_limit(limit), None)
-                done = _done(published)
-                if archive or wanted.owner is not None:
-                    done["shift"] = str(clock.microseconds())
-                if wanted.owner is not None:
-                    done["owner"] = str(wanted.owner)
-                limited = lease is not None and _can_limit(connection.dialect)
-                if lease is not None and limited:
-                    # 0 would switch the limit off
-                    done["milliseconds"] = str(min(max(1, round(lease * 1000)), 2_147_483_647))
-                leased = wanted.owner is not None
+                if lease is not None and not _can_limit(connection.dialect):
+                    lease = None
+                leased, limited = wanted.owner is not None, lease is not None
                 delete = _delete_sql(connection.dialect, tables, archive, leased, limited)
-                send(writing, delete, done)
+                send(writing, delete, _done(published, clock, wanted.owner, lease))
                 send(beginning, _COMMIT, None)
             if wanted.limit:
                 send(oldest, _OLDEST, None)
@@ -218,11 +211,17 @@ def exchange(
         return found
 
 
-def _done(published: Sequence[OutboxRow]) -> dict[str, str]:
+def _done(
+    published: Sequence[OutboxRow], clock: Clock, owner: UUID | None, lease: float | None
+) -> dict[str, str]:
     # as text: two lists of 500 cost the driver more than the rest of the statement
     return {
         "positions": "{" + ",".join([str(row.position) for row in published]) + "}",
         "ids": "{" + ",".join([row.id.hex for row in published]) + "}",
+        "shift": str(clock.microseconds()),
+        "owner": str(owner),
+        # 0 would switch the limit off
+        "milliseconds": str(min(max(1, round((lease or 0.0) * 1000)), 2_147_483_647)),
     }
 
 

@@ -27,7 +27,7 @@ from outbox_saga.queries import failures as failed_rows
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
 from outbox_saga.queries.delayed import enter_outbox
-from outbox_saga.queries.dialects import limit_idle_transaction, limit_whole_transaction
+from outbox_saga.queries.dialects import limit_transaction_whole
 from outbox_saga.queries.exchange import Exchanged
 from outbox_saga.queries.outbox import partition_of
 from outbox_saga.queries.processes import Process
@@ -157,8 +157,7 @@ class Store:
             if self._database.pooler:
                 limit_transaction(connection, self._database.deadline)
             # a relay that stands still must not lock its successor out
-            limit_idle_transaction(connection, self._lease)
-            limit_whole_transaction(connection, self._lease)
+            limit_transaction_whole(connection, self._lease)
             return verb(connection, *args, **kwargs)
 
     def _look(

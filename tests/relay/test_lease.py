@@ -122,10 +122,11 @@ async def test_a_relay_that_was_passed_removes_nothing_any_more_and_counts_it(
 
     house.say("a", "b")
     passed = house.relay(Recorder(overtaken), lease=1000.0, page_rows=1)
-    with contextlib.suppress(LeaseLost):
-        await passed.run_once()
+    for _ in range(2):
+        with contextlib.suppress(LeaseLost):  # where the lease is asked for by itself
+            await passed.run_once()
     assert house.waiting() == ["a", "b"]
-    assert await passed.run_once() == 0  # it finds out
+    assert await passed.run_once() == 0
     assert passed.store.fenced == 1
     go.set()
     assert await asyncio.wait_for(passing[0], PATIENCE) == 2
