@@ -500,11 +500,13 @@ class Store:
         # gone already: an owner after us has published it, too
         self.fenced += max(0, acknowledged - removed)
 
-    async def more_of(self, key: str, after: int, limit: int) -> Page:
-        """The next rows of one key, above a position."""
-        return await self._in_thread(self._more_of, key, after, limit)
+    async def more_of(
+        self, key: str, after: int, limit: int, *, room: int | None = None
+    ) -> Page:
+        """The next rows of one key, above a position; `room` as of `exchange`."""
+        return await self._in_thread(self._more_of, key, after, limit, room)
 
-    def _more_of(self, key: str, after: int, limit: int) -> Page:
+    def _more_of(self, key: str, after: int, limit: int, room: int | None) -> Page:
         wanted = Wanted(
             self._reading(),
             limit,
@@ -515,7 +517,7 @@ class Store:
         partition = partition_of(key, self.owner)
         rows = self._look(verbs.read_key, self._tables, self._clock, key, partition, wanted)
         full = len(rows) == limit
-        return self._whole(Page(rows, full), None)
+        return self._whole(Page(rows, full), room)
 
     async def enter_outbox(self, limit: int) -> int:
         """How many delayed messages whose time has come are in the outbox now; at most `limit`."""

@@ -144,6 +144,78 @@ async def test_a_page_of_large_bodies_has_a_bound_in_bytes(house: House) -> None
     assert house.waiting() == []
 
 
+class SlowForOne:
+    """Of each call the first message is not settled until the test says so, all others at once."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.came = 0
+        self.kept = self.most = 0  # bytes of all calls that are not over
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
+        assert settled is not None
+        size = sum(len(envelope.body) for envelope in envelopes)
+        self.came += len(envelopes)
+        self.kept += size
+        self.most = max(self.most, self.kept)
+        for index in range(1, len(envelopes)):
+            settled(index, ACCEPTED)
+        await self.go_on.wait()
+        self.kept -= size
+        return [ACCEPTED] * len(envelopes)
+
+
+async def test_what_calls_hold_that_one_slow_message_keeps_open_counts_as_memory(
+    house: House,
+) -> None:
+    house.say(*(f"{n}{'x' * 100_000}" for n in range(100)))
+    broker = SlowForOne()
+    relay = house.relay(broker, page_bytes=500_000, poll=0.02)
+    async with running(relay):
+        await until(
+            house, lambda: broker.came and not relay._has_room(), "it reads no more for now"
+        )
+        assert broker.most <= 3 * 500_000
+        broker.go_on.set()
+        await until(house, lambda: house.waiting() == [], "all are published")
+    assert broker.came == 100
+
+
+async def test_the_next_rows_of_a_long_key_have_a_bound_in_bytes(house: House) -> None:
+    # 16 rows of a key are kept: the large ones are read when all that is known of it is small
+    house.say(*range(40), *(f"{n}{'x' * 100_000}" for n in range(40, 80)), key="hot")
+    sizes: list[int] = []
+
+    async def measured(_: Envelope) -> Outcome:
+        sizes.append(relay._lanes.size)
+        return ACCEPTED
+
+    recorder = Recorder(measured)
+    relay = house.relay(recorder, page_rows=40, page_bytes=300_000, poll=0.02)
+    async with running(relay):
+        await until(house, lambda: house.waiting() == [], "all are published")
+    assert [int(word.rstrip("x")) for word in recorder.words] == list(range(80))
+    assert max(sizes) <= 3 * 300_000
+
+
+async def test_a_long_body_that_was_acknowledged_is_in_memory_no_longer(house: House) -> None:
+    house.say("x" * 100_000, "short")
+    relay = house.relay(Recorder())
+    await relay.store.take_lease()
+    page = await relay._exchange([])
+    await relay._sending.send(relay._lanes.take(10))
+    assert len(page.rows) == 2
+    assert sum(len(row.body) for row in relay._sending.acknowledged) < 1_000
+    await relay._remove()
+    assert house.waiting() == []
+
+
 async def test_while_the_broker_is_down_one_message_at_a_time_asks_for_it(house: House) -> None:
     house.say(*range(50))
     down, asked, most = True, asyncio.Queue[int](), 0
