@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,10 +52,18 @@ class Place:
     def fill(self, rows: int, body: int = BODY) -> None:
         """Only these rows are in the outbox, and the server has nothing else to do."""
         with self.connect() as connection:
-            connection.execute(f"TRUNCATE TABLE {outbox()}".encode())
+            self.empty(connection)
             self.add(connection, rows, body)
-            connection.execute(f"VACUUM ANALYZE {outbox()}".encode())
-            connection.execute("CHECKPOINT")
+            self.settle(connection)
+
+    def empty(self, connection: psycopg.Connection) -> None:
+        """Nothing is in the outbox, not even a dead row."""
+        connection.execute(f"TRUNCATE TABLE {outbox()}".encode())
+
+    def settle(self, connection: psycopg.Connection) -> None:
+        """The server has nothing left to do of what was written."""
+        connection.execute(f"VACUUM ANALYZE {outbox()}".encode())
+        connection.execute("CHECKPOINT")
 
     def add(self, connection: psycopg.Connection, rows: int, body: int = BODY) -> None:
         """So many rows more, their keys drawn at random, so a page holds some of them twice."""
@@ -62,7 +72,7 @@ class Place:
             topic="orders",
             key=None,
             type="OrderPlaced",
-            body=b'{"account":1,"amount":2,"note":"' + b"x" * (body - 34) + b'"}',
+            body=_body(body),
             correlation_id=str(new_id()),
         )
         values = {
@@ -80,6 +90,12 @@ class Place:
         with self.connect() as connection:
             row = connection.execute(f"SELECT count(*) FROM {outbox()}".encode()).fetchone()
             return int(row[0])  # type: ignore[index]  # count(*) gives a row
+
+
+def _body(size: int) -> bytes:
+    """JSON of about so many bytes, which the database cannot make shorter."""
+    note = base64.b64encode(os.urandom(max(0, size - 34) * 3 // 4))
+    return b'{"account":1,"amount":2,"note":"' + note + b'"}'
 
 
 def outbox() -> str:

@@ -63,7 +63,7 @@ class Relay:
         database: Whose outbox.
         publisher: To which broker.
         page_rows: Rows read at once; four times as many may be in memory.
-        page_bytes: Bytes of bodies read at once, about; twice as many may be in memory.
+        page_bytes: Bytes of bodies read at once, about; twice as many may be in memory, and a page more.
         lease: Seconds after which another relay takes over from one that stopped renewing.
         poll: Seconds between two looks when nothing is pending.
         retry: Backoff of a message the broker did not take; attempts are not limited, only a
@@ -86,7 +86,7 @@ class Relay:
         publisher: Publisher,
         *,
         page_rows: int = 500,
-        page_bytes: int = 16 * 1024 * 1024,
+        page_bytes: int = 8 * 1024 * 1024,
         lease: float = 10.0,
         poll: float = 0.25,
         retry: Retry = MESSAGE_RETRY,
