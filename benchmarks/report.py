@@ -48,6 +48,21 @@ def _row(figure: Figure) -> tuple[str, ...]:
     )
 
 
+def rates(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """The figures as plain JSON values, rounded to what they are worth."""
+    return [
+        {
+            "variant": figure.variant,
+            "per_second": round(figure.rate),
+            "range": [round(figure.low), round(figure.high)],
+            "client_cpu_us": round(figure.client_cpu_us, 1),
+            "server_cpu_us": figure.server_cpu_us and round(figure.server_cpu_us, 1),
+            "disturbed": f"{figure.disturbed} of {figure.rounds}",
+        }
+        for figure in figures
+    ]
+
+
 def _microseconds(number: float | None) -> str:
     if number is None:
         return "not known"
