@@ -12,15 +12,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from benchmarks import databases
+from benchmarks.backlog import Backlog
+from benchmarks.peers.measure import drained
+from benchmarks.peers.trials import try_all
 from proofs.backlogs import broker, costs, draining, filling, holding, memory, steady
 from proofs.backlogs.filling import Place
 from proofs.registry import Outcome, parts, proof, say
 
 SMALL = 10_000
-SHORT_RUNS = 5  # of the small backlog in each round: one is over in a tenth of a second
+SHORT_RUNS = 5  # of the small one before the long one, and after it: a tenth of a second each
 ROUNDS = 3
 BACKLOG = 0.7  # of the rate at 10 k
 SNAPSHOT = 0.7  # of the rate without
+OF_PEER = 3.0
+WRITER_ROWS = 200_000
+PEER_ROWS = 50_000  # a shorter backlog is the faster one while somebody writes
 HELD_SIZES = (200_000, 1_000_000)
 STEADY = 20.0  # seconds
 LARGE, LARGE_ROWS = 256 * 1024, 4_000
@@ -58,7 +65,7 @@ def one_million() -> Found:
 
 def five_millions() -> Found:
     """Against 10 k, interleaved."""
-    return _long(5_000_000, 2)
+    return _long(5_000_000, 1)
 
 
 def _long(rows: int, rounds: int) -> Found:
@@ -73,6 +80,7 @@ def _long(rows: int, rounds: int) -> Found:
             place.fill(rows)
             with costs.counted(place) as cost:
                 found = _emptied(place, rows)
+            some += [_drained(place, SMALL).rate for _ in range(SHORT_RUNS)]
             short += some
             long.append(found.rate)
             ratios.append(found.rate / statistics.median(some))
@@ -99,6 +107,19 @@ def _emptied(place: Place, rows: int) -> draining.Drained:
     if left := place.left():
         raise RuntimeError(f"{left} of {rows} rows were not published")
     return found
+
+
+def cost_of_an_event() -> Found:
+    """Right after a checkpoint, which makes the log longest, and in the same one as the insert."""
+    rows, told = HELD_SIZES[0], {}
+    with filling.place() as place:
+        for name, checkpoint in (("after a checkpoint", True), ("without one", False)):
+            place.fill(rows, checkpoint=checkpoint)
+            with costs.counted(place) as cost:
+                _emptied(place, rows)
+            told[name] = cost.of_each(rows)
+            say(f"{name}: {told[name]}")
+    return True, {"rows": rows, "of each event": told}
 
 
 # --- transactions that stay open -----------------------------------------------------------------
@@ -163,6 +184,68 @@ def read_snapshot_steady() -> Found:
     }
 
 
+def writer_elsewhere() -> Found:
+    """An open transaction that has written into another table."""
+    return _against_peers(holding.writing)
+
+
+def writer_of_the_outbox() -> Found:
+    """An open transaction that has written a message of its own key."""
+    return _against_peers(holding.publishing)
+
+
+def _against_peers(hold: Hold) -> Found:
+    ours: list[float] = []
+    theirs: list[float] = []
+    ratios: list[float] = []
+    with databases.postgres() as there:
+        place = Place(there.name, there.url)
+        rows = Backlog(there, PEER_ROWS, filling.KEYS)
+        rows.prepare()
+        _drained(place, SMALL)
+        place.fill(0)
+        with hold(place):
+            trials = try_all(rows, 0.0)
+        best = trials.best
+        for _ in range(ROUNDS):
+            place.fill(WRITER_ROWS)
+            with hold(place), costs.counted(place) as cost:
+                found = draining.drain(place, WRITER_ROWS)
+            _drain_the_late(place, hold)
+            with hold(place):
+                peers_cost = costs.Costs()
+                around = costs.counted(place, peers_cost)
+                sample = drained(best.peer, best.settings, rows.dsn, PEER_ROWS, 0.0, around)
+            ours.append(found.rate)
+            theirs.append(sample.rate)
+            ratios.append(found.rate / max(sample.rate, best.rate))
+            say(f"{hold.__name__}: {found.rate:,.0f} rows/s, {found.quarters}, {cost}")
+            say(f"{best.name}: {sample.rate:,.0f} rows/s, {peers_cost}")
+    return statistics.median(ratios) >= OF_PEER, {
+        "rows": WRITER_ROWS,
+        "rows/s": _spread(ours),
+        "rows/s by quarter, last run": found.quarters,
+        "of each event": cost.of_each(WRITER_ROWS),
+        "best peer": best.name,
+        "rows of the peer": PEER_ROWS,
+        "rows/s of the peer": _spread(theirs),
+        # its rows are in a table that is gone when it ends, and their number with it
+        "of each event of the peer": peers_cost.of_each(PEER_ROWS, tuples=False),
+        "times the peer, its better run counting": _spread(ratios),
+        "bar": OF_PEER,
+        "peers": trials.told(),
+    }
+
+
+def _drain_the_late(place: Place, hold: Hold) -> None:
+    """What a transaction wrote that was open all the time is published once it has committed."""
+    late = 1 if hold is holding.publishing else 0
+    if place.left() != late:
+        raise RuntimeError(f"{place.left()} rows are left, not {late}")
+    if late:
+        draining.drain(place, late)
+
+
 # --- memory --------------------------------------------------------------------------------------
 
 
@@ -221,8 +304,11 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 PARTS: dict[str, Callable[[], Found]] = {
     "1 M": one_million,
     "5 M": five_millions,
+    "cost of an event": cost_of_an_event,
     "read snapshot": read_snapshot,
     "read snapshot, with a writer": read_snapshot_steady,
+    "writer elsewhere": writer_elsewhere,
+    "writer of the outbox": writer_of_the_outbox,
     "memory at 5 M": memory_of_five_millions,
     "memory, 256 KiB": memory_of_large_bodies,
     "memory, 256 KiB to NATS": memory_of_large_bodies_to_nats,

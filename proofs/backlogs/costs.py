@@ -14,6 +14,7 @@ from proofs.backlogs.filling import Place
 # before it asks.
 _NOW = """
 SELECT pg_current_wal_lsn() - '0/0'::pg_lsn AS wal,
+       (SELECT wal_fpi FROM pg_stat_wal) AS images,
        (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()) AS commits,
        sum(n_tup_upd + n_tup_del)::bigint AS dead, sum(n_dead_tup)::bigint AS left_dead
 FROM pg_stat_user_tables
@@ -26,6 +27,7 @@ class Costs:
 
     Attributes:
         wal: Bytes of log.
+        images: Whole pages in it: of each page the first time after a checkpoint that it changes.
         commits: Transactions, readers' too.
         dead: Row versions that were deleted or replaced.
         left_dead: Dead rows that had not been vacuumed when the run was over, as the server
@@ -33,32 +35,39 @@ class Costs:
     """
 
     wal: int = 0
+    images: int = 0
     commits: int = 0
     dead: int = 0
     left_dead: int = 0
 
-    def of_each(self, events: int) -> dict[str, float]:
+    def of_each(self, events: int, *, tuples: bool = True) -> dict[str, float]:
         """For one event."""
-        return {
+        told = {
             "WAL bytes": round(self.wal / events, 1),
+            "full page images": round(self.images / events, 4),
             "commits": round(self.commits / events, 5),
+        }
+        if not tuples:
+            return told
+        return {
+            **told,
             "dead tuples": round(self.dead / events, 4),
             "dead tuples left": round(self.left_dead / events, 4),
         }
 
 
 @contextmanager
-def counted(place: Place) -> Iterator[Costs]:
+def counted(place: Place, found: Costs | None = None) -> Iterator[Costs]:
     """What the server did while the block ran; whoever worked in it must be gone at its end."""
-    found = Costs()
+    found = found or Costs()
     with place.connect() as connection:
         before = _now(connection)
         yield found
         after = _now(connection)
-    found.wal, found.commits, found.dead = (
-        int(b) - int(a) for a, b in zip(before[:3], after[:3], strict=True)
+    found.wal, found.images, found.commits, found.dead = (
+        int(b) - int(a) for a, b in zip(before[:4], after[:4], strict=True)
     )
-    found.left_dead = int(after[3])
+    found.left_dead = int(after[4])
 
 
 def _now(connection: psycopg.Connection) -> tuple[int, ...]:

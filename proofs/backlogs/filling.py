@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from benchmarks import databases
 from outbox_saga.envelopes import Envelope
 from outbox_saga.ids import new_id
 from outbox_saga.tables import PARTITIONS, tables_in
+from proofs.registry import say
 
 KEYS = 2_000
+TELL = 5.0  # seconds: what took longer is told of
 BODY = 480  # bytes, about
 KEYED = [f"account:{number}" for number in range(KEYS)]
 
@@ -49,21 +52,18 @@ class Place:
         with psycopg.connect(told, autocommit=True) as connection:
             yield connection
 
-    def fill(self, rows: int, body: int = BODY) -> None:
+    def fill(self, rows: int, body: int = BODY, *, checkpoint: bool = True) -> None:
         """Only these rows are in the outbox, and the server has nothing else to do."""
+        began = time.monotonic()
         with self.connect() as connection:
-            self.empty(connection)
-            self.add(connection, rows, body)
-            self.settle(connection)
-
-    def empty(self, connection: psycopg.Connection) -> None:
-        """Nothing is in the outbox, not even a dead row."""
-        connection.execute(f"TRUNCATE TABLE {outbox()}".encode())
-
-    def settle(self, connection: psycopg.Connection) -> None:
-        """The server has nothing left to do of what was written."""
-        connection.execute(f"VACUUM ANALYZE {outbox()}".encode())
-        connection.execute("CHECKPOINT")
+            connection.execute(f"TRUNCATE TABLE {outbox()}".encode())
+            if rows:
+                self.add(connection, rows, body)
+            connection.execute(f"VACUUM ANALYZE {outbox()}".encode())
+            if checkpoint:
+                connection.execute("CHECKPOINT")
+        if (seconds := time.monotonic() - began) > TELL:
+            say(f"filled with {rows:,} rows in {seconds:.0f} s")
 
     def add(self, connection: psycopg.Connection, rows: int, body: int = BODY) -> None:
         """So many rows more, their keys drawn at random, so a page holds some of them twice."""
