@@ -197,6 +197,8 @@ def writer_of_the_outbox() -> Found:
 def _against_peers(hold: Hold) -> Found:
     ours: list[float] = []
     theirs: list[float] = []
+    found = draining.Drained(0, 1.0)
+    cost, peers_cost = costs.Costs(), costs.Costs()
     ratios: list[float] = []
     with databases.postgres() as there:
         place = Place(there.name, there.url)
@@ -292,7 +294,7 @@ def memory_of_large_bodies_to_nats() -> Found:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    digits = 3 if max(values) < 100 else 0  # noqa: PLR2004 - ratios and rates
+    digits = 3 if max(values) < 100 else 0  # ratios and rates
     return {
         "median": round(statistics.median(values), digits),
         "low": round(min(values), digits),

@@ -1,14 +1,15 @@
 """A relay drains a backlog into a publisher that costs nothing; the clock, and what it cost.
 
 The clock runs from the moment at which the relay holds its leases and has read nothing, until its
-last row is removed and that is committed. So neither the import of the program, nor connecting, nor
-the taking and giving back of leases is in it, whatever the size of the backlog; the first page,
-which is small, and statements that are not prepared yet are.
+last row is removed and that is committed. So neither the import of the program, nor connecting,
+nor the taking and giving back of leases is in it, whatever the size of the backlog; the first
+page, which is small, and statements that are not prepared yet are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ async def _drain(place: Place, rows: int) -> Drained:
         seconds=ended - broker.began,
         quarters=[
             round(rows / QUARTERS / (after - before))
-            for before, after in zip(marks, marks[1:], strict=False)
+            for before, after in itertools.pairwise(marks)
         ],
         duplicates=broker.seen - rows,
     )
@@ -110,6 +111,6 @@ async def _drain(place: Place, rows: int) -> Drained:
 
 async def _removed(relay: Relay, broker: Counting, rows: int) -> float:
     await broker.done.wait()
-    while relay.store.removed < rows:
+    while relay.store.removed < rows:  # noqa: ASYNC110 - a counter that another thread moves
         await asyncio.sleep(LOOK)
     return time.monotonic()

@@ -61,7 +61,9 @@ def publishing(place: Place) -> Iterator[None]:
 @contextmanager
 def _open(place: Place, holder: psycopg.Connection) -> Iterator[None]:
     """Its transaction has an id, and is still the same one at the end."""
-    asked = b"SELECT backend_xid::text FROM pg_stat_activity WHERE pid = %s AND state LIKE 'idle in%%'"
+    asked = (
+        b"SELECT backend_xid::text FROM pg_stat_activity WHERE pid = %s AND state LIKE 'idle in%%'"
+    )
     pid = holder.info.backend_pid
     with place.connect() as eyes:
         before = _one(eyes, asked, pid)

@@ -1,8 +1,8 @@
 """How much memory a relay's process has while it drains a backlog.
 
 *Flat* means that the most it has in the last quarter of its work is at most a tenth above the most
-in the second quarter: the first one fills what is kept for later, and is left out. The first quarter
-is no way out, either, for the most of the whole life has a bound in megabytes.
+in the second quarter: the first one fills what is kept for later, and is left out. It is no way
+out, either, for the most of the whole life has a bound in megabytes.
 """
 
 from __future__ import annotations

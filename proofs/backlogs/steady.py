@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from dataclasses import dataclass
 
@@ -50,6 +51,6 @@ async def _keep_up(place: Place, seconds: float) -> Steady:
         await database.close()
     quarters = [
         round((after - before) * QUARTERS / seconds)
-        for before, after in zip(removed, removed[1:], strict=False)
+        for before, after in itertools.pairwise(removed)
     ]
     return Steady((removed[-1] - removed[0]) / seconds, quarters, place.left())

@@ -63,7 +63,8 @@ class Relay:
         database: Whose outbox.
         publisher: To which broker.
         page_rows: Rows read at once; four times as many may be in memory.
-        page_bytes: Bytes of bodies read at once, about; twice as many may be in memory, and a page more.
+        page_bytes: Bytes of bodies read at once, about; twice as many may be in memory, and a page
+            more.
         lease: Seconds after which another relay takes over from one that stopped renewing.
         poll: Seconds between two looks when nothing is pending.
         retry: Backoff of a message the broker did not take; attempts are not limited, only a
@@ -473,9 +474,7 @@ class Relay:
     async def _read_more_of_held(self) -> None:
         key = self._lanes.wanting()[0]
         limit = max(16, self._page_rows // 8)
-        page = await self.store.more_of(
-            key, self._lanes.held[key], limit, room=self._page_bytes
-        )
+        page = await self.store.more_of(key, self._lanes.held[key], limit, room=self._page_bytes)
         self._lanes.more_of(key, page.rows, all_of_it=not page.full)
 
     async def _store_all_failures(self) -> None:

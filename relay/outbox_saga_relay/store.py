@@ -500,9 +500,7 @@ class Store:
         # gone already: an owner after us has published it, too
         self.fenced += max(0, acknowledged - removed)
 
-    async def more_of(
-        self, key: str, after: int, limit: int, *, room: int | None = None
-    ) -> Page:
+    async def more_of(self, key: str, after: int, limit: int, *, room: int | None = None) -> Page:
         """The next rows of one key, above a position; `room` as of `exchange`."""
         return await self._in_thread(self._more_of, key, after, limit, room)
 
