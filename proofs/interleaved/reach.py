@@ -10,8 +10,8 @@ In words of the explorer (`outbox_saga.testing.choices`), for PostgreSQL at READ
   they are in the way of plain reads only, and of writers of the same keys;
 * the first lock or change of a transaction takes its id. Ids are compared with one thing only, the
   ids of the relays' own DELETEs (`outbox_saga_relay.mark`): two others may come in either order;
-* `pg_current_snapshot` tells which transactions have ended, and so does a page that asks it; that one
-  has begun is told only to who compares its id;
+* `pg_current_snapshot` tells which transactions have ended, and so does a page that asks it; that
+  one has begun is told only to who compares its id;
 * of two commits that nobody looks between the order is not seen, unless they are of one key;
 * the plays' clock is a row (`interleaved.clock`), and whoever reads it says so.
 
