@@ -37,8 +37,8 @@ from outbox_saga.queries.relay import delete_published
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga_migrations import upgrading
 from outbox_saga_relay import store
-from outbox_saga_relay.mark import Mark
 from outbox_saga_relay.sending import Sending
+from proofs.interleaved.rules import PassesAtOnce
 from tests.crash import process
 from tests.crash.operation import EVERYWHERE
 from tests.crash.planted import PLANTED, SOUND, Code
@@ -112,15 +112,6 @@ def _published_at_once(self: UnitOfWork[Any], envelope: Any, seconds: float = 0.
 def _accepts_whatever(self: Sending, row: Any, outcome: Any, *, lone_probe: bool) -> None:
     del outcome, lone_probe
     self._accept([row])
-
-
-class PassesAtOnce(Mark):
-    """The mark passes what was read, whoever may still show a row below it."""
-
-    def read(self, oldest: int | None, highest: int | None, *, full: bool) -> None:
-        super().read(oldest, highest, full=full)
-        if highest is not None:
-            self.position = max(self.position, highest)
 
 
 def _archives_afterwards(
