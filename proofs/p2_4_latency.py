@@ -36,6 +36,7 @@ IDLE = 20.0  # seconds an idle relay is watched
 P50, P99 = 0.005, 0.030  # seconds: the bars with the hint
 ALLOWED_CONNECTIONS = 2
 SUBJECT = "outbox.ticks"
+RENEWS = "SET LOCAL transaction_timeout"  # how a transaction that writes begins (PostgreSQL 17)
 
 
 @proof("2.4")
@@ -145,7 +146,7 @@ async def _idle(url: str, broker_url: str) -> dict[str, Any]:
     renewing: list[Any] = [None]  # the connection of the last renewal: each has one of its own
 
     def count(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("SET LOCAL idle_in_transaction"):
+        if statement.startswith(RENEWS):
             renewing[0] = connection
         told.append((statement, connection is renewing[0]))
 
@@ -173,7 +174,7 @@ async def _idle(url: str, broker_url: str) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 1),
         "looks": looks,
-        "renewals": sum(s.startswith("SET LOCAL idle_in_transaction") for s in of_renewals),
+        "renewals": sum(s.startswith(RENEWS) for s in of_renewals),
         "statements_of_renewals": len(of_renewals),
         "looks_within_renewals": sum(map(_looks, of_renewals)),
         "other_statements": len(apart) - looks,

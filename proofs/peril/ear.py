@@ -1,4 +1,4 @@
-"""Who hears every publication as it is made: JetStream drops repeats, a plain subscriber does not."""
+"""Who hears every publication as it is made: JetStream drops repeats, plain subscribers do not."""
 
 from __future__ import annotations
 

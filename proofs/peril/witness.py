@@ -82,13 +82,13 @@ class Witness:
     def changes(self) -> int:
         """How many it has seen."""
         with self.database.engine.connect() as connection:
-            return connection.execute(sa.text("SELECT count(*) FROM witness")).scalar_one()
+            return int(connection.execute(sa.text("SELECT count(*) FROM witness")).scalar_one())
 
     def changes_of(self, who: str) -> int:
         """How many of this one."""
         asked = sa.text("SELECT count(*) FROM witness WHERE who = :who")
         with self.database.engine.connect() as connection:
-            return connection.execute(asked, {"who": who}).scalar_one()
+            return int(connection.execute(asked, {"who": who}).scalar_one())
 
     def stale(self) -> list[Violation]:
         """Changes by whoever did not hold the lease."""

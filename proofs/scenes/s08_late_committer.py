@@ -27,7 +27,7 @@ def show() -> Outcome:
         early, late = _Late(on, heard, "early", PLACES[0]), _Late(on, heard, "late", PLACES[1])
         for one in (early, late):
             one.begin()
-        others = []
+        others: list[float] = []
         while not (early.has_committed and late.has_committed):
             others.append(_commit(on, heard, f"other{len(others) % 7}"))
             time.sleep(PAUSE)

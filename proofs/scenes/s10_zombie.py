@@ -112,9 +112,8 @@ def _stand(place: str, successor: str) -> Stood:
             stood.wrong.append("it did not count what it could not remove")
         if mute:
             # nobody else changes anything: what has changed is the zombie's doing
-            stood.wrong += [
-                f"it changed {name}" for name, was in before.items() if _rows(on)[name] != was
-            ]
+            after = _rows(on)
+            stood.wrong += [f"it changed {name}" for name in after if after[name] != before[name]]
             other.kill()
             on.quiesce()
         elif _rows(on) != before:

@@ -68,7 +68,7 @@ def _lost(on: World, heard: Ear, between: Proxy, *, new: bool) -> dict[str, Any]
     known = _listeners(on)
     between.swallow(new=new)
     began = time.monotonic()
-    latencies = []
+    latencies: list[float] = []
     while True:
         if time.monotonic() - began >= CLOSED:
             between.swallows_new = False

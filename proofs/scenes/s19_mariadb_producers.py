@@ -80,7 +80,7 @@ def show() -> Outcome:
         and not errors
         and "1205" not in words
         and p99["with"] < TIMES * p99["without"]
-        and LEAST <= min(backlog)
+        and min(backlog) >= LEAST
         and max(backlog) <= MOST
         and min(published) >= PRODUCERS * RATE * SECONDS / 2
     )

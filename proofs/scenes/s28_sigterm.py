@@ -1,4 +1,4 @@
-"""28: a relay, as an operator starts it, gets SIGTERM at a random moment under load, many times."""
+"""28: relays, as operators start them, get SIGTERM at random moments under load."""
 
 from __future__ import annotations
 

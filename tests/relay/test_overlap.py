@@ -29,6 +29,10 @@ async def test_a_key_is_parked_only_together_with_its_dead_letter(house: House) 
         house.advance(1001)
         assert second._take_lease({})
 
+        def removes() -> None:
+            with databases[0].program_engine.begin() as connection:
+                delete_published(connection, house.tables, [row])
+
         def check(run: Run) -> str | None:
             parked = [found.position for found in house.blocked()]
             dead = [found.position for found in house.dead()]
@@ -39,7 +43,7 @@ async def test_a_key_is_parked_only_together_with_its_dead_letter(house: House) 
         return Play(
             {
                 # as its statement does that began while its lease lasted
-                "removes": lambda: first._write(delete_published, house.tables, [row]),
+                "removes": removes,
                 "buries": lambda: second._store_failures([Failed(row, None, "no", "never")]),
             },
             check,
