@@ -59,7 +59,7 @@ SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
 """
 
 # before the page's own snapshot, so it says no more than that one would
-_OLDEST = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+_SNAPSHOT = "SELECT pg_current_snapshot()::text"
 
 # after the page: only the owner itself takes such a note away, so what is not noted now was not
 # when the page was read
@@ -79,6 +79,7 @@ class Exchanged:
         transaction: The id of the transaction that removed; None when nothing was to remove.
         removed: Rows that were still there to be removed.
         oldest: The oldest transaction that was open, as of a moment before the page was read.
+        in_progress: All that were, of those that are not younger than all that had ended.
         put_back: Somebody has put a row back of which the owner has not been told: the page may
             be empty for that alone, and says nothing about what there is.
     """
@@ -87,6 +88,7 @@ class Exchanged:
     transaction: int | None = None
     removed: int = 0
     oldest: int | None = None
+    in_progress: frozenset[int] = frozenset()
     put_back: bool = False
 
 
@@ -141,9 +143,13 @@ def exchange(
         wanted.due is not None,
         wanted.none_if_put_back,
         wanted.owner,
+        bool(wanted.unless_ended),
     )
     statement, values = _page_sql(connection.dialect, tables, clock, *shape)
     values = {**values, "above": wanted.above, "limit": wanted.limit}
+    if wanted.unless_ended:
+        values["open"] = "{" + ",".join(map(str, wanted.unless_ended)) + "}"
+        values["floors"] = "{" + ",".join(map(str, wanted.unless_ended.values())) + "}"
     if wanted.known:
         values["known"] = "{" + ",".join(map(str, wanted.known)) + "}"
     if wanted.held:
@@ -157,7 +163,7 @@ def exchange(
         raw.cursor(binary=True) as page,
         raw.cursor() as beginning,
         raw.cursor() as writing,
-        raw.cursor() as oldest,
+        raw.cursor() as snapshot,
         raw.cursor() as put_back,
     ):
         page.row_factory = _row_factory
@@ -172,7 +178,7 @@ def exchange(
                 send(writing, _delete_sql(connection.dialect, tables, archive), done)
                 send(beginning, _COMMIT, None)
             if wanted.limit:
-                send(oldest, _OLDEST, None)
+                send(snapshot, _SNAPSHOT, None)
                 send(page, statement, values)
             if asks:
                 send(
@@ -187,7 +193,9 @@ def exchange(
         if published:
             found.transaction, found.removed = writing.fetchone()
         if wanted.limit:
-            (found.oldest,) = oldest.fetchone()
+            oldest, _, in_progress = snapshot.fetchone()[0].split(":")
+            found.oldest = int(oldest)
+            found.in_progress = frozenset(map(int, in_progress.split(",") if in_progress else ()))
             found.rows = page.fetchall()
         if asks:
             (found.put_back,) = put_back.fetchone()
@@ -221,6 +229,7 @@ def _page_sql(
     knows_due: bool,  # noqa: FBT001
     none_if_put_back: bool,  # noqa: FBT001
     owner: UUID | None,
+    unless_ended: bool,  # noqa: FBT001
 ) -> tuple[str, dict[str, Any]]:
     """The SELECT in the driver's own words; compiled once for each shape of a page."""
     shape = Wanted(
@@ -232,6 +241,7 @@ def _page_sql(
         look_for_blocked=look_for_blocked,
         due=(0,) if knows_due else None,
         none_if_put_back=none_if_put_back,
+        unless_ended={0: 0} if unless_ended else {},
     )
     statement = page_statement(tables, clock, shape, arrays=True)
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})

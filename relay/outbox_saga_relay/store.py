@@ -255,7 +255,7 @@ class Store:
     def _detail(self, connection: sa.Connection) -> dict[str, object]:
         """What whoever looks at this relay's row should know; no keys and no payload."""
         mark = self.mark
-        self.oldest = verbs.oldest_age(connection, self._tables, self._clock, mark.position)
+        self.oldest = verbs.oldest_age(connection, self._tables, self._clock, mark.lowest)
         self.holder_pid = None
         if mark.holder is not None:
             self.holder_pid = verbs.pid_of(connection, mark.holder)
@@ -388,15 +388,16 @@ class Store:
         blocked = self._blocked
         marks = exchange.can_exchange(self._engine)
         due = self._look_at_due(frozenset(known)) if blocked and limit and marks else None
-        above = self.mark.position
+        lowest = self.mark.lowest
         settled = [r for r in acknowledged if _blocked_key(r) in blocked] if blocked else []
         wanted = Wanted(
             self._reading(),
             limit,
             self.owner,
-            above=above,
+            above=self.mark.position,
+            unless_ended=dict(self.mark.open),
             # what is removed by the same transaction need not be told
-            known=_without(known, acknowledged, above),
+            known=_without(known, acknowledged, lowest),
             held=held,
             look_for_blocked=bool(blocked),
             due=due,
@@ -415,7 +416,7 @@ class Store:
         if limit and marks and not (found.put_back and not rows):
             # of the page as it is taken: the mark must not pass what was cut off
             highest = page.rows[-1].position if page.rows else None
-            self.mark.read(found.oldest, highest, full=page.full)
+            self.mark.read(found.oldest, highest, full=page.full, in_progress=found.in_progress)
         if self._blocked and limit:
             self._forget_gone(page, frozenset(known))
         return page
@@ -530,8 +531,8 @@ class Store:
             self._reading(),
             1,
             self.owner,
-            above=self.mark.position,
-            known=_without(known, (), self.mark.position),
+            above=self.mark.lowest,
+            known=_without(known, (), self.mark.lowest),
             look_for_blocked=bool(self._blocked),
             none_if_put_back=exchange.can_exchange(self._engine),
         )

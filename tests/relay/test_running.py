@@ -13,11 +13,18 @@ import sqlalchemy as sa
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerDown, PublishUnconfirmed, Unpublishable
+from outbox_saga.ids import new_id
+from outbox_saga.queries.outbox import write_messages
 from outbox_saga.retries import Retry
 from outbox_saga_relay.relay import Relay
-from tests.relay.house import PATIENCE, House, Recorder, word_of
+from tests.relay.house import PATIENCE, House, Recorder, Said, word_of
 
 QUICK = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.05)
+
+
+def spoken(word: str, key: str) -> Envelope:
+    body = Said(word=word).model_dump_json().encode()
+    return Envelope(id=new_id(), topic="talk", key=key, type="Said", body=body)
 
 
 class Broker:
@@ -382,13 +389,52 @@ async def test_an_old_snapshot_holds_nothing_up_and_an_open_writer_only_the_mark
         while await relay.run_once():
             pass
         await relay.run_once()
-        assert relay.store.mark.position <= passed + 1
+        assert relay.store.mark.lowest <= passed + 1
         assert relay.store.mark.holder is not None
         writer.rollback()
         for _ in range(3):
             house.say("y")
             await relay.run_once()
-        assert relay.store.mark.position >= passed + 20
+        assert relay.store.mark.lowest >= passed + 20
+    assert house.waiting() == []
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_what_an_open_writer_wrote_comes_before_what_waited_for_its_end(
+    house: House,
+) -> None:
+    recorder = Recorder()
+    relay = house.relay(recorder, page_rows=5)
+
+    async def all_there_is() -> None:
+        while await relay.run_once():
+            pass
+
+    with house.eyes.connect() as writer, house.eyes.connect() as other:
+        transaction = writer.begin()
+        write_messages(writer, house.tables, [spoken("late", key="k")])
+        unrelated = other.begin()
+        other.execute(sa.text("select pg_current_xact_id()"))
+        house.say(*range(20))
+        await all_there_is()
+        house.say(*range(20, 40))
+        await all_there_is()
+        mark = relay.store.mark
+        assert mark.position >= 20, "the mark passes what an open writer may show"
+        assert mark.lowest == 0
+        unrelated.rollback()  # that one of them has ended says nothing of the other
+        house.say("between")
+        await all_there_is()
+        assert recorder.words == [*map(str, range(40)), "between"]
+        transaction.commit()
+        house.say("after", key="k")
+        await all_there_is()
+        assert recorder.words[-2:] == ["late", "after"]
+        for word in "xyz":
+            house.say(word)
+            await all_there_is()
+        assert mark.open == {}
+        assert mark.lowest >= 40
     assert house.waiting() == []
 
 
