@@ -158,7 +158,7 @@ def _above(wanted: Wanted) -> Any:
 class _Xid8(sa.types.UserDefinedType[int]):
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "xid8"
 
 
