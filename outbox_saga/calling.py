@@ -112,7 +112,8 @@ async def _end(task: asyncio.Task[Any]) -> None:
     """Cancels it, and waits a moment for what it does then."""
     task.cancel()
     try:
-        await asyncio.wait({task}, timeout=STUBBORN)
+        # whoever is cancelled again meanwhile would go on while it still uses its connection
+        await to_the_end(asyncio.wait({task}, timeout=STUBBORN))
     finally:
         if not task.done():
             _left_alone.add(task)  # the loop itself holds tasks only weakly

@@ -2,27 +2,26 @@
 
 OutboxSagaError
 ├── ConfigurationError                a setting, an extra or a URL that cannot work
-│   └── SchemaMissing                 our tables are not in this database, or are older than the
-library
-├── MessageRefused (ValueError)       a message that cannot leave as it is; `path` names the value
+│   └── SchemaMissing                 our tables are missing, or older than the library
+├── MessageRefused (ValueError)       a message that cannot leave as it is; see its `path`
 │   └── AlteredMessage (ValueError)   an id that came before, now with another body
-├── PublishRefused                    a message that would not share the fate of the transaction
+├── PublishRefused                    a message that would not share the transaction's fate
 │   ├── NoTransaction                 published outside a transaction, or after its end
 │   ├── AutocommitRefused             the connection commits every statement by itself
 │   ├── MessagesLeftOut               a COMMIT that would have left messages behind
 │   └── OutboxFull                    more would wait than the limit that was given
 ├── CommitUnknown                     the connection was lost, or time was up, during COMMIT
-├── CommitRefused                     a handler or step tried to end the transaction it was lent
-├── HandlerFailed                     a handler did not handle its message; nothing of it stayed
-├── HandlerBusy                       a message is being handled already, or there is no room now
+├── CommitRefused                     a handler or step tried to end a lent transaction
+├── HandlerFailed                     a handler did not handle it; nothing of it stayed
+├── HandlerBusy                       it is being handled already, or there is no room now
 ├── PartEnded                         the relay, the orchestrator or a consumer ended unasked
-├── DefinitionError (ValueError)      a saga, or upcasters, that break a rule; the rule is named
+├── DefinitionError (ValueError)      a saga, or upcasters, that break a rule; it is named
 ├── SagaStartConflict                 the same business key with other data
 ├── SagaUnknown                       no such saga, version or shape is registered here
 ├── NotDone                           raised by an external step: certainly not done, try again
 ├── LeaseLost                         somebody else owns the work now
 ├── DatabaseSilent                    the database did not answer in time
-├── ActionRefused                     an operator's action that did not happen; nothing has changed
+├── ActionRefused                     an operator's action that did not happen, at all
 │   ├── DecisionRefused (ValueError)  it does not say who decided it, or why
 │   ├── SeenChanged                   what the operator saw is gone, or is not as it was
 │   └── AlreadyRunning                somebody else is doing this very thing now

@@ -112,7 +112,6 @@ class Sender:
         self._failures = 0
         self._wanted: set[str | None] = set()
         self._ready = threading.Condition()
-        self._process = 0
         self._thread: threading.Thread | None = None  # the one that is to go on
         self._not_before = 0.0
 
@@ -124,8 +123,7 @@ class Sender:
             return
         with self._ready:
             self._wanted.add(schema)
-            if self._thread is None or self._process != os.getpid():
-                self._process = os.getpid()  # a forked child has no thread of ours
+            if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="outbox-saga-hints", daemon=True
                 )
@@ -139,13 +137,15 @@ class Sender:
         Args:
             wait: For the thread, unless the database keeps it.
         """
-        if self._process != os.getpid():
-            return
         with self._ready:
             thread, self._thread = self._thread, None
             self._ready.notify_all()
         if wait and thread is not None:
             thread.join(ENDING)
+
+    def begin_anew(self) -> None:
+        """In a child of a fork: thread and connection are the parent's, and so are the hints."""
+        self._ready, self._thread, self._wanted = threading.Condition(), None, set()
 
     def _run(self) -> None:
         connection: Any = None
@@ -208,6 +208,17 @@ def _checked_in(dbapi_connection: Any, record: Any) -> None:  # noqa: ARG001 - S
         if sender is not None:
             sender.committed(schema)
 
+
+def _begin_anew() -> None:
+    # whoever held a lock at the moment of the fork is not there to release it
+    global _lock  # noqa: PLW0603 - a lock cannot be made free by others
+    _lock = threading.Lock()
+    for sender in tuple(_senders.values()):
+        sender.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 # On the class: whoever made the pool
 event.listen(sa.pool.Pool, "checkin", _checked_in)

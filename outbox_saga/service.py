@@ -58,7 +58,8 @@ class Service:
         sagas: The definitions this service can carry on, old versions too.
         schema: Of our tables; None is the connection's default.
         concurrency: Saga instances, and messages, at the same time.
-        lease, poll: Of the orchestrator, in seconds; see `Orchestrator`.
+        lease: Of the orchestrator, in seconds; see `Orchestrator`.
+        poll: Of the orchestrator, in seconds, between two looks when nothing is due.
     """
 
     def __init__(

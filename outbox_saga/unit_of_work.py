@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from outbox_saga.commits import (
     COMMIT_TIMEOUT,
-    async_commit_within,
+    async_commit_and_close,
     check_commit_timeout,
     commit_within,
 )
@@ -353,10 +353,10 @@ class _UnitOfWorkContext(Generic[S]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        async with self._session:
-            if kind is None:
-                await async_commit_within(self._session, self._commit_timeout)
-            else:
+        if kind is None:
+            await async_commit_and_close(self._session, self._commit_timeout)
+        else:
+            async with self._session:
                 await self._session.rollback()
 
 

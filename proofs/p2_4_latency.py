@@ -36,6 +36,7 @@ IDLE = 20.0  # seconds an idle relay is watched
 P50, P99 = 0.005, 0.030  # seconds: the bars with the hint
 ALLOWED_CONNECTIONS = 2
 SUBJECT = "outbox.ticks"
+RENEWS = "SET LOCAL transaction_timeout"  # how a transaction that writes begins (PostgreSQL 17)
 
 
 @proof("2.4")
@@ -141,10 +142,13 @@ async def _writing(
 
 async def _idle(url: str, broker_url: str) -> dict[str, Any]:
     database, eyes = Database(url), sa.create_engine(url, poolclass=sa.NullPool)
-    told: list[str] = []
+    told: list[tuple[str, bool]] = []  # statements, and whether they are a renewal's
+    renewing: list[Any] = [None]  # the connection of the last renewal: each has one of its own
 
-    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        told.append(statement)
+    def count(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(RENEWS):
+            renewing[0] = connection
+        told.append((statement, connection is renewing[0]))
 
     publisher = open_publisher(f"{broker_url}?create=1")
     async with running(Relay(database, publisher, poll=POLL, lease=LEASE)):
@@ -164,17 +168,22 @@ async def _idle(url: str, broker_url: str) -> dict[str, Any]:
             )
     eyes.dispose()
     await database.close()
-    looks = sum("outbox_saga_delayed" in statement for statement in told)
-    renewing = [s for s in told if "outbox_saga_delayed" not in s]
-    renewals = sum(s.startswith("SET LOCAL idle_in_transaction") for s in renewing)
+    apart = [statement for statement, of_renewal in told if not of_renewal]
+    of_renewals = [statement for statement, of_renewal in told if of_renewal]
+    looks = sum(map(_looks, apart))
     return {
         "seconds": round(seconds, 1),
         "looks": looks,
-        "renewals": renewals,
-        "statements_of_renewals": len(renewing),
-        "other_statements": 0 if renewals else len(renewing),
+        "renewals": sum(s.startswith(RENEWS) for s in of_renewals),
+        "statements_of_renewals": len(of_renewals),
+        "looks_within_renewals": sum(map(_looks, of_renewals)),
+        "other_statements": len(apart) - looks,
         "connections": connections,
     }
+
+
+def _looks(statement: str) -> bool:
+    return "outbox_saga_delayed" in statement
 
 
 async def _stream_is_there(client: Any) -> None:

@@ -9,6 +9,7 @@ fast the machine is in between is its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -23,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from outbox_saga.database import Database
+from outbox_saga.dead_letters import DeadLetters
+from outbox_saga.decisions import Decision
 from outbox_saga.testing.servers import DatabaseServer, MariaDB, Nats, Postgres18, choose
 from outbox_saga_migrations import upgrade
 from proofs.chaos import stream
@@ -37,10 +41,17 @@ PAUSED_ONE_IN = 50
 SEED = int(os.environ.get("OUTBOX_SAGA_PROOF_SEED", "20261124"))
 DRAIN = 120.0  # seconds after the last commit within which everything must have left
 HAPPENED = (  # else the run has shown nothing
-    "kill, with messages on their way",
-    "stop for longer than its lease",
+    "come",
     "leave",
+    "kill, with messages on their way",
+    "stop for longer than its lease, with messages on their way",
+    "refused for now",
+    "refused for good",
+    "stored, and no answer",
+    "dead letters replayed",
+    "partitions that changed hands",
 )
+ADA = Decision("ada", "the broker takes it the next time")
 VARIANTS: dict[str, tuple[type[DatabaseServer], bool]] = {
     "postgres18": (Postgres18, False),
     "postgres18, snapshot held": (Postgres18, True),
@@ -72,6 +83,7 @@ def run(url: str, nats: Nats, broker_url: str, seed: str, *, snapshot: bool) -> 
     prepare(database)
     chance = random.Random(seed)
     began = time.monotonic()
+    died: set[str] = set()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         is_held = stack.enter_context(held_snapshot(database)) if snapshot else None
@@ -91,16 +103,23 @@ def run(url: str, nats: Nats, broker_url: str, seed: str, *, snapshot: bool) -> 
         while any(writer.poll() is None for writer in writers):
             time.sleep(chance.uniform(0.2, 1.0))
             relays.disturb(chance, at_work(database))
+            died |= replay_all(database)
         written = time.monotonic() - began
         deadline = time.monotonic() + DRAIN
         while (left := waiting(database)) and time.monotonic() < deadline:
             time.sleep(chance.uniform(0.2, 1.0))
             relays.disturb(chance, at_work(database))
+            died |= replay_all(database)
         seconds = time.monotonic() - began
         relays.end()
         violations = list(relays.wrong)
         if is_held is not None and not is_held():
             violations.append("the snapshot was not held for the whole run")
+        if unexplained := died - relays.refused_for_good:
+            violations.append(f"{len(unexplained)} dead letters got no definite no")
+        happened = relays.done | relays.answers()
+    happened["dead letters replayed"] = len(died)
+    happened["partitions that changed hands"] = changed_hands(database)
     what_writers_did: Counter[str] = Counter()
     for writer in writers:
         told, _ = writer.communicate()
@@ -110,17 +129,14 @@ def run(url: str, nats: Nats, broker_url: str, seed: str, *, snapshot: bool) -> 
             what_writers_did.update(json.loads(told))
     found = asyncio.run(stream.everything(nats))
     violations += check(found, what_was_said(database))
-    violations += [f"never happened: {what}" for what in HAPPENED if not relays.done[what]]
+    violations += [f"never happened: {what}" for what in HAPPENED if not happened[what]]
     violations += [f"{count} rows of {name} were left" for name, count in left.items()]
-    if dead := count_rows(database, database.tables.dead_letter):
-        # none of the broker's answers was a definite no
-        violations.append(f"{dead} dead letters")
     asyncio.run(database.close())
     return {
         "events": KEYS * EVENTS,
         "published": len(found),
         "duplicates": len(found) - len({id_ for id_, _ in found}),
-        "relays": dict(relays.done),
+        "happened": dict(happened),
         "writers": dict(what_writers_did),
         "seconds": {"all": round(seconds, 1), "until the last commit": round(written, 1)},
         "violations": violations,
@@ -134,7 +150,7 @@ def prepare(database: Database) -> None:
         upgrade(connection)
     with database.begin() as connection:
         metadata.create_all(connection)
-        rows = [{"key": f"key{n}", "number": 0} for n in range(KEYS)]
+        rows = [{"name": f"key{n}", "number": 0} for n in range(KEYS)]
         connection.execute(sa.insert(counter), rows)
 
 
@@ -150,8 +166,11 @@ def held_snapshot(database: Database) -> Iterator[Callable[[], bool]]:
 
 def waiting(database: Database) -> dict[str, int]:
     """Rows that must leave, and keys that must wait no longer."""
-    tables = (database.tables.outbox, database.tables.blocked_key)
-    found = {table.name: count_rows(database, table) for table in tables}
+    t = database.tables
+    found = {
+        table.name: count_rows(database, table)
+        for table in (t.outbox, t.blocked_key, t.dead_letter)
+    }
     return {name: count for name, count in found.items() if count}
 
 
@@ -162,6 +181,27 @@ def count_rows(database: Database, table: sa.Table) -> int:
         return connection.execute(question).scalar_one()
 
 
+def replay_all(database: Database) -> set[str]:
+    """Every dead letter goes back to its place; their ids."""
+    letters = DeadLetters(database)
+    replayed = set()
+    with database.begin() as connection:
+        found = letters.find(connection)
+    for letter in found:
+        with contextlib.suppress(OperationalError), database.begin() as connection:
+            letters.replay(connection, letter, ADA)
+        # else its lease was busy for too long, or a deadlock: the next time
+        replayed.add(str(letter.id))
+    return replayed
+
+
+def changed_hands(database: Database) -> int:
+    """How often a partition got another owner than its first."""
+    epochs = sa.func.sum(database.tables.partition_lease.c.epoch - 1)
+    with database.engine.connect() as connection:
+        return int(connection.execute(sa.select(epochs)).scalar_one())
+
+
 def at_work(database: Database) -> set[int]:
     """The pids of relays that have come so far as to say that they are alive."""
     process = database.tables.process
@@ -169,18 +209,17 @@ def at_work(database: Database) -> set[int]:
         return set(connection.scalars(sa.select(process.c.pid)))
 
 
-def what_was_said(database: Database) -> set[tuple[str, str, int]]:
-    """Id, key and number of every event whose transaction has committed."""
+def what_was_said(database: Database) -> dict[str, tuple[str, int]]:
+    """Key and number of every event whose transaction has committed, by id."""
     with database.engine.connect() as connection:
-        return {(row.id, row.key, row.number) for row in connection.execute(sa.select(said))}
+        return {r.id: (r.name, r.number) for r in connection.execute(sa.select(said))}
 
 
-def check(found: list[tuple[str, bytes]], committed: set[tuple[str, str, int]]) -> list[str]:
+def check(found: list[tuple[str, bytes]], committed: dict[str, tuple[str, int]]) -> list[str]:
     """What is wrong with what the stream holds: of each key, and compared with the database."""
     firsts: dict[str, list[int]] = defaultdict(list)
     seen: dict[str, bytes] = {}
     wrong = []
-    published = set()
     for id_, body in found:
         if id_ in seen:
             if seen[id_] != body:
@@ -188,17 +227,20 @@ def check(found: list[tuple[str, bytes]], committed: set[tuple[str, str, int]]) 
             continue
         seen[id_] = body
         told = json.loads(body)
-        if told["doomed"]:
-            wrong.append(f"{told}: its transaction was rolled back")
-        firsts[told["key"]].append(told["number"])
-        published.add((id_, told["key"], told["number"]))
-    if published != committed:
-        lost, invented = len(committed - published), len(published - committed)
-        wrong.append(f"{lost} of what was committed lost, {invented} invented")
+        if id_ not in committed:
+            wrong.append(f"{id_} {told}: its transaction was rolled back")
+            continue
+        key, number = committed[id_]
+        if told != {"key": key, "doomed": False}:
+            wrong.append(f"{id_} {told}: not what was committed")
+        firsts[key].append(number)
+    if lost := committed.keys() - seen.keys():
+        wrong.append(f"{len(lost)} of what was committed lost")
     expected = list(range(1, EVENTS + 1))
     for key in (f"key{n}" for n in range(KEYS)):
         order = firsts[key]
         if order != expected:
             at = next((i for i, n in enumerate(order) if n != i + 1), len(order))
-            wrong.append(f"{key}: {len(order)} first deliveries, {order[at - 2 : at + 4]} at {at}")
+            around = order[max(0, at - 2) : at + 4]
+            wrong.append(f"{key}: {len(order)} first deliveries, {around} at {at}")
     return wrong

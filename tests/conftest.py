@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.fixtures import pooled
+
 SOAK = 3 * 3600  # seconds a test may take that tries everything
 pytest_plugins = ["tests.fixtures.services", "tests.fixtures.databases"]
 
@@ -23,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail, instead of skipping, a test whose server this machine cannot offer",
     )
 
+    group.addoption(
+        pooled.OPTION,
+        action="store_true",
+        help="PostgreSQL is reached through a PgBouncer in transaction mode",
+    )
     parser.addoption(
         "--soak",
         action="store_true",
@@ -41,6 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "soak" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.timeout(SOAK))
+    if config.getoption(pooled.OPTION):
+        pooled.leave_out(items)
 
 
 @pytest.fixture(scope="session")

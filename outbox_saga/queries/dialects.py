@@ -237,6 +237,20 @@ def limit_idle_transaction(connection: sa.Connection, seconds: float) -> None:
         )
 
 
+def limit_transaction_whole(connection: sa.Connection, seconds: float) -> None:
+    """As `limit_idle_transaction`; since PostgreSQL 17 for all of the transaction.
+
+    So also where the process stands still in the middle of what it sends: the session is not idle
+    then.
+    """
+    if family(connection) != "postgresql":
+        return
+    if (connection.dialect.server_version_info or ()) < (17,):
+        limit_idle_transaction(connection, seconds)
+        return
+    connection.exec_driver_sql(f"SET LOCAL transaction_timeout = {_milliseconds(seconds)}")
+
+
 def idle_limit(connection: sa.Connection, seconds: float) -> tuple[sa.ColumnElement[Any], ...]:
     """As `limit_idle_transaction`, as a column for a statement that locks rows.
 

@@ -35,11 +35,22 @@ _COMMIT = "COMMIT"
 _DELETE = """
 WITH gone AS (
   DELETE FROM {outbox}
-  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[]) {leased}
   RETURNING 1
 )
-SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
+SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone) {limited}
 """
+
+# In the same statement: whoever stood still before it was passed, and changes nothing. What it
+# has published its successor publishes again, under the same ids.
+_LEASED = """AND partition = ANY(ARRAY(
+    SELECT partition FROM {lease} WHERE owner = CAST(%(owner)s AS uuid)
+    AND until > {now}))"""
+
+# A client that stands still between this and the COMMIT holds the rows locked. In a pipeline the
+# session is not idle meanwhile, so that only this limit ends it.
+_LIMITED = ", set_config('transaction_timeout', %(milliseconds)s, true)"
+_LIMITS_SINCE = (17,)
 
 # The same, and what goes is kept: one reading of the clock for all, so that within it the
 # positions say what came first
@@ -48,14 +59,14 @@ WITH moment AS MATERIALIZED (
   SELECT clock_timestamp() + %(shift)s::bigint * interval '1 microsecond' AS now
 ), gone AS (
   DELETE FROM {outbox}
-  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[])
+  WHERE position = ANY(%(positions)s::bigint[]) AND id = ANY(%(ids)s::uuid[]) {leased}
   RETURNING id, position, partition, topic, key, headers, body, created_at
 ), kept AS (
   INSERT INTO {archive}
     (published_at, id, position, partition, topic, key, headers, body, created_at)
   SELECT moment.now, gone.* FROM gone CROSS JOIN moment
 )
-SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone)
+SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone) {limited}
 """
 
 # before the page's own snapshot, so it says no more than that one would
@@ -119,14 +130,19 @@ def exchange(
     *,
     archive: bool = False,
     limit: float | None = None,
+    lease: float | None = None,
     sent: Callable[[], None] | None = None,
 ) -> Exchanged:
     """Removes these rows, by position AND id, commits, and reads the next page as `read_page`.
+
+    Only rows of partitions whose leases `wanted.owner` holds are removed, unless it is None.
 
     Args:
         connection: Made by `connect`. After an error nothing is known about it: invalidate it.
         archive: What is removed is kept in the archive, by the same statement.
         limit: Seconds, the deadline of what removes, where the session has none (a pooler's).
+        lease: Seconds after which the server ends what removes, if its COMMIT has not come; since
+            PostgreSQL 17. None: never.
         sent: Called when the server has all of it, before its answer is waited for.
 
     Raises:
@@ -172,10 +188,11 @@ def exchange(
                 send(beginning, _BEGIN, None)
                 if limit is not None:
                     send(beginning, transaction_limit(limit), None)
-                done = _done(published)
-                if archive:
-                    done["shift"] = str(clock.microseconds())
-                send(writing, _delete_sql(connection.dialect, tables, archive), done)
+                if lease is not None and not _can_limit(connection.dialect):
+                    lease = None
+                leased, limited = wanted.owner is not None, lease is not None
+                delete = _delete_sql(connection.dialect, tables, clock, archive, leased, limited)
+                send(writing, delete, _done(published, clock, wanted.owner, lease))
                 send(beginning, _COMMIT, None)
             if wanted.limit:
                 send(snapshot, _SNAPSHOT, None)
@@ -191,7 +208,7 @@ def exchange(
                 raw.pgconn.flush()
                 sent()
         if published:
-            found.transaction, found.removed = writing.fetchone()
+            found.transaction, found.removed = writing.fetchone()[:2]
         if wanted.limit:
             oldest, _, in_progress = snapshot.fetchone()[0].split(":")
             found.oldest = int(oldest)
@@ -202,11 +219,17 @@ def exchange(
         return found
 
 
-def _done(published: Sequence[OutboxRow]) -> dict[str, str]:
+def _done(
+    published: Sequence[OutboxRow], clock: Clock, owner: UUID | None, lease: float | None
+) -> dict[str, str]:
     # as text: two lists of 500 cost the driver more than the rest of the statement
     return {
         "positions": "{" + ",".join([str(row.position) for row in published]) + "}",
         "ids": "{" + ",".join([row.id.hex for row in published]) + "}",
+        "shift": str(clock.microseconds()),
+        "owner": str(owner),
+        # 0 would switch the limit off
+        "milliseconds": str(min(max(1, round((lease or 0.0) * 1000)), 2_147_483_647)),
     }
 
 
@@ -252,12 +275,24 @@ def _page_sql(
 def _delete_sql(
     dialect: sa.Dialect,
     tables: Tables,
+    clock: Clock,
     archive: bool,  # noqa: FBT001 - lru_cache keys by position
+    leased: bool,  # noqa: FBT001
+    limited: bool,  # noqa: FBT001
 ) -> str:
     named = dialect.identifier_preparer.format_table
+    now = clock.now().compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     return (_ARCHIVE if archive else _DELETE).format(
-        outbox=named(tables.outbox), archive=named(tables.archive)
+        outbox=named(tables.outbox),
+        archive=named(tables.archive),
+        leased=_LEASED.format(lease=named(tables.partition_lease), now=now) if leased else "",
+        limited=_LIMITED if limited else "",
     )
+
+
+def _can_limit(dialect: sa.Dialect) -> bool:
+    version: tuple[int, ...] | None = getattr(dialect, "server_version_info", None)
+    return version is not None and version >= _LIMITS_SINCE
 
 
 @functools.lru_cache(maxsize=64)

@@ -61,8 +61,8 @@ def _in_outbox(
 ) -> dict[UUID, dt.datetime]:
     """When these were written, by id, of those that are still there: position AND id.
 
-    They are locked, because an owner before us may remove one at any moment: a key would be parked
-    for it, and there would be no dead letter by which anybody could unpark it.
+    They are locked, because an owner before us may remove one at any moment: it would count as
+    published, and be a dead letter all the same, for which its key is parked.
     """
     outbox, ids = tables.outbox, {row.position: row.id for row in rows}
     asked = sa.select(outbox.c.position, outbox.c.id, outbox.c.created_at)

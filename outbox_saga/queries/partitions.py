@@ -140,6 +140,17 @@ def release_lease(
     connection.execute(statement.values(owner=None, until=None))
 
 
+def was_passed(connection: sa.Connection, tables: Tables, epochs: Mapping[int, int]) -> bool:
+    """Whether anybody has taken one of these partitions since they were leased with these
+    epochs.
+    """
+    lease = tables.partition_lease
+    found = connection.execute(
+        sa.select(lease.c.partition, lease.c.epoch).where(lease.c.partition.in_(sorted(epochs)))
+    )
+    return any(row.epoch != epochs[row.partition] for row in found)
+
+
 def holds_lease(
     connection: sa.Connection,
     tables: Tables,

@@ -10,14 +10,16 @@ that differ only in the order of such steps one is enough. Two known ways find i
 * *sleep sets* (Godefroid 1996): after an actor's step was tried somewhere it sleeps there, until a
   step is taken that reaches what its own does. Where only sleepers could go on, all was tried.
 
-A step that is taken while somebody waits for a lock may set that one free, and then does what it
-does: it is held to reach everything.
+A step that sets somebody free who waits for a lock does what that one's statement does, too: what
+it reaches is what both reach. And who waits for a lock could not have gone on before the step that
+set it free, so these two are in no race.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from outbox_saga.errors import ConfigurationError
 
@@ -32,10 +34,15 @@ class Reach:
 
     A step without any reach belongs to the step before: nobody could tell whether another actor's
     step came between them.
+
+    Args:
+        frees: It may set those free that wait for a lock. A statement that leaves its transaction
+            open does not, unless it fails.
     """
 
     reads: frozenset[str] = frozenset()
     changes: frozenset[str] = frozenset()
+    frees: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.reads or self.changes)
@@ -49,16 +56,19 @@ class Reach:
 class _Decision:
     ready: Mapping[str, Reach | None]
     asleep: frozenset[str]
-    somebody_waits: bool
+    waiting: Mapping[str, Reach | None]
     running: str | None  # who took the step before
     spent_before: int
     choice: str
     wanted: set[str]  # to be tried here, `choice` among them
     done: list[str] = field(default_factory=list)
 
-    @property
-    def reach(self) -> Reach | None:
-        return None if self.somebody_waits else self.ready[self.choice]
+    def reach(self, name: str) -> Reach | None:
+        """What this one's step reaches here, with the statements of those it may set free."""
+        reach = self.ready[name]
+        if reach is None or not reach.frees:
+            return reach
+        return _together(reach, self.waiting.values())
 
     @property
     def spent(self) -> int:
@@ -67,8 +77,8 @@ class _Decision:
 
     @property
     def asleep_after(self) -> frozenset[str]:
-        tried = self.asleep.union(self.done)
-        return frozenset(name for name in tried if not _meet(self.reach, self.ready[name]))
+        tried, taken = self.asleep.union(self.done), self.reach(self.choice)
+        return frozenset(name for name in tried if not _meet(taken, self.reach(name)))
 
     def options(self) -> list[str]:
         """What is still to be tried, whoever went on last first."""
@@ -94,14 +104,18 @@ class Choices:
         self._end: Mapping[str, Reach | None] = {}
 
     def choose(
-        self, ready: Mapping[str, Reach | None], depth: int, *, somebody_waits: bool = False
+        self,
+        ready: Mapping[str, Reach | None],
+        depth: int,
+        *,
+        waiting: Mapping[str, Reach | None] = MappingProxyType({}),
     ) -> str | None:
         """Whose step is next; None: every way on from here was tried elsewhere.
 
         Args:
             ready: Who can take a step, and what it may reach; None: anything.
             depth: Steps taken so far in this run.
-            somebody_waits: For a lock.
+            waiting: Who waits for a lock, and what the statement that waits may reach.
         """
         if depth < len(self._decisions):
             known = self._decisions[depth]
@@ -114,7 +128,7 @@ class Choices:
         last = self._decisions[-1] if self._decisions else None
         running, spent = (last.choice, last.spent) if last else (None, 0)
         asleep = last.asleep_after if last and self._by_reach else frozenset()
-        made = _Decision(ready, asleep, somebody_waits, running, spent, "", set(ready))
+        made = _Decision(ready, asleep, waiting, running, spent, "", set(ready))
         if running in ready and self._most is not None and spent >= self._most:
             made.wanted = {running} if running is not None else set()
         options = made.options()
@@ -145,13 +159,16 @@ class Choices:
         """Puts down who is to be tried where, by what the run that is over has shown."""
         steps: list[_Step] = []
         latest: dict[str, _Step] = {}
-        run = [(d.choice, d.reach) for d in self._decisions]
+        run = [(d.choice, d.reach(d.choice)) for d in self._decisions]
         # if it was given up, these were about to go on
         for at, (actor, reach) in enumerate([*run, *self._end.items()]):
             steps = steps[: len(run)]
             step = _Step(min(at, len(run)), actor, reach)
             if actor in latest:
                 step.comes_after(latest[actor])
+                freed_by = self._freed_by(actor, latest[actor].at, step.at)
+                if freed_by is not None:
+                    step.comes_after(steps[freed_by])
             for before in reversed(steps):
                 # not if one between them must come after that one and before this
                 if not step.follows(before) and _meet(before.reach, reach):
@@ -161,6 +178,11 @@ class Choices:
             if at < len(run):
                 latest[actor] = step
         self._end = {}
+
+    def _freed_by(self, actor: str, last: int, at: int) -> int | None:
+        """The step that ended this actor's wait for a lock, between these two of its own."""
+        waited = (i for i in range(at - 1, last, -1) if actor not in self._decisions[i].ready)
+        return next(waited, None)
 
     def _wants_first(self, one: _Step, steps: list[_Step], other: _Step) -> None:
         """Somewhere in place of `one` a way is taken that leads to `other` without it."""
@@ -192,6 +214,15 @@ class _Step:
 
     def follows(self, other: _Step) -> bool:
         return self._behind.get(other.actor, -1) >= other.at
+
+
+def _together(one: Reach, others: Iterable[Reach | None]) -> Reach | None:
+    reads, changes = one.reads, one.changes
+    for other in others:
+        if other is None:
+            return None
+        reads, changes = reads | other.reads, changes | other.changes
+    return Reach(reads, changes)
 
 
 def _meet(one: Reach | None, other: Reach | None) -> bool:

@@ -198,8 +198,10 @@ def replay(
     """One run by the schedule that a report printed; after its end, whoever can goes on."""
     names = schedule.split()
 
-    def choose(ready: Mapping[str, Reach | None], depth: int, *, somebody_waits: bool) -> str:
-        del somebody_waits
+    def choose(
+        ready: Mapping[str, Reach | None], depth: int, *, waiting: Mapping[str, Reach | None]
+    ) -> str:
+        del waiting
         if depth >= len(names):
             return next(iter(ready))
         if names[depth] not in ready:
@@ -214,7 +216,11 @@ def replay(
 
 class _Choose(Protocol):
     def __call__(
-        self, ready: Mapping[str, Reach | None], depth: int, *, somebody_waits: bool
+        self,
+        ready: Mapping[str, Reach | None],
+        depth: int,
+        *,
+        waiting: Mapping[str, Reach | None],
     ) -> str | None: ...
 
 
@@ -307,14 +313,12 @@ class _Stage:
                 actor.thread.start()
                 self._settle(run)
             while any(actor.state != "done" for actor in self._actors):
-                ready = {
-                    a.name: a.next.reach for a in self._actors if a.state == "ready" and a.next
-                }
+                ready = self._reaches("ready")
                 if not ready:
                     self._end_deadlock(run)
                     continue
-                waits = bool(self._in("blocked"))
-                chosen = choose(ready, len(run.schedule), somebody_waits=waits)
+                waiting = self._reaches("blocked")
+                chosen = choose(ready, len(run.schedule), waiting=waiting)
                 if chosen is None:
                     return None
                 actor = by_name[chosen]
@@ -360,6 +364,9 @@ class _Stage:
             if time.monotonic() > deadline:
                 names = ", ".join(actor.name for actor in self._in("moving"))
                 raise Stuck(f"{names}: neither done nor waiting after {self._patience} s")
+
+    def _reaches(self, state: State) -> dict[str, Reach | None]:
+        return {a.name: a.next.reach for a in self._in(state) if a.next is not None}
 
     def _in(self, *states: State) -> list[_Actor]:
         return [actor for actor in self._actors if actor.state in states]

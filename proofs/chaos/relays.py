@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from proofs.chaos.flight import Flight
+from proofs.chaos.flight import ACCEPTED, FLYING, Flight
 from proofs.chaos.relay_program import LEASE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ class Relays:
         self._started = 0
         self._stopped: dict[subprocess.Popen[bytes], float] = {}
         self._leaving: list[subprocess.Popen[bytes]] = []
-        self._flights: dict[int, Flight] = {}
+        self._flights: dict[subprocess.Popen[bytes], Flight] = {}
         self._began = time.monotonic()
         self.done: Counter[str] = Counter()
         self.log: list[str] = []
@@ -46,7 +46,7 @@ class Relays:
         flight = Flight(path)
         seed = f"{self._seed} {self._started}"
         relay = subprocess.Popen([*self._command, seed, str(path)], cwd=ROOT)
-        self._flights[relay.pid] = flight
+        self._flights[relay] = flight
         return relay
 
     def disturb(self, chance: random.Random, at_work: set[int]) -> None:
@@ -99,11 +99,27 @@ class Relays:
                 relay.send_signal(signal.SIGCONT)
 
     def _note(self, what: str, relay: subprocess.Popen[bytes] | None) -> None:
-        flying = 0 if relay is None else self._flights[relay.pid].count
+        flying = 0 if relay is None else self._flights[relay].counts[FLYING]
         self.done[what] += 1
-        self.done[f"{what}, with messages on their way"] += flying > 0
+        if relay is not None:
+            self.done[f"{what}, with messages on their way"] += flying > 0
         who = "" if relay is None else f" {relay.pid}, {flying} on their way"
         self.log.append(f"{time.monotonic() - self._began:.2f} s: {what}{who}")
+
+    @property
+    def refused_for_good(self) -> set[str]:
+        """Ids of messages that got a definite no from the broker."""
+        return {id_ for flight in self._flights.values() for id_ in flight.refused_for_good}
+
+    def answers(self) -> Counter[str]:
+        """What the broker said, to all of them; and how many of them it took something from."""
+        total: Counter[str] = Counter()
+        for flight in self._flights.values():
+            counts = flight.counts
+            del counts[FLYING]
+            total.update(counts)
+            total["relays that published"] += counts[ACCEPTED] > 0
+        return total
 
     def end(self) -> None:
         """None is left; those that were asked to end have done so in good order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import nats
 from nats.errors import TimeoutError as NothingCame
@@ -22,34 +23,39 @@ def broker() -> Iterator[tuple[Nats, str]]:
         yield server, f"{server.url}?stream={NAME}&prefix={NAME}"
 
 
-async def create(server: Nats) -> None:
-    """The stream, which keeps everything and drops hardly any repeat."""
+async def create(server: Nats, **settings: Any) -> None:
+    """The stream, which keeps everything and drops hardly any repeat, unless told otherwise."""
+    usual = {"discard": api.DiscardPolicy.NEW, "duplicate_window": 0.1}
     client = await nats.connect(server.url)
     try:
         await client.jetstream().add_stream(
-            name=NAME,
-            subjects=[f"{NAME}.>"],
-            discard=api.DiscardPolicy.NEW,
-            duplicate_window=0.1,
+            name=NAME, subjects=[f"{NAME}.>"], **{**usual, **settings}
         )
     finally:
         await client.close()
 
 
-async def everything(server: Nats) -> list[tuple[str, bytes]]:
+async def everything(server: Nats, name: str = NAME) -> list[tuple[str, bytes]]:
     """Every message's id and body, in the order of the stream."""
+    return [(headers["ce-id"], body) for headers, body in await messages(server, name)]
+
+
+async def messages(server: Nats, name: str = NAME) -> list[tuple[dict[str, str], bytes]]:
+    """Every message's headers and body, in the order of the stream, none of which may be gone."""
     client = await nats.connect(server.url)
     try:
         js = client.jetstream(timeout=10)
-        count = (await js.stream_info(NAME)).state.messages
+        state = (await js.stream_info(name)).state
+        if state.messages and (state.first_seq, state.last_seq) != (1, state.messages):
+            raise AssertionError(f"the stream has lost some of what it had: {state}")
         reader = await js.pull_subscribe(
-            ">", stream=NAME, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
+            ">", stream=name, config=api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
         )
-        found: list[tuple[str, bytes]] = []
-        while len(found) < count:
+        found: list[tuple[dict[str, str], bytes]] = []
+        while len(found) < state.messages:
             with contextlib.suppress(NothingCame):
                 found += [
-                    ((message.headers or {})["ce-id"], message.data)
+                    (message.headers or {}, message.data)
                     for message in await reader.fetch(500, timeout=2)
                 ]
         return found

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
@@ -14,15 +14,16 @@ from outbox_saga.database import Database
 from outbox_saga.dead_letters import DeadLetters
 from outbox_saga.decisions import Decision
 from outbox_saga.errors import LeaseLost
-from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.relay import Failed, OutboxRow
 from outbox_saga.testing.interleaving import Play, Run, boundary
-from outbox_saga.testing.servers import Postgres18, choose
+from outbox_saga.testing.servers import DatabaseServer, Postgres18, choose
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga_migrations import upgrade
 from outbox_saga_relay.lanes import Lanes
 from outbox_saga_relay.store import Store
+from proofs.interleaved import clock
 from proofs.interleaved.reach import Reaches
+from proofs.interleaved.verdict import Ended, what_is_wrong
 from tests.write_path.contest import Words
 from tests.write_path.shop import Said
 
@@ -39,18 +40,23 @@ class Broker:
     Args:
         never: Words that get a definite no, the first time.
         not_now: Words that are refused for now, the first time.
+        once: Words that are taken the first time, and then get a definite no.
     """
 
     never: frozenset[str] = frozenset()
     not_now: frozenset[str] = frozenset()
+    once: frozenset[str] = frozenset()
     accepted: list[tuple[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     def takes(self, row: OutboxRow) -> Failed | None:
         """None: accepted."""
-        word = word_of(row.body)
+        word, sent = word_of(row.body), (row.key or "", word_of(row.body))
+        if word in self.once and sent in self.accepted:
+            self.refused.append(word)
+            return Failed(row, None, "no", "as the play wants it")
         if word in self.refused or word not in self.never | self.not_now:
-            self.accepted.append((row.key or "", word))
+            self.accepted.append(sent)
             return None
         self.refused.append(word)
         return Failed(row, None if word in self.never else WAIT, "no", "as the play wants it")
@@ -59,9 +65,10 @@ class Broker:
 class RelayActor:
     """One relay: its own store, lanes and memory, run by the actor's thread pass by pass."""
 
-    def __init__(self, stage: Stage, *, heeds_lanes: bool = True) -> None:
+    heeds_lanes = True  # of a key, what comes behind a message is sent after its ack
+
+    def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._heeds_lanes = heeds_lanes
         self.store = Store(stage.database, lease=LEASE)
         self._acknowledged: list[OutboxRow] = []
         self._again: int | None = None
@@ -71,12 +78,18 @@ class RelayActor:
         self._acknowledged, self._again = [], None
         return self.store._take_lease({})
 
-    def passes(self, count: int) -> Callable[[], None]:
-        """So many pages, read, sent and removed with the next one, or until it loses its lease."""
+    def passes(self, count: int, *, renewing: bool = False) -> Callable[[], None]:
+        """So many pages, read, sent and removed with the next one, or until it loses its lease.
+
+        Args:
+            renewing: Between two it renews its lease.
+        """
 
         def work() -> None:
             try:
-                for _ in range(count):
+                for number in range(count):
+                    if renewing and number:
+                        self.renews()
                     self.one_pass()
             except LeaseLost:
                 self.store.epochs = {}
@@ -87,7 +100,6 @@ class RelayActor:
         """The other relay's lease has run out; then as `passes`."""
 
         def work() -> None:
-            boundary("the lease of the other one runs out")
             self._stage.advance(2 * LEASE)
             if self.begins():
                 self.passes(count)()
@@ -102,7 +114,7 @@ class RelayActor:
         lanes = Lanes(PAGE)
         lanes.add(page.rows)
         failures: list[Failed] = []
-        batch = page.rows if not self._heeds_lanes else lanes.take(PAGE)
+        batch = page.rows if not self.heeds_lanes else lanes.take(PAGE)
         while batch:
             boundary("send")
             for row in batch:
@@ -111,9 +123,9 @@ class RelayActor:
                     failures.append(failed)
                     continue
                 self._acknowledged.append(row)
-                if self._heeds_lanes:
+                if self.heeds_lanes:
                     lanes.accepted([row])
-            batch = lanes.take(PAGE) if self._heeds_lanes else []
+            batch = lanes.take(PAGE) if self.heeds_lanes else []
         if failures:
             self.store._store_failures(failures)
         return len(page.rows)
@@ -148,14 +160,21 @@ class RelayActor:
         self.store._give_back()
 
 
+class Drains(Protocol):
+    """Somebody who goes on when a play is over."""
+
+    def drains(self) -> None:
+        """Alone, until all is out."""
+
+
 class Stage:
     """The database, its clock, the broker, and who works with them in one run."""
 
     def __init__(self, url: str) -> None:
-        self.clock = Clock()
-        self.database = Database(url, clock=self.clock, hints=False)
+        self.database = Database(url, clock=clock.PlayClock(), hints=False)
         with self.database.begin() as connection:
             upgrade(connection)
+            clock.create(connection)
         self.engine = self.database.engine
         self.engines = [self.engine, self.database.program_engine]  # the latter is the relays'
         self.tables = self.database.tables
@@ -169,7 +188,7 @@ class Stage:
         """Nothing of the run before is left."""
         self.close_relays()
         self._keys = {}
-        object.__setattr__(self.clock, "shift", 0.0)
+        clock.advance(self.engine, None)
         t = self.tables
         with self.database.begin() as connection:
             for table in (t.outbox, t.blocked_key, t.dead_letter, t.operator_action, t.process):
@@ -181,7 +200,7 @@ class Stage:
 
     def advance(self, seconds: float) -> None:
         """Later, for everybody."""
-        object.__setattr__(self.clock, "shift", self.clock.shift + seconds)
+        clock.advance(self.engine, seconds)
 
     def in_transaction(self, verb: Callable[[sa.Connection], Any]) -> Any:
         """The verb's answer, in a transaction of its own."""
@@ -190,9 +209,9 @@ class Stage:
 
     # --- actors ---------------------------------------------------------------------------------
 
-    def relay(self, **options: Any) -> RelayActor:
+    def relay(self) -> RelayActor:
         """A relay of this run."""
-        actor = RelayActor(self, **options)
+        actor = RelayActor(self)
         self._relays.append(actor)
         return actor
 
@@ -225,62 +244,40 @@ class Stage:
         """So many seconds pass, at once."""
 
         def work() -> None:
-            boundary("time")
             self.advance(seconds)
 
         return work
 
     # --- the end --------------------------------------------------------------------------------
 
-    def play(self, actors: Mapping[str, Callable[[], object]], last: RelayActor) -> Play:
+    def play(self, actors: Mapping[str, Callable[[], object]], last: Drains) -> Play:
         """These actors, after which `last` goes on alone and everything is looked at."""
 
         def check(run: Run) -> str | None:
             if run.errors or run.deadlock:
                 return f"errors: {run.errors}"
             last.drains()
-            return self._wrong()
+            return what_is_wrong(self.ended())
 
-        letters = {"k"} if self.broker.never else set[str]()  # that an operator may put back
-        keys = {name: self._keys.get(actor, letters) for name, actor in actors.items()}
+        keys = {name: self._keys.get(actor, set[str]()) for name, actor in actors.items()}
         self.reaches.begin(keys)
         return Play(actors, check)
 
-    def _wrong(self) -> str | None:
-        """What is lost, invented, out of order, or held up for nothing.
-
-        Two relays that overlapped may have sent a message twice, under one id, and if the broker
-        refused it once and took it once it is accepted and dead: nothing of that is counted here.
-        """
-        t, broker = self.tables, self.broker
-        left = {word_of(row.body) for row in self._rows(t.outbox)}
-        letters = self._rows(t.dead_letter)
-        dead = {word_of(row.body) for row in letters}
-        blocked = self._rows(t.blocked_key)
-        parked = {row.key for row in blocked if row.until is None}
-        wanted: dict[str, list[str]] = {}
-        for key, word in (pair for words in self.committed for pair in words):
-            wanted.setdefault(key, []).append(word)
-        told = f"dead {sorted(dead)}, left {sorted(left)}, accepted {broker.accepted}"
-        if len(blocked) > len(parked) or {r.position for r in blocked} != {
-            r.position for r in letters
-        }:
-            return f"{parked} are parked and {len(blocked) - len(parked)} keys wait; {told}"
-        if not dead <= broker.never.intersection(broker.refused) or dead & left:
-            return f"dead for no reason: {told}"
-        for key, words in wanted.items():
-            got = list(dict.fromkeys(w for k, w in broker.accepted if k == key))
-            if got != words[: len(got)]:
-                return f"of {key} committed {words}, first deliveries {got}; {told}"
-            if lost := set(words) - set(got) - dead - left:
-                return f"of {key} committed {words}, lost {lost}; {told}"
-            if key not in parked and left.intersection(words):
-                return f"of {key} committed {words}, and nothing goes on; {told}"
-            if len(self._relays) == 1 and dead.intersection(got):
-                return f"of {key} committed {words}, accepted and dead; {told}"
-        if invented := set(broker.accepted) - {p for words in self.committed for p in words}:
-            return f"nobody has committed {invented}"
-        return None
+    def ended(self) -> Ended:
+        """How things stand."""
+        t, letters = self.tables, self._rows(self.tables.dead_letter)
+        return Ended(
+            committed=[pair for words in self.committed for pair in words],
+            accepted=self.broker.accepted,
+            refused_for_good=(self.broker.never | self.broker.once).intersection(
+                self.broker.refused
+            ),
+            removed=sum(relay.store.removed for relay in self._relays),
+            left=[word_of(row.body) for row in self._rows(t.outbox)],
+            dead={row.position: word_of(row.body) for row in letters},
+            blocked=self._rows(t.blocked_key),
+            relays=len(self._relays),
+        )
 
     def _rows(self, table: sa.Table) -> Sequence[Any]:
         with self.engine.connect() as connection:
@@ -302,14 +299,20 @@ def word_of(body: bytes) -> str:
 @contextmanager
 def stage() -> Iterator[Stage]:
     """On a private PostgreSQL."""
-    with choose(Postgres18) as running:
-        # it locks a table for a moment to give its empty end back: somebody who is in no play
-        running.execute("alter system set autovacuum = off")
-        running.execute("select pg_reload_conf()")
-        there = Stage(running.create_database())
-        try:
-            yield there
-        finally:
-            there.close_relays()
-            for engine in there.engines:
-                engine.dispose()
+    with choose(Postgres18) as running, stage_on(running) as there:
+        yield there
+
+
+@contextmanager
+def stage_on(server: DatabaseServer) -> Iterator[Stage]:
+    """On this PostgreSQL, which nobody else uses meanwhile."""
+    # it locks a table for a moment to give its empty end back: somebody who is in no play
+    server.execute("alter system set autovacuum = off")
+    server.execute("select pg_reload_conf()")
+    there = Stage(server.create_database())
+    try:
+        yield there
+    finally:
+        there.close_relays()
+        for engine in there.engines:
+            engine.dispose()

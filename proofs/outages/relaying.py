@@ -24,12 +24,21 @@ END = 30.0  # seconds until it must have ended
 
 
 @contextmanager
-def relay(database: Database, broker: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One that has begun its work; it is ended in good order."""
+def relay(
+    database: Database, broker: str, *options: str, log: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has begun its work; it is ended in good order.
+
+    Args:
+        database: Whose outbox.
+        broker: Its URL.
+        options: Of the command.
+        log: A file's number, for what it logs.
+    """
     url = database.url.render_as_string(hide_password=False)
     command = [sys.executable, "-m", "outbox_saga_relay", "relay"]
     command += ["--database-url", url, "--broker", broker, "--log-level", "error", *options]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=log)
     try:
         _until_it_works(database, process)
         yield process

@@ -54,6 +54,14 @@ class Lanes:
         return len(self._flying)
 
     @property
+    def sent(self) -> int:
+        """Rows on their way, or acknowledged and not yet removed."""
+        waiting = sum(map(len, self._behind.values()))
+        waiting += sum(head.position not in self._flying for head in self._heads.values())
+        waiting += sum(row.key is None for row in self._ready)
+        return len(self._known) - waiting
+
+    @property
     def ready(self) -> int:
         """Rows that may be sent now."""
         return len(self._ready)

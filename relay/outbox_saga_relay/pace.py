@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 LINGER = 0.02  # seconds an acknowledged row may wait for others to be removed with it
+
+_TIE = 0.001  # seconds: a look and a renewal that are due at once
 
 
 class Pace:
     """The moments of one lease's life, by a monotonic clock.
 
+    An idle relay's renewals look, too (`Store.renew_lease`). The looks between two of them are
+    spread evenly, so they are a little closer than `poll`, and still no more than one in `poll`
+    on the average: what is committed is read within `poll`, and there is time to publish it.
+
     Args:
-        poll: Seconds between two looks when nothing is pending.
+        poll: Seconds between two looks at most when nothing is pending.
         renew: Seconds between two renewals.
         now: The present moment.
     """
@@ -17,6 +25,8 @@ class Pace:
     def __init__(self, poll: float, renew: float, now: float) -> None:
         self._poll = poll
         self._renew = renew
+        # as many looks as there are whole intervals, and the renewal after them is one more
+        self._spread = renew / (int(renew / poll) + 1)
         self._pause = poll / 16
         self.read_at = now
         self.remove_at = now
@@ -28,22 +38,33 @@ class Pace:
         """Nothing was found for as long as the pauses could grow."""
         return self._pause >= self._poll
 
-    def looked(self, now: float, *, found: bool) -> None:
-        """A look is over: the next one is due at once, or after a longer pause."""
+    def looked(self, begun: float, now: float, *, found: bool) -> None:
+        """A look that began then is over: the next is due at once, or after a longer pause.
+
+        What is committed while the database answers is seen by the next look only, so the pause
+        counts from the beginning; but a database that answers slowly gets half of it to itself.
+        """
         self._pause = self._poll / 16 if found else min(self._poll, self._pause * 2)
-        self.read_at = now if found else now + self._pause
+        pause = min(self._pause, self._spread)
+        self.read_at = now if found else max(begun + pause, now + pause / 2)
+        if self.idle and not found:
+            self.enter_at = math.inf  # its looks see delayed messages, too
+        if 0 <= self.renew_at - self.read_at < _TIE:
+            self.read_at = self.renew_at  # which looks
 
     def hinted(self, now: float) -> None:
         """Somebody said that there is something."""
         self._pause = self._poll / 16
         self.read_at = now
+        if self.enter_at == math.inf:
+            self.enter_at = now
 
     def removed(self, now: float) -> None:
         """Acknowledged rows were removed; the next ones may wait for company."""
         self.remove_at = now + LINGER
 
-    def renewed(self, now: float) -> None:
-        """The lease was renewed."""
+    def renews(self, now: float) -> None:
+        """The lease is about to be renewed."""
         self.renew_at = now + self._renew
 
     def entered(self, now: float, *, full: bool) -> None:

@@ -40,7 +40,7 @@ from outbox_saga_relay.listening import Listener
 from outbox_saga_relay.outage import Outage
 from outbox_saga_relay.pace import Pace
 from outbox_saga_relay.sending import Sending
-from outbox_saga_relay.store import Page, Store
+from outbox_saga_relay.store import Page, Renewal, Store
 
 logger = logging.getLogger("outbox_saga.relay")
 
@@ -66,7 +66,8 @@ class Relay:
         page_bytes: Bytes of bodies read at once, about; twice as many may be in memory, and a page
             more.
         lease: Seconds after which another relay takes over from one that stopped renewing.
-        poll: Seconds between two looks when nothing is pending.
+        poll: Seconds between two looks at most when nothing is pending; renewing the lease is one,
+            too.
         retry: Backoff of a message the broker did not take; attempts are not limited, only a
             broker's definite no ends them.
         outage: Backoff while the broker takes nothing at all; no attempt is counted then.
@@ -122,11 +123,13 @@ class Relay:
         self._limit = min(FIRST_PAGE, page_rows)
         self._trouble = outage
         self._troubles = 0
+        self._serving = False
         self._lost = False  # whatever the store says it owns: a call that was left behind may
         self._wake = asyncio.Event()
         self._head_start = HeadStart(self._wake.set)
         self._hinted = False
         self._held_was_last = False
+        self._page_was_last = False
         self._failures_were_last = False
         self._again: int | None = None
         self._more_is_due = False
@@ -142,6 +145,7 @@ class Relay:
             attempts=self.store.attempts,
             counters=self.counters,
             wake=self._wake.set,
+            go_on=self._send_few,
         )
 
     @property
@@ -310,6 +314,7 @@ class Relay:
         """
         pace = Pace(self.poll, self._lease / 3, time.monotonic())
         turn: asyncio.Task[None] | None = None
+        self._serving = True
         try:
             while True:
                 self._wake.clear()
@@ -324,14 +329,27 @@ class Relay:
                         turn.add_done_callback(self._turn_is_over)
                     elif stopping and not self._sending.busy:
                         return
-                may_send = not stopping and not self.store.lease_may_be_over
-                if may_send and not self._head_start.left:
+                if self._may_send:
                     self._sending.dispatch(self._page_rows)
                 await self._woken(self._patience(pace, busy=turn is not None))
         finally:
+            self._serving = False
             await self._sending.give_up()
             if turn is not None:
                 await asyncio.gather(turn, return_exceptions=True)
+
+    @property
+    def _may_send(self) -> bool:
+        lapsed = self._is_stopping() or self.store.lease_may_be_over
+        return self._serving and not lapsed and not self._head_start.left
+
+    def _send_few(self) -> None:
+        """The next of a key goes as soon as the one before it is acknowledged.
+
+        Only few: of many the database's next statement goes first (`head_start`).
+        """
+        if self._lanes.ready < MANY and self._may_send:
+            self._sending.dispatch(self._page_rows)
 
     def _turn_is_over(self, _turn: asyncio.Task[None]) -> None:
         self._head_start.end()
@@ -345,8 +363,8 @@ class Relay:
             self._hinted = False
             pace.hinted(now)
         if now >= pace.renew_at:
-            pace.renewed(now)
-            return self._renew_or_lose()
+            pace.renews(now)
+            return self._renew(pace)
         # in turn with everything else: many that fail at once keep no others waiting
         if sending.failures and not self._failures_were_last:
             self._failures_were_last = True
@@ -361,8 +379,13 @@ class Relay:
             if more and not (reads and self._held_was_last):
                 self._held_was_last = True
                 return self._read_more_of_held()
+            # after a page: what was committed does not wait for what was delayed, nor for ever
+            enters = now >= pace.enter_at and self._has_room()
+            if enters and (self._page_was_last or not reads):
+                self._page_was_last = False
+                return self._enter(pace)
             if reads:
-                self._held_was_last = False
+                self._page_was_last, self._held_was_last = True, False
                 pace.removed(now)
                 if self._lanes.ready >= MANY:
                     self._head_start.begin()
@@ -382,7 +405,7 @@ class Relay:
         if (due := self.store.next_due) is not None:
             moments.append(due)
         if self._may_read and self._has_room():
-            moments.append(pace.read_at - now)
+            moments += [pace.read_at - now, pace.enter_at - now]
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
         return max(0.0, min(moments))
@@ -417,16 +440,25 @@ class Relay:
     # --- the database's turns --------------------------------------------------------------------
 
     async def _read(self, pace: Pace) -> None:
-        idle = pace.idle and not self._sending.acknowledged
+        idle, begun = self._is_idle(pace), time.monotonic()
         # one statement, of one row, for as long as nothing happens
         if idle and not await self.store.anything_to_do(self._lanes.positions(-1)):
-            pace.looked(time.monotonic(), found=False)
+            pace.looked(begun, time.monotonic(), found=False)
             return
-        if idle or time.monotonic() >= pace.enter_at:
-            entered = await self.store.enter_outbox(self._page_rows)
-            pace.entered(time.monotonic(), full=entered == self._page_rows)
         page = await self._exchange(self._sending.take_acknowledged())
-        pace.looked(time.monotonic(), found=bool(page.rows))
+        pace.looked(begun, time.monotonic(), found=bool(page.rows))
+        if idle:
+            pace.enter_at = begun  # it may be a delayed message that the look has seen
+
+    async def _enter(self, pace: Pace) -> None:
+        entered = await self.store.enter_outbox(self._page_rows)
+        now = time.monotonic()
+        pace.entered(now, full=entered == self._page_rows)
+        if entered:
+            pace.hinted(now)
+
+    def _is_idle(self, pace: Pace) -> bool:
+        return pace.idle and not self._sending.acknowledged
 
     async def _exchange(self, acknowledged: list[OutboxRow]) -> Page:
         """Removes these and reads the next page into the lanes."""
@@ -490,13 +522,23 @@ class Relay:
             else:
                 self._lanes.skipped(failed.row)
 
-    async def _renew_or_lose(self, *, raising: bool = True) -> None:
-        renewal = await self.store.renew_lease(self.counters.as_dict())
+    async def _renew(self, pace: Pace) -> None:
+        looks, begun = self._is_idle(pace), time.monotonic()
+        renewal = await self._renew_or_lose(self._lanes.positions(-1) if looks else None)
+        if renewal.waiting:
+            self._hinted = True
+        elif looks:
+            pace.looked(begun, time.monotonic(), found=False)
+
+    async def _renew_or_lose(
+        self, look: Collection[int] | None = None, *, raising: bool = True
+    ) -> Renewal:
+        renewal = await self.store.renew_lease(self.counters.as_dict(), look=look)
         if not renewal.held:
             self._forget()
             if raising:
                 raise LeaseLost("another relay took partitions over; taking stock")
-            return
+            return renewal
         self._over()
         if renewal.again is not None:
             self._look_again(renewal.again)
@@ -505,6 +547,7 @@ class Relay:
         if leaving := self.store.leave_beyond(renewal.share):
             logger.info("%s relays: handing %s partitions over", renewal.relays, len(leaving))
             self._lanes.leave(leaving)
+        return renewal
 
     async def _hand_over(self) -> None:
         await self._remove()
@@ -541,10 +584,10 @@ class Relay:
 
     def _forget(self) -> None:
         self._sending.forget()
+        self.store.forget(self._lanes.sent)
         self._lanes.clear()
         self._again = None
         self._lost = True
-        self.store.epochs = {}
 
     async def _wait_out(self, stopped: asyncio.Task[bool]) -> None:
         self._troubles += 1

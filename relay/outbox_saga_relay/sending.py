@@ -33,6 +33,7 @@ class Sending:
         skip: Topics whose keys go on without a dead letter.
         attempts: Failed attempts of a row before this one.
         wake: Called when something has become of a row.
+        go_on: Called when a call has ended, before `wake`: what may go now need not wait for it.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Sending:
         attempts: Callable[[OutboxRow], int],
         counters: Counters,
         wake: Callable[[], None],
+        go_on: Callable[[], None],
     ) -> None:
         self.acknowledged: list[OutboxRow] = []
         self.failures: list[Failed] = []
@@ -59,6 +61,7 @@ class Sending:
         self._attempts = attempts
         self._counters = counters
         self._wake = wake
+        self._go_on = go_on
         self._calls: set[asyncio.Task[None]] = set()
 
     @property
@@ -147,6 +150,7 @@ class Sending:
         self._calls.discard(call)
         if not call.cancelled() and (error := call.exception()) is not None:
             logger.error("sending failed: %s", type(error).__name__)
+        self._go_on()
         self._wake()
 
     def _open(self, rows: Sequence[OutboxRow]) -> tuple[list[Envelope], list[OutboxRow]]:

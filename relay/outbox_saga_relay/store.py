@@ -27,7 +27,7 @@ from outbox_saga.queries import failures as failed_rows
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
 from outbox_saga.queries.delayed import enter_outbox
-from outbox_saga.queries.dialects import limit_idle_transaction
+from outbox_saga.queries.dialects import limit_transaction_whole
 from outbox_saga.queries.exchange import Exchanged
 from outbox_saga.queries.outbox import partition_of
 from outbox_saga.queries.processes import Process
@@ -77,6 +77,7 @@ class Renewal:
         share: How many partitions are this relay's due, by the relays that are alive.
         relays: Relays that are alive, this one included.
         again: Look again above this position: rows were put back, or keys unparked.
+        waiting: There is something to do, if that was asked for.
     """
 
     held: bool
@@ -84,6 +85,7 @@ class Renewal:
     relays: int = 1
     gained: frozenset[int] = field(default_factory=frozenset)
     again: int | None = None
+    waiting: bool = False
 
 
 class Store:
@@ -103,7 +105,7 @@ class Store:
         self.leaving: frozenset[int] = frozenset()  # owned, but no more of them is read
         self.mark = Mark()
         self.removed = 0
-        self.fenced = 0  # acknowledged rows that somebody else had removed before
+        self.fenced = 0  # messages it had sent and may not remove: others have their partitions
         self.oldest: float | None = None  # seconds, as of the last renewal
         self.holder_pid: int | None = None
         self._process = Process(self.owner, "relay", service)
@@ -116,6 +118,8 @@ class Store:
         self._dues: list[float] = []  # a heap: when blocked keys are to be looked at again
         self._checked = False
         self._lease_ends = 0.0
+        self._before: dict[int, int] = {}  # the epochs of the lease it lost
+        self._in_hand = 0  # messages it had sent and not removed by then
         self._kept: sa.Connection | None = None  # between pages, where `exchange` can be had
         self._wire: Wire | None = None  # of the connection in use, or the one used last
         self._thread = DatabaseThread(
@@ -153,7 +157,7 @@ class Store:
             if self._database.pooler:
                 limit_transaction(connection, self._database.deadline)
             # a relay that stands still must not lock its successor out
-            limit_idle_transaction(connection, self._lease)
+            limit_transaction_whole(connection, self._lease)
             return verb(connection, *args, **kwargs)
 
     def _look(
@@ -172,6 +176,21 @@ class Store:
         """True when this relay owns partitions now; what it knew before is forgotten."""
         return await self._in_thread(self._take_lease, detail or {})
 
+    def forget(self, in_hand: int) -> None:
+        """It cannot count on its lease any more, whatever the reason is.
+
+        Args:
+            in_hand: Messages that it has sent and not removed.
+        """
+        self._in_hand += in_hand
+        self._before, self.epochs = self.epochs or self._before, {}
+
+    def _count_fenced(self, connection: sa.Connection) -> None:
+        """What it had in hand is another's now, or it takes it up again itself."""
+        if self._in_hand and partitions.was_passed(connection, self._tables, self._before):
+            self.fenced += self._in_hand
+        self._in_hand = 0
+
     def _take_lease(self, detail: Mapping[str, object]) -> bool:
         self.epochs, self.leaving = {}, frozenset()
         self._know_blocked({})
@@ -183,6 +202,7 @@ class Store:
         begun = time.monotonic()
 
         def take(connection: sa.Connection) -> dict[int, int]:
+            self._count_fenced(connection)
             share = self._beat(connection, detail)[0]
             return partitions.take_lease(
                 connection, self._tables, self._clock, self.owner, self._lease, share
@@ -199,14 +219,24 @@ class Store:
         self.epochs = epochs
         return bool(epochs)
 
-    async def renew_lease(self, detail: Mapping[str, object] | None = None) -> Renewal:
+    async def renew_lease(
+        self,
+        detail: Mapping[str, object] | None = None,
+        *,
+        look: Collection[int] | None = None,
+    ) -> Renewal:
         """Another lease for every partition, and news of what others did to them.
 
         Takes free partitions up to this relay's share.
-        """
-        return await self._in_thread(self._renew_lease, detail or {})
 
-    def _renew_lease(self, detail: Mapping[str, object]) -> Renewal:
+        Args:
+            look: Say whether there is anything to do, too (`anything_to_do`), but for these
+                positions, which are known. None: do not look.
+        """
+        known = None if look is None else list(look)
+        return await self._in_thread(self._renew_lease, detail or {}, known)
+
+    def _renew_lease(self, detail: Mapping[str, object], look: list[int] | None = None) -> Renewal:
         begun = time.monotonic()
         before = dict(self.epochs)
 
@@ -226,7 +256,17 @@ class Store:
             again = partitions.take_revisits(connection, self._tables, self.owner)
             blocked = verbs.blocked_rows(connection, self._tables, self._clock, list(epochs))
             gained = frozenset(epochs.keys() - before.keys())
-            told = Renewal(held=True, share=share, relays=relays, gained=gained, again=again)
+            waiting = look is not None and verbs.anything_to_do(
+                connection, self._tables, self._clock, self._wanted(look)
+            )
+            told = Renewal(
+                held=True,
+                share=share,
+                relays=relays,
+                gained=gained,
+                again=again,
+                waiting=waiting,
+            )
             return told, epochs, blocked
 
         renewal, epochs, blocked = self._write(renew)
@@ -417,6 +457,9 @@ class Store:
             # of the page as it is taken: the mark must not pass what was cut off
             highest = page.rows[-1].position if page.rows else None
             self.mark.read(found.oldest, highest, full=page.full, in_progress=found.in_progress)
+        if found.transaction is not None and found.removed < len(acknowledged):
+            # what is not ours to remove any more may be there still, and the mark has passed it
+            self.mark.lower(min(row.position for row in acknowledged) - 1)
         if self._blocked and limit:
             self._forget_gone(page, frozenset(known))
         return page
@@ -455,6 +498,11 @@ class Store:
     ) -> list[OutboxRow]:
         def both(connection: sa.Connection) -> list[OutboxRow]:
             if acknowledged:
+                mine = {r.partition: self.epochs.get(r.partition, -1) for r in acknowledged}
+                if not partitions.holds_lease(
+                    connection, self._tables, self._clock, self.owner, mine
+                ):
+                    raise LeaseLost("another relay owns the partitions; what it sends decides")
                 count = (
                     archive_published(connection, self._tables, self._clock, acknowledged)
                     if self._archive
@@ -486,6 +534,7 @@ class Store:
                 wanted,
                 archive=self._archive,
                 limit=self._database.deadline if self._database.pooler else None,
+                lease=self._lease,
                 sent=sent,
             )
         except BaseException:
@@ -498,7 +547,7 @@ class Store:
 
     def _count_removed(self, acknowledged: int, removed: int) -> None:
         self.removed += removed
-        # gone already: an owner after us has published it, too
+        # an owner after us has published them too, or will
         self.fenced += max(0, acknowledged - removed)
 
     async def more_of(self, key: str, after: int, limit: int, *, room: int | None = None) -> Page:
@@ -526,8 +575,8 @@ class Store:
         """Whether a page would have a row, or a delayed message is due: one statement."""
         return await self._in_thread(self._anything_to_do, list(known))
 
-    def _anything_to_do(self, known: list[int]) -> bool:
-        wanted = Wanted(
+    def _wanted(self, known: list[int]) -> Wanted:
+        return Wanted(
             self._reading(),
             1,
             self.owner,
@@ -536,6 +585,9 @@ class Store:
             look_for_blocked=bool(self._blocked),
             none_if_put_back=exchange.can_exchange(self._engine),
         )
+
+    def _anything_to_do(self, known: list[int]) -> bool:
+        wanted = self._wanted(known)
         if not exchange.can_exchange(self._engine):
             return self._look(verbs.anything_to_do, self._tables, self._clock, wanted)
         return verbs.anything_to_do(self._kept_or_new(), self._tables, self._clock, wanted)

@@ -27,7 +27,10 @@ from tests.pooler.conftest import SHARED
 from tests.relay.house import PATIENCE, House, Recorder, Said, till
 from tests.relay.test_running import Broker, running, until
 
-pytestmark = pytest.mark.databases("postgres18")
+pytestmark = [
+    pytest.mark.databases("postgres18"),
+    pytest.mark.needs_a_session("puts a pooler before the server itself"),
+]
 
 HOUR = 3600.0
 KEYS = 4
@@ -152,7 +155,7 @@ async def test_a_relay_is_told_past_the_pooler_of_a_commit_that_came_through_it(
     )
     elsewhere = sa.make_url(pooler.through(house.url)).set(host="localhost")
     wake_relays(engine, url=elsewhere)  # by another name, so that nothing is told in the process
-    relay = Relay(pooled, broker, poll=HOUR)
+    relay = Relay(pooled, broker, poll=HOUR, lease=3 * HOUR)
     async with running(relay):
         house.say("first")
         await broker.until("first")

@@ -120,6 +120,36 @@ async def test_a_long_backlog_of_one_key_keeps_no_other_waiting(house: House) ->
     assert house.waiting() == []
 
 
+async def test_a_relay_that_is_told_to_end_sends_nothing_behind_what_is_on_its_way(
+    house: House,
+) -> None:
+    broker = Broker()
+    first = broker.hold("first")
+    house.say("first", "second", key="k")
+    stop = asyncio.Event()
+    ending = asyncio.create_task(house.relay(broker, poll=0.02).run(stop))
+    await broker.until("first")
+    stop.set()
+    first.set()
+    await asyncio.wait_for(ending, PATIENCE)
+    assert broker.attempts == ["first"]
+    assert house.waiting() == ["second"]
+
+
+async def test_a_relay_that_is_cancelled_sends_nothing_it_gives_up_once_more(
+    house: House,
+) -> None:
+    broker = Broker()
+    broker.hold("first")
+    house.say("first", "second", key="k")
+    ending = asyncio.create_task(house.relay(broker, poll=0.02).run(asyncio.Event()))
+    await broker.until("first")
+    ending.cancel()
+    await asyncio.gather(ending, return_exceptions=True)
+    assert broker.attempts == ["first"]
+    assert house.waiting() == ["first", "second"]
+
+
 async def test_what_is_in_memory_has_a_bound(house: House) -> None:
     broker = Broker()
     gates = [broker.hold(n) for n in range(200)]

@@ -22,6 +22,8 @@ from sqlalchemy.orm import Session
 
 from tests.write_path.shop import INSERT, Order, Shop, say
 
+Say = Callable[[Any, object], object]  # publishes a word on a session or connection
+
 SESSION_TOKENS = "psc()!}^CRX"
 CONNECTION_TOKENS = "ps()!CRX"
 
@@ -82,7 +84,7 @@ def possible(program: str) -> str:
     return kept
 
 
-def run_session(shop: Shop, program: str) -> None:
+def run_session(shop: Shop, program: str, say: Say = say) -> None:
     """On a Session."""
     session = Session(shop.engine)
     nested: list[Any] = []
@@ -112,7 +114,7 @@ def run_session(shop: Shop, program: str) -> None:
     session.close()
 
 
-def run_connection(shop: Shop, program: str) -> None:
+def run_connection(shop: Shop, program: str, say: Say = say) -> None:
     """On a Connection."""
     connection = shop.engine.connect()
     nested: list[sa.NestedTransaction] = []
@@ -137,7 +139,7 @@ def run_connection(shop: Shop, program: str) -> None:
     connection.close()
 
 
-async def run_async_session(engine: AsyncEngine, program: str) -> None:
+async def run_async_session(engine: AsyncEngine, program: str, say: Say = say) -> None:
     """On an AsyncSession; publishing is a plain call, outside SQLAlchemy's greenlet."""
     session = AsyncSession(engine)
     nested: list[Any] = []
@@ -167,7 +169,7 @@ async def run_async_session(engine: AsyncEngine, program: str) -> None:
     await session.close()
 
 
-async def run_async_connection(engine: AsyncEngine, program: str) -> None:
+async def run_async_connection(engine: AsyncEngine, program: str, say: Say = say) -> None:
     """On an AsyncConnection."""
     connection: AsyncConnection = await engine.connect()
     nested: list[Any] = []
