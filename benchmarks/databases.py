@@ -16,7 +16,7 @@ from outbox_saga.testing.servers import DatabaseServer, MariaDB, Postgres18, cho
 from outbox_saga_migrations import upgrade
 
 # Checkpoints in the middle of a measurement would fall on whoever is being measured.
-_POSTGRES_SETTINGS = ("max_wal_size = '4GB'", "checkpoint_timeout = '1h'")
+_POSTGRES_SETTINGS = ("max_wal_size = '16GB'", "checkpoint_timeout = '1h'")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ _COMMITS = re.compile(
     r"(XA COMMIT|COMMIT PREPARED)\b", re.IGNORECASE
 )  # COMMITs that are statements
 _UNKNOWN = "outbox_saga_commit_unknown"
+_UNTOLD = "outbox_saga_commit_untold"  # of a connection: what its last COMMIT was about
 _NOT_SENT = "nothing was committed within {} s: COMMIT had not been sent; do the unit again"
 
 
@@ -62,38 +63,37 @@ def commit_within(session: Session, seconds: float | None) -> None:
             raise _too_late(sent, seconds) from error
 
 
-async def async_commit_within(session: AsyncSession, seconds: float | None) -> Committed:
-    """As `commit_within`, for an AsyncSession; what has committed."""
+async def async_commit_and_close(session: AsyncSession, seconds: float | None) -> None:
+    """As `commit_within`, for an AsyncSession, and closes it.
+
+    A cancellation that comes when COMMIT was answered, and before the caller goes on, leaves the
+    caller without the answer as well: `interrupted_commit` tells of it.
+    """
     deadline = asyncio.timeout(seconds)
     with _noting() as sent:
-        committed = Committed(sent)
         try:
-            async with deadline:
-                await session.commit()
-        except TimeoutError as error:
-            if not deadline.expired() or seconds is None:
-                raise  # somebody else's: of a hook after the commit, say
-            raise _too_late(sent, seconds) from error
-        except asyncio.CancelledError as cancelled:
-            committed.note_on(cancelled)  # it may come after COMMIT: the connection is reset then
+            async with session:
+                try:
+                    async with deadline:
+                        await session.commit()
+                except TimeoutError as error:
+                    if not deadline.expired() or seconds is None:
+                        raise  # somebody else's: of a hook after the commit, say
+                    raise _too_late(sent, seconds) from error
+        except asyncio.CancelledError as error:
+            _leave_unknown(error, [each for written in sent for each in written])
             raise
-    return committed
 
 
 def interrupted_commit(error: BaseException | None) -> CommitUnknown | None:
     """What a cancellation, a timeout of yours, or an error that a `handle_error` listener of yours
     put in place of CommitUnknown, left unknown; None when nothing was.
 
-    `asyncio.timeout` around a unit of work raises its own TimeoutError, whatever it interrupted,
-    be it what comes after the COMMIT:
+    `asyncio.timeout` around a unit of work raises its own TimeoutError, whatever it interrupted:
 
         except TimeoutError as error:
             if (unknown := interrupted_commit(error)) is not None:
                 committed = await async_commit_outcome(engine, unknown)
-
-    It speaks of `unit_of_work`, `retry_unit` and `await session.commit()`. A cancelled
-    `async with session.begin()` may have committed whatever this says: SQLAlchemy 2.1 finishes it
-    in a task of its own, and then raises the cancellation as if nothing had happened.
     """
     while error is not None:
         if isinstance(error, CommitUnknown):
@@ -131,15 +131,30 @@ def _noting(watch: Watch | None = None) -> Iterator[list[list[Written]]]:
 
 
 def _has_begun(connection: sa.Connection, *_: Any) -> None:
+    if connection.dialect.is_async:
+        connection.info.pop(_UNTOLD, None)
     commit = _under_way.get()
     if commit is not None and commit.watch is not None:
         commit.watch.add([connection])  # the flush was the first to need it
 
 
 def _about_to_commit(connection: sa.Connection, *_: Any) -> None:
-    commit = _under_way.get()
+    commit, written = _under_way.get(), what_was_written(connection)
     if commit is not None:
-        commit.sent.append(what_was_written(connection))
+        commit.sent.append(written)
+    if written and connection.dialect.is_async:
+        connection.info[_UNTOLD] = written
+
+
+def _given_back(_: Any, record: Any) -> None:
+    record.info.pop(_UNTOLD, None)
+
+
+def _interrupted_when_given_back(_: Any, record: Any, error: BaseException | None) -> None:
+    """A session gives its connection back before `commit` returns, and may be cancelled there."""
+    written = record.info.pop(_UNTOLD, None)
+    if written and isinstance(error, asyncio.CancelledError):
+        _leave_unknown(error, written)
 
 
 def _too_late(sent: list[list[Written]], seconds: float) -> Exception:
@@ -149,32 +164,18 @@ def _too_late(sent: list[list[Written]], seconds: float) -> Exception:
     return _unknown([each for written in sent for each in written])
 
 
-class Committed:
-    """What has committed, for whoever is cancelled before the caller hears of it.
-
-    Args:
-        sent: Of each COMMIT that was sent what was written before it.
-    """
-
-    def __init__(self, sent: list[list[Written]]) -> None:
-        self._sent = sent
-
-    def note_on(self, error: BaseException) -> None:
-        """`interrupted_commit` of this error tells of it."""
-        written = [each for some in self._sent for each in some]
-        if written and not hasattr(error, _UNKNOWN):
-            _mark(error, _unknown(written))
-
-
-def _mark(error: BaseException, unknown: CommitUnknown) -> None:
-    # not the error itself, whose cause this one may be: a circle would keep the connection alive
-    setattr(error, _UNKNOWN, (unknown.message_ids, unknown.transaction))
-
-
 def _unknown(written: list[Written]) -> CommitUnknown:
     ids = tuple(id_ for each in written for id_ in each.ids)
     numbers = (each.transaction() for each in written)
     return CommitUnknown(ids, next((number for number in numbers if number is not None), None))
+
+
+def _leave_unknown(error: BaseException, written: list[Written]) -> None:
+    """For `interrupted_commit`: what this error leaves unknown, unless it says so already."""
+    if written and not hasattr(error, _UNKNOWN):
+        unknown = _unknown(written)
+        # not the error itself, whose cause this one may be: a circle keeps the connection alive
+        setattr(error, _UNKNOWN, (unknown.message_ids, unknown.transaction))
 
 
 def _told_apart(context: ExceptionContext) -> BaseException | None:
@@ -193,8 +194,8 @@ def _told_apart(context: ExceptionContext) -> BaseException | None:
     elif not isinstance(error, asyncio.CancelledError):
         return None
     unknown = _unknown(written)
-    # for `interrupted_commit`, where another listener, or who cancelled, has the last word
-    _mark(error, unknown)
+    # where another listener, or who cancelled, has the last word
+    _leave_unknown(error, written)
     return unknown if context.sqlalchemy_exception is not None else None
 
 
@@ -204,4 +205,6 @@ event.listen(sa.Engine, "begin", _has_begun)
 event.listen(sa.Engine, "begin_twophase", _has_begun)
 # behind the listeners that write: what stands here is the last thing before COMMIT
 event.listen(sa.Engine, "commit", _about_to_commit)
+event.listen(sa.Pool, "checkin", _given_back)
+event.listen(sa.Pool, "invalidate", _interrupted_when_given_back)
 event.listen(sa.Engine, "commit_twophase", _about_to_commit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from outbox_saga.commits import async_commit_within, check_commit_timeout, commit_within
+from outbox_saga.commits import async_commit_and_close, check_commit_timeout, commit_within
 from outbox_saga.database import Database
 from outbox_saga.unit_of_work import UnitOfWork
 
@@ -48,6 +48,7 @@ class ServiceUnitOfWork:
         return self._work_in(self._session)
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        async with self._session:
-            if kind is None:
-                await async_commit_within(self._session, self._commit_timeout)
+        if kind is None:
+            await async_commit_and_close(self._session, self._commit_timeout)
+        else:
+            await self._session.__aexit__(kind, *rest)

@@ -10,7 +10,6 @@ for them.
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import functools
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from outbox_saga.commits import (
     COMMIT_TIMEOUT,
-    Committed,
-    async_commit_within,
+    async_commit_and_close,
     check_commit_timeout,
     commit_within,
 )
@@ -355,17 +353,11 @@ class _UnitOfWorkContext(Generic[S]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        committed: Committed | None = None
-        try:
+        if kind is None:
+            await async_commit_and_close(self._session, self._commit_timeout)
+        else:
             async with self._session:
-                if kind is None:
-                    committed = await async_commit_within(self._session, self._commit_timeout)
-                else:
-                    await self._session.rollback()
-        except asyncio.CancelledError as cancelled:
-            if committed is not None:  # only the session's end was interrupted: nothing is undone
-                committed.note_on(cancelled)
-            raise
+                await self._session.rollback()
 
 
 if TYPE_CHECKING:

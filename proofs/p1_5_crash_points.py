@@ -10,21 +10,17 @@ import logging
 import random
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from outbox_saga.testing.servers import MariaDB, Postgres18, choose
+from proofs.crash_worlds import DATABASES, world_on
 from proofs.registry import Outcome, proof, say
 from tests.crash.explorer import Explorer, singles
-from tests.crash.operations import OPERATIONS
+from tests.crash.operations import FIRST
 from tests.crash.planted import PLANTED
 from tests.crash.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
-DATABASES = {"sqlite": None, "postgres18": Postgres18, "mariadb": MariaDB}
 SEED = 20261123
 PAIRS = 12  # for each operation and database: a crash, and another one in its recovery
 KILLS = 2  # for each operation and database: real processes, real SIGKILL
@@ -75,7 +71,7 @@ def explore(world: World) -> dict[str, Any]:
     points: dict[str, int] = {}
     runs = {"singles": 0, "pairs": 0, "sigkill": 0}
     violations: list[str] = []
-    for name, operation in OPERATIONS.items():
+    for name, operation in FIRST.items():
         explorer = Explorer(world, operation)
         count = points[name] = explorer.count()
         found = []
@@ -101,7 +97,7 @@ def explore(world: World) -> dict[str, Any]:
 
 def plant(world: World, bug: str) -> dict[str, Any]:
     """At which points the explorer catches this bug."""
-    explorer = Explorer(world, OPERATIONS[WANTED[bug]], PLANTED[bug])
+    explorer = Explorer(world, FIRST[WANTED[bug]], PLANTED[bug])
     count = explorer.count()
     caught = [run for run in singles(explorer, range(1, count + 1)) if run.violations]
     invariants = sorted({v.invariant for run in caught for v in run.violations})
@@ -113,22 +109,6 @@ def plant(world: World, bug: str) -> dict[str, Any]:
         "caught_at": {str(run.at[0]): run.places[0] for run in caught},
         "invariants": invariants,
     }
-
-
-@contextmanager
-def world_on(name: str) -> Iterator[World]:
-    """A prepared world on a private server."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        kind = DATABASES[name]
-        if kind is None:
-            url = f"sqlite:///{folder / 'crash.db'}"
-        else:
-            url = stack.enter_context(choose(kind)).create_database()
-        world = World(name, url, folder)
-        world.prepare()
-        stack.callback(world.close)
-        yield world
 
 
 def main() -> None:

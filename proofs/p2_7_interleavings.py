@@ -45,11 +45,11 @@ CASES = {
         {"the key lock": rules.no_key_lock},
     ),
     "two relays handing over a partition": Case(
-        plays.handing_over,
-        {
-            "a page asks for the lease": rules.page_without_lease,
-            "the row of a failure is locked": rules.row_of_a_failure_is_not_locked,
-        },
+        plays.handing_over, {"a page asks for the lease": rules.page_without_lease}
+    ),
+    "two relays handing over a partition, with a removal under way": Case(
+        plays.overtaken_before_its_commit,
+        {"the row of a failure is locked": rules.row_of_a_failure_is_not_locked},
     ),
     "late commit and sweep": Case(
         plays.late_commit_and_sweep,

@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,9 +62,9 @@ def run(
     *,
     table: str,
     pending: str,
-    create: Callable[[Order], Awaitable[None]],
+    create: Callable[[Order], Coroutine[Any, Any, None]],
     fill: str,
-    drain: Callable[[Order], Awaitable[None]],
+    drain: Callable[[Order], Coroutine[Any, Any, None]],
 ) -> None:
     """One measurement, as the one who started this process orders it.
 
@@ -89,7 +89,7 @@ def run(
 
 
 async def _prepare(
-    order: Order, table: str, create: Callable[[Order], Awaitable[None]], fill: str
+    order: Order, table: str, create: Callable[[Order], Coroutine[Any, Any, None]], fill: str
 ) -> None:
     connection = await asyncpg.connect(order.dsn)
     await connection.execute(f"DROP TABLE IF EXISTS {table}")

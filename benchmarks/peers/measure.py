@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from benchmarks.load import Watch
@@ -16,8 +17,19 @@ _HERE = Path(__file__).resolve().parent
 _ASSEMBLED = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(_HERE)}
 
 
-def drained(peer: Peer, settings: Settings, dsn: str, rows: int, sleep: float) -> Sample:
-    """So many rows of `bench_backlog`, published by the peer with these settings."""
+def drained(
+    peer: Peer,
+    settings: Settings,
+    dsn: str,
+    rows: int,
+    sleep: float,
+    around: AbstractContextManager[object] | None = None,
+) -> Sample:
+    """So many rows of `bench_backlog`, published by the peer with these settings.
+
+    Args:
+        around: Entered when the rows are there, left when they have been published.
+    """
     order = {"dsn": dsn, "rows": rows, "sleep": sleep, "settings": dict(settings)}
     command = [str(python_of(peer)), str(_HERE / peer.script), json.dumps(order)]
     with subprocess.Popen(
@@ -32,7 +44,7 @@ def drained(peer: Peer, settings: Settings, dsn: str, rows: int, sleep: float) -
         if process.stdout.readline().strip() != "ready":
             process.wait()
             raise PeerUnavailable("its script ended before it was ready")
-        with Watch() as watch:
+        with around or nullcontext(), Watch() as watch:
             process.stdin.write("go\n")
             process.stdin.flush()
             told = process.stdout.readline()

@@ -93,15 +93,19 @@ def _mysql(connection: Connection, wait: float, lock_timeout: float) -> Iterator
         try:
             yield
         except BaseException:
-            connection.exec_driver_sql("ROLLBACK")  # the note of a revision that was refused
+            if not connection.invalidated:
+                connection.exec_driver_sql("ROLLBACK")  # the note of a revision that was refused
             raise
         else:
             # Before the lock ends: whoever gets it next must see the revision we wrote.
             connection.exec_driver_sql("COMMIT")
         finally:
-            connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {int(before)}")
+            if not connection.invalidated:
+                connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {int(before)}")
     finally:
-        connection.scalar(sa.select(sa.func.release_lock(NAMED_LOCK)))
+        # of a connection that was lost, or cancelled, all of this ends with the server's session
+        if not connection.invalidated:
+            connection.scalar(sa.select(sa.func.release_lock(NAMED_LOCK)))
 
 
 @contextmanager

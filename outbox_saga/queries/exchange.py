@@ -45,7 +45,7 @@ SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone) {limited}
 # has published its successor publishes again, under the same ids.
 _LEASED = """AND partition = ANY(ARRAY(
     SELECT partition FROM {lease} WHERE owner = CAST(%(owner)s AS uuid)
-    AND until > clock_timestamp() + %(shift)s::bigint * interval '1 microsecond'))"""
+    AND until > {now}))"""
 
 # A client that stands still between this and the COMMIT holds the rows locked. In a pipeline the
 # session is not idle meanwhile, so that only this limit ends it.
@@ -70,7 +70,7 @@ SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone) {limited}
 """
 
 # before the page's own snapshot, so it says no more than that one would
-_OLDEST = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+_SNAPSHOT = "SELECT pg_current_snapshot()::text"
 
 # after the page: only the owner itself takes such a note away, so what is not noted now was not
 # when the page was read
@@ -90,6 +90,7 @@ class Exchanged:
         transaction: The id of the transaction that removed; None when nothing was to remove.
         removed: Rows that were still there to be removed.
         oldest: The oldest transaction that was open, as of a moment before the page was read.
+        in_progress: All that were, of those that are not younger than all that had ended.
         put_back: Somebody has put a row back of which the owner has not been told: the page may
             be empty for that alone, and says nothing about what there is.
     """
@@ -98,6 +99,7 @@ class Exchanged:
     transaction: int | None = None
     removed: int = 0
     oldest: int | None = None
+    in_progress: frozenset[int] = frozenset()
     put_back: bool = False
 
 
@@ -157,9 +159,13 @@ def exchange(
         wanted.due is not None,
         wanted.none_if_put_back,
         wanted.owner,
+        bool(wanted.unless_ended),
     )
     statement, values = _page_sql(connection.dialect, tables, clock, *shape)
     values = {**values, "above": wanted.above, "limit": wanted.limit}
+    if wanted.unless_ended:
+        values["open"] = "{" + ",".join(map(str, wanted.unless_ended)) + "}"
+        values["floors"] = "{" + ",".join(map(str, wanted.unless_ended.values())) + "}"
     if wanted.known:
         values["known"] = "{" + ",".join(map(str, wanted.known)) + "}"
     if wanted.held:
@@ -173,7 +179,7 @@ def exchange(
         raw.cursor(binary=True) as page,
         raw.cursor() as beginning,
         raw.cursor() as writing,
-        raw.cursor() as oldest,
+        raw.cursor() as snapshot,
         raw.cursor() as put_back,
     ):
         page.row_factory = _row_factory
@@ -185,11 +191,11 @@ def exchange(
                 if lease is not None and not _can_limit(connection.dialect):
                     lease = None
                 leased, limited = wanted.owner is not None, lease is not None
-                delete = _delete_sql(connection.dialect, tables, archive, leased, limited)
+                delete = _delete_sql(connection.dialect, tables, clock, archive, leased, limited)
                 send(writing, delete, _done(published, clock, wanted.owner, lease))
                 send(beginning, _COMMIT, None)
             if wanted.limit:
-                send(oldest, _OLDEST, None)
+                send(snapshot, _SNAPSHOT, None)
                 send(page, statement, values)
             if asks:
                 send(
@@ -204,7 +210,9 @@ def exchange(
         if published:
             found.transaction, found.removed = writing.fetchone()[:2]
         if wanted.limit:
-            (found.oldest,) = oldest.fetchone()
+            oldest, _, in_progress = snapshot.fetchone()[0].split(":")
+            found.oldest = int(oldest)
+            found.in_progress = frozenset(map(int, in_progress.split(",") if in_progress else ()))
             found.rows = page.fetchall()
         if asks:
             (found.put_back,) = put_back.fetchone()
@@ -244,6 +252,7 @@ def _page_sql(
     knows_due: bool,  # noqa: FBT001
     none_if_put_back: bool,  # noqa: FBT001
     owner: UUID | None,
+    unless_ended: bool,  # noqa: FBT001
 ) -> tuple[str, dict[str, Any]]:
     """The SELECT in the driver's own words; compiled once for each shape of a page."""
     shape = Wanted(
@@ -255,6 +264,7 @@ def _page_sql(
         look_for_blocked=look_for_blocked,
         due=(0,) if knows_due else None,
         none_if_put_back=none_if_put_back,
+        unless_ended={0: 0} if unless_ended else {},
     )
     statement = page_statement(tables, clock, shape, arrays=True)
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
@@ -265,15 +275,17 @@ def _page_sql(
 def _delete_sql(
     dialect: sa.Dialect,
     tables: Tables,
+    clock: Clock,
     archive: bool,  # noqa: FBT001 - lru_cache keys by position
     leased: bool,  # noqa: FBT001
     limited: bool,  # noqa: FBT001
 ) -> str:
     named = dialect.identifier_preparer.format_table
+    now = clock.now().compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     return (_ARCHIVE if archive else _DELETE).format(
         outbox=named(tables.outbox),
         archive=named(tables.archive),
-        leased=_LEASED.format(lease=named(tables.partition_lease)) if leased else "",
+        leased=_LEASED.format(lease=named(tables.partition_lease), now=now) if leased else "",
         limited=_LIMITED if limited else "",
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -73,6 +73,9 @@ class Wanted:
             same statement, because one that was passed does not know which keys its successor
             has parked. None: everybody may look.
         above: Only positions above this one.
+        unless_ended: Transactions, each with a floor: once one of them has ended, positions above
+            its floor, too (PostgreSQL). In the same statement, because what is above `above` may
+            have been written by somebody who waited for the end.
         known: Not these positions: the owner has them in memory.
         held: Not these keys.
         look_for_blocked: Leave out rows whose key waits or is parked. False when this owner knows
@@ -95,6 +98,12 @@ class Wanted:
     look_for_blocked: bool = True
     due: Sequence[int] | None = None
     none_if_put_back: bool = False
+    unless_ended: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def lowest(self) -> int:
+        """Nothing is wanted at or below this position, whoever has ended."""
+        return min((self.above, *self.unless_ended.values()))
 
 
 def page_statement(
@@ -111,10 +120,10 @@ def page_statement(
     outbox = tables.outbox
     body = sa.case((sa.func.length(outbox.c.body) <= INLINE, outbox.c.body)).label("body")
     columns = [outbox.c[name] for name in OutboxRow._fields if name != "body"]
-    above: Any = sa.bindparam("above", 0, type_=sa.BigInteger) if arrays else wanted.above
+    above: Any = _above(wanted) if arrays else wanted.lowest
     limit: Any = sa.bindparam("limit", 0, type_=sa.Integer) if arrays else wanted.limit
     statement = sa.select(*columns, body).order_by(outbox.c.position).limit(limit)
-    if wanted.above or arrays:
+    if wanted.lowest or arrays:
         statement = statement.where(outbox.c.position > above)
     if wanted.known:
         known: Any = (
@@ -130,6 +139,27 @@ def page_statement(
         )
         statement = statement.where(sa.or_(key.is_(None), held))
     return _restricted(statement, tables, clock, wanted, arrays=arrays)
+
+
+def _above(wanted: Wanted) -> Any:
+    above = sa.bindparam("above", 0, type_=sa.BigInteger)
+    if not wanted.unless_ended:
+        return above
+    open_ = sa.func.unnest(_array("open", sa.BigInteger()), _array("floors", sa.BigInteger()))
+    each = open_.table_valued("id", "floor", name="open_one").render_derived()
+    # as of the statement's own snapshot, the one that its rows are seen by; null if none has ended
+    has_ended = sa.func.pg_visible_in_snapshot(
+        sa.cast(sa.cast(each.c.id, sa.Text), _Xid8), sa.func.pg_current_snapshot()
+    )
+    floor = sa.select(sa.func.min(each.c.floor)).where(has_ended).scalar_subquery()
+    return sa.func.least(above, floor)
+
+
+class _Xid8(sa.types.UserDefinedType[int]):
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
 
 
 def _array(name: str, kind: Any) -> Any:

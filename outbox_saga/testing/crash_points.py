@@ -134,6 +134,15 @@ class CrashPoints:
             line.discard()
         wait_for_rollback(observer, self._lines)
 
+    def end_all(self, observer: sa.Engine) -> None:
+        """Ends every connection of the process, whoever holds it, as its death would.
+
+        Args:
+            observer: As of `bury`.
+        """
+        self._cut()
+        self.bury(observer)
+
     def connecting(self) -> None:
         """The process wants another connection."""
         if self._dead:

@@ -45,6 +45,19 @@ def handing_over(on: Stage) -> Play:
     return on.play(actors, _whoever_holds(on, first, second))
 
 
+def overtaken_before_its_commit(on: Stage) -> Play:
+    """A relay has removed a message and not yet committed; its lease runs out, another takes over,
+    sends it again and gets a no.
+    """
+    on.fresh(Broker(once=frozenset({"one"})))
+    first, second = on.relay(), on.relay()
+    first.begins()
+    on.writer(("k", "one"), ("k", "two"))()
+    first.one_pass()
+    actors = {"relay1": first.passes(1), "relay2": second.takes_over_and_passes(1)}
+    return on.play(actors, _whoever_holds(on, first, second))
+
+
 def refused_and_would_take_the_next(on: Stage) -> Play:
     """The broker refuses n for now, m for ever, and would take what comes behind them."""
     on.fresh(Broker(never=frozenset({"m1"}), not_now=frozenset({"n1"})))

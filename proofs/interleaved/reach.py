@@ -10,7 +10,8 @@ In words of the explorer (`outbox_saga.testing.choices`), for PostgreSQL at READ
   they are in the way of plain reads only, and of writers of the same keys;
 * the first lock or change of a transaction takes its id. Ids are compared with one thing only, the
   ids of the relays' own DELETEs (`outbox_saga_relay.mark`): two others may come in either order;
-* `pg_snapshot_xmin` tells which transactions have ended;
+* `pg_current_snapshot` tells which transactions have ended, and so does a page that asks it; that
+  one has begun is told only to who compares its id;
 * of two commits that nobody looks between the order is not seen, unless they are of one key;
 * the plays' clock is a row (`interleaved.clock`), and whoever reads it says so.
 
@@ -40,6 +41,8 @@ _CHANGED = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM)\s+outbox_saga_([a-z_]
 _NEW_ROWS = "INSERT INTO outbox_saga_outbox"
 _OLD_PLACE = "OVERRIDING"  # a row that is put back is one that others may know
 _RELAYS_DELETE = "WITH gone AS"
+_SNAPSHOT = "SELECT pg_current_snapshot"
+_SEES_WHO_ENDED = "pg_visible_in_snapshot"
 _OLDEST = "SELECT outbox_saga_outbox.created_at"  # its age is told to people
 _NOTES = ("INSERT INTO outbox_saga_operator_action", "INSERT INTO outbox_saga_dead_letter")
 _TABLES = (
@@ -77,7 +80,7 @@ class Reaches:
             return self._ends(point.actor, committed=False)
         if statement.startswith(f"UPDATE {clock.TABLE}"):
             return Reach(changes=frozenset({CLOCK}), frees=False)
-        if "pg_snapshot_xm" in statement:
+        if "pg_snapshot_xm" in statement or statement.startswith(_SNAPSHOT):
             return Reach(reads=self._of_all(ENDED), frees=False)
         if statement.startswith(_OLDEST):
             return _NOTHING
@@ -103,6 +106,8 @@ class Reaches:
             changes |= locked
         if clock.TABLE in statement and not statement.startswith(_NOTES):
             reads.add(CLOCK)
+        if _SEES_WHO_ENDED in statement:
+            reads |= self._of_all(ENDED)
         reads = reads.union(*(self._of_all(name) for name in names))
         return Reach(frozenset(reads), frozenset(changes), frees=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from unittest.mock import patch
 
@@ -16,9 +17,16 @@ from proofs.interleaved.stage import RelayActor
 class PassesAtOnce(Mark):
     """The mark passes what was read, whoever may still show a row below it."""
 
-    def read(self, oldest: int | None, highest: int | None, *, full: bool) -> None:
+    def read(
+        self,
+        oldest: int | None,
+        highest: int | None,
+        *,
+        full: bool,
+        in_progress: Collection[int] = (),
+    ) -> None:
         """As `Mark.read`, and then to the end of what was read."""
-        super().read(oldest, highest, full=full)
+        super().read(oldest, highest, full=full, in_progress=in_progress)
         if highest is not None:
             self.position = max(self.position, highest)
 
@@ -30,8 +38,11 @@ def mark_passes_at_once() -> Any:
 
 def mark_goes_by_xmax() -> Any:
     """A mark that goes by the latest transaction that has ended."""
-    latest = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
-    return patch.object(exchange, "_OLDEST", latest)
+    latest = (
+        "SELECT x || ':' || x || ':' "
+        "FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS x) AS latest"
+    )
+    return patch.object(exchange, "_SNAPSHOT", latest)
 
 
 def no_key_lock() -> Any:

@@ -40,18 +40,23 @@ class Broker:
     Args:
         never: Words that get a definite no, the first time.
         not_now: Words that are refused for now, the first time.
+        once: Words that are taken the first time, and then get a definite no.
     """
 
     never: frozenset[str] = frozenset()
     not_now: frozenset[str] = frozenset()
+    once: frozenset[str] = frozenset()
     accepted: list[tuple[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     def takes(self, row: OutboxRow) -> Failed | None:
         """None: accepted."""
-        word = word_of(row.body)
+        word, sent = word_of(row.body), (row.key or "", word_of(row.body))
+        if word in self.once and sent in self.accepted:
+            self.refused.append(word)
+            return Failed(row, None, "no", "as the play wants it")
         if word in self.refused or word not in self.never | self.not_now:
-            self.accepted.append((row.key or "", word))
+            self.accepted.append(sent)
             return None
         self.refused.append(word)
         return Failed(row, None if word in self.never else WAIT, "no", "as the play wants it")
@@ -264,7 +269,9 @@ class Stage:
         return Ended(
             committed=[pair for words in self.committed for pair in words],
             accepted=self.broker.accepted,
-            refused_for_good=self.broker.never.intersection(self.broker.refused),
+            refused_for_good=(self.broker.never | self.broker.once).intersection(
+                self.broker.refused
+            ),
             removed=sum(relay.store.removed for relay in self._relays),
             left=[word_of(row.body) for row in self._rows(t.outbox)],
             dead={row.position: word_of(row.body) for row in letters},

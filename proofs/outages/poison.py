@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import nats
+import sqlalchemy as sa
 
 from outbox_saga.database import Database
 from outbox_saga.messages import Event
@@ -25,15 +26,26 @@ POISON = 1000
 TIMEOUT = 2.0  # seconds of the publisher
 LARGEST = 16 * 1024  # bytes a message of the stream may have
 KEYS = 2000
-BACKLOG = 40_000  # messages of other keys behind the poison, for the throughput
+BACKLOG = 250_000  # messages of other keys behind the poison, for the throughput
+CHUNK = 10_000  # of them in one transaction, when they are made
 RATE, SECONDS = 300, 12  # messages a second of other keys, for so long, for the latency
 PATIENCE = 120.0
+MADE = "outages_made"  # the table of the backlog
 WORKLOAD = {
-    "poison": POISON,
+    "poison": {
+        "messages, each of its own key": POISON,
+        "refused for good: too large": POISON // 4,
+        "refused each time: nobody listens": POISON // 4,
+        "hang until the timeout": POISON // 2,
+    },
     "publish_timeout_seconds": TIMEOUT,
-    "backlog_for_throughput": BACKLOG,
-    "steady_for_p99": {"a_second": RATE, "seconds": SECONDS},
-    "keys": KEYS,
+    "throughput": {
+        "backlog of other keys": BACKLOG,
+        "keys": KEYS,
+        "why so many": "the run is long enough for the poison to be tried again and again beside "
+        "the others, and short of them it would be the poison's own work that is measured",
+    },
+    "p99": {"messages a second": RATE, "seconds": SECONDS, "keys": KEYS},
 }
 
 
@@ -61,18 +73,6 @@ class Unanswered(Event, topic="deaf"):
     number: int
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One run."""
-
-    throughput: float  # messages of other keys a second
-    p99: float  # seconds, of those that came at a steady rate
-
-    def shown(self) -> dict[str, float]:
-        """Rounded."""
-        return {"per_second": round(self.throughput), "p99_ms": round(self.p99 * 1000, 2)}
-
-
 def publish_poison(uow: UnitOfWork[Any]) -> None:
     """Each of a key of its own."""
     for number in range(POISON):
@@ -83,6 +83,20 @@ def publish_poison(uow: UnitOfWork[Any]) -> None:
             uow.publish(Unrouted(number=number), key=key)
         else:
             uow.publish(TooLarge(text="x" * LARGEST), key=key)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run.
+
+    Args:
+        figure: Messages of other keys a second, or the p99 of their seconds from commit to
+            subscriber.
+        attempts: Of the poison, as far as they are stored.
+    """
+
+    figure: float
+    attempts: int
 
 
 class Watch:
@@ -106,13 +120,32 @@ class Watch:
                 await self._news.wait()
 
 
-async def sample(database: Database, server: str, *, poison: bool) -> Sample:
-    """One run of both, each with a relay of its own."""
-    throughput = await _run(database, server, _drained, poison=poison)
-    return Sample(throughput, await _run(database, server, _steady, poison=poison))
+def make_backlog(database: Database) -> None:
+    """The poison and what is behind it, once, in a table from which each run has its outbox."""
+    with database.begin() as connection:
+        publish_poison(UnitOfWork(connection))
+    for first in range(0, BACKLOG, CHUNK):
+        with database.begin() as connection:
+            uow = UnitOfWork(connection)
+            for number in range(first, first + CHUNK):
+                uow.publish(Good(number=number), key=f"key {number % KEYS}")
+    outbox = database.tables.outbox.name
+    with database.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE {MADE} AS SELECT * FROM {outbox}")
+    empty(database)
 
 
-async def _run(database: Database, server: str, measure: Any, *, poison: bool) -> float:
+async def throughput(database: Database, server: str, *, poison: bool) -> Sample:
+    """All of it is committed at one moment, the poison first; then it drains."""
+    return await _run(database, server, _drained, poison=poison)
+
+
+async def p99(database: Database, server: str, *, poison: bool) -> Sample:
+    """They come one by one, at a rate the relay can well keep up with."""
+    return await _run(database, server, _steady, poison=poison)
+
+
+async def _run(database: Database, server: str, measure: Any, *, poison: bool) -> Sample:
     empty(database)
     await create_stream(server, [f"{NAME}.good.>", f"{NAME}.good"], max_msg_size=LARGEST)
     client = await nats.connect(server)
@@ -124,30 +157,29 @@ async def _run(database: Database, server: str, measure: Any, *, poison: bool) -
     try:
         with relay(database, broker):
             figure: float = await measure(database, watch, poison)
-            return figure
+            return Sample(figure, attempts(database))
     finally:
         await client.close()
 
 
 async def _drained(database: Database, watch: Watch, poison: bool) -> float:  # noqa: FBT001
-    """All of it is committed at one moment, the poison first."""
+    made = sa.table(MADE, *(sa.column(column.name) for column in database.tables.outbox.c))
+    names = [column.name for column in made.c if column.name != "position"]
+    wanted = sa.select(*(made.c[name] for name in names)).order_by(made.c.position)
+    if not poison:
+        wanted = wanted.where(made.c.topic == "good")
 
-    def publish() -> float:
+    def commit() -> float:
         with database.begin() as connection:
-            uow = UnitOfWork(connection)
-            if poison:
-                publish_poison(uow)
-            for number in range(BACKLOG):
-                uow.publish(Good(number=number), key=f"key {number % KEYS}")
+            connection.execute(sa.insert(database.tables.outbox).from_select(names, wanted))
         return time.perf_counter()
 
-    began = await asyncio.to_thread(publish)
+    began = await asyncio.to_thread(commit)
     await watch.until(BACKLOG)
     return BACKLOG / (max(watch.seen.values()) - began)
 
 
 async def _steady(database: Database, watch: Watch, poison: bool) -> float:  # noqa: FBT001
-    """They come one by one, at a rate the relay can well keep up with."""
     committed: dict[int, float] = {}
     chance = random.Random(7)  # a schedule, not a secret
 
@@ -169,12 +201,19 @@ async def _steady(database: Database, watch: Watch, poison: bool) -> float:  # n
     return statistics.quantiles(waits, n=100)[98]
 
 
+def attempts(database: Database) -> int:
+    """Failed ones that are stored."""
+    blocked = database.tables.blocked_key.c
+    with database.engine.connect() as connection:
+        return int(connection.execute(sa.select(sa.func.sum(blocked.attempts))).scalar() or 0)
+
+
 def empty(database: Database) -> None:
-    """Nothing of an earlier run is left."""
+    """Nothing of an earlier run is left, nor what the server keeps of removed rows."""
     tables = database.tables
     with database.begin() as connection:
         for table in (tables.outbox, tables.blocked_key, tables.dead_letter, tables.process):
-            connection.execute(table.delete())
+            connection.exec_driver_sql(f"TRUNCATE {table.name}")
         connection.execute(
             tables.partition_lease.update().values(owner=None, until=None, epoch=0, revisit=None)
         )

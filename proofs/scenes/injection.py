@@ -19,6 +19,21 @@ _RAISE = (
     "using errcode = '{}'; end $$"
 )
 
+# COMMIT itself fails with it, and the transaction is over, as after a real failure to serialize
+_DOOM = """
+create table scene_doom (code text);
+create function scene_doomed() returns trigger language plpgsql as $$ begin
+  raise exception 'не удалось сериализовать доступ' using errcode = new.code; end $$;
+create constraint trigger scene_doomed after insert on scene_doom
+  deferrable initially deferred for each row execute function scene_doomed();
+"""
+
+
+def prepare(engine: sa.Engine) -> None:
+    """What makes a COMMIT fail; once in each database."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_DOOM)
+
 
 class Injection:
     """On one engine, which nobody else uses meanwhile.
@@ -53,18 +68,20 @@ class Injection:
         elif self._how == "raised":
             self._execute(cursor, _RAISE.format(self._code), (), context=context)
         elif self._how == "ended before":
-            self._end(cursor.connection)
+            self._end(cursor)
             self._execute(cursor, statement, parameters, context=context)
         else:
             self._execute(cursor, statement, parameters, context=context)
-            self._end(cursor.connection)
+            self._end(cursor)
 
     def _do_commit(self, connection: Any) -> None:
         if not self._reached("COMMIT"):
             self._commit(connection)
         elif self._how == "raised":
-            cursor = connection.cursor()
-            self._execute(cursor, _RAISE.format(self._code), ())
+            self._execute(
+                connection.cursor(), f"insert into scene_doom values ('{self._code}')", ()
+            )
+            self._commit(connection)
         elif self._how == "ended before":
             self._end(connection)
             self._commit(connection)
@@ -77,9 +94,9 @@ class Injection:
         self.places.append(place)
         return self.count == self._at
 
-    def _end(self, connection: Any) -> None:
-        driver = getattr(connection, "driver_connection", None) or connection
-        driver = getattr(driver, "_connection", driver)  # psycopg's own, behind SQLAlchemy's
+    def _end(self, of: Any) -> None:
+        # psycopg's own connection, behind what SQLAlchemy puts before async ones, or a cursor
+        driver = getattr(of, "_connection", None) or getattr(of, "connection", None) or of
         with self._killer.connect() as killer:
             killer.execute(
                 sa.text("select pg_terminate_backend(:pid, 5000)"),

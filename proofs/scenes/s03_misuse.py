@@ -185,8 +185,8 @@ def after_commit(stage: Stage, level: str, *, alone: bool) -> None:
             event.remove(target, "after_commit", hook)
         session.close()
     with stage.refuses(f"after_commit hook, {level}, alone: {alone}", AFTER_COMMIT):
-        for error in refusal:
-            raise error
+        for refused in refusal:
+            raise refused
 
 
 def under_way(stage: Stage) -> None:

@@ -24,6 +24,7 @@ from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.handler_context import HandlerContext
 from outbox_saga.inbox import handle_once
+from outbox_saga.service import Service
 from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 from outbox_saga.worker_threads import WorkerThreads
 from proofs.registry import Outcome, say
@@ -83,6 +84,13 @@ async def block(stage: Stage, number: int) -> None:
         await write(stage, uow, number)
 
 
+async def of_a_service(stage: Stage, number: int) -> None:
+    """`async with service.unit_of_work()`."""
+    service = Service("shop", database=stage.database)
+    async with service.unit_of_work() as uow:
+        await write(stage, uow, number)
+
+
 async def own_session(stage: Stage, number: int) -> None:
     """A session life cycle of their own."""
     async with AsyncSession(stage.database.async_engine) as session:
@@ -130,6 +138,7 @@ def _fields(envelope: Envelope) -> dict[str, Any]:
 
 WAYS: dict[str, Work] = {
     "unit_of_work": block,
+    "Service.unit_of_work": of_a_service,
     "own session": own_session,
     "sessionmaker.begin": begun,
     "retry_unit": retried,

@@ -46,11 +46,11 @@ def show() -> Outcome:
 
 def played(on: World, stream_limit: int | None) -> dict[str, Any]:
     """One world: the door, the probe that tells how large headers are, then the sizes."""
-    wrong = at_the_door(on) if stream_limit is None else []
-    probe = publish(on, b'"probe"', key="large-probe")
+    probe = publish(on, b'"probe"', key="large-probe")  # its headers are as long as theirs
     with on.relay():
         on.quiesce()
     headers = asyncio.run(header_bytes(on))
+    wrong = at_the_door(on) if stream_limit is None else []
     limit = stream_limit or largest(asyncio.run(max_payload(on)))
     sizes = {"limit - 1": limit - 1, "limit": limit, "limit + 1": limit + 1, "50 MB": HUGE}
     if stream_limit is None:  # our reserve lies between these two

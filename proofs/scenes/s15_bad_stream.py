@@ -33,7 +33,7 @@ def show() -> Outcome:
     """The bad settings one by one; what the first one costs; then the mend."""
     wrong: list[str] = []
     measured: dict[str, Any] = {}
-    bad = {
+    bad: dict[str, dict[str, Any]] = {
         "discard=old with max_msgs": {"discard": api.DiscardPolicy.OLD, "max_msgs": MOST},
         "duplicate_window of 1 s": {"duplicate_window": 1.0},
     }

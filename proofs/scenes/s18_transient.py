@@ -29,7 +29,7 @@ from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga.worker_threads import WorkerThreads
 from proofs.registry import Outcome, say
 from proofs.scenes import strife
-from proofs.scenes.injection import How, Injection
+from proofs.scenes.injection import How, Injection, prepare
 from proofs.scenes.world import World, intended, told, world
 from tests.write_path.shop import Said
 
@@ -68,6 +68,7 @@ def show() -> Outcome:
             connection.exec_driver_sql("create table scene_counter (n int)")
             connection.exec_driver_sql("insert into scene_counter values (0)")
             connection.exec_driver_sql("create table scene_effect (number int)")
+        prepare(look)
         try:
             injected(stage, "unit, Session", unit(stage), Injection(on.database.engine, look))
             asyncio.run(injected_async(stage))
@@ -226,7 +227,7 @@ async def injected_async(stage: Stage) -> None:
 async def _injected(stage: Stage, name: str, run: Any, injection: Injection) -> None:
     for warming in range(2):  # the first connects, and asks the server who it is
         await _once(stage, f"{name}, undisturbed {warming}", run, injection, 0, "raised", None)
-    places = list(injection.places)
+    places = injection.places
     stage.statements[name] = places
     for (how, code), at in itertools.product(TROUBLES, range(1, len(places) + 1)):
         where = f"{name}, {code or how} at {at} ({places[at - 1]})"
@@ -238,19 +239,27 @@ async def _once(
 ) -> None:
     stage.number += 1
     stage.attempts = 0
+    before = total(stage)
     injection.arm(at, how, code)
     try:
         await run()
     except Exception as error:  # noqa: BLE001 - any is a miss
         stage.wrong.append(f"{name}: {type(error).__name__}: {error}"[:300])
-    injection.arm(0)
+    if at and injection.count < at:
+        stage.wrong.append(f"{name}: never came to its statement")
     stage.runs[f"{code or how}, {stage.attempts} attempts" if at else "undisturbed"] += 1
     with stage.look.connect() as connection:
         effects = connection.execute(
             sa.text("select count(*) from scene_effect where number = :n"), {"n": stage.number}
         ).scalar_one()
-        total = connection.execute(sa.text("select n from scene_counter")).scalar_one()
-    if effects != 1 or total != stage.number:
-        stage.wrong.append(f"{name}: {effects} effects, the sum is {total} of {stage.number}")
+    if effects != 1 or total(stage) != before + 1:
+        stage.wrong.append(f"{name}: {effects} effects, the sum {before} became {total(stage)}")
     if stage.attempts > 2:
         stage.wrong.append(f"{name}: {stage.attempts} attempts")
+
+
+def total(stage: Stage) -> int:
+    """What all effects have come to."""
+    with stage.look.connect() as connection:
+        found: int = connection.execute(sa.text("select n from scene_counter")).scalar_one()
+        return found

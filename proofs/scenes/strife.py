@@ -166,6 +166,7 @@ class Writers:
 
     def judged(self) -> list[str]:
         """Each unit's effect is there once, and the counters add up."""
+        self._look.dispose()  # its sessions may have been ended
         wrong = [f"never happened: {code}" for code in CODES if not self.codes[code]]
         with self._look.connect() as connection:
             numbers = Counter(connection.scalars(sa.text("select number from scene_effect")))

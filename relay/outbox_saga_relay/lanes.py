@@ -7,6 +7,7 @@ read meanwhile, so that it does not fill the memory while other keys have nothin
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 
@@ -138,21 +139,26 @@ class Lanes:
         if not all_of_it and key not in self._held:
             self._held[key] = rows[-1].position if rows else behind
 
-    def take(self, limit: int) -> list[OutboxRow]:
-        """At most so many rows that may be sent now, one of each key; they are on their way."""
+    def take(self, limit: int, room: int = sys.maxsize) -> list[OutboxRow]:
+        """At most so many rows that may be sent now, one of each key; they are on their way.
+
+        Args:
+            room: Bytes of bodies; the row that is the first to go beyond is the last one.
+        """
         taken: list[OutboxRow] = []
         ready, heads, flying = self._ready, self._heads, self._flying
-        while ready and len(taken) < limit:
+        while ready and len(taken) < limit and room > 0:
             row = ready.popleft()
             if row.key is not None:
                 row = heads[row.key]
             flying[row.position] = row
             taken.append(row)
+            room -= len(row.body)
         return taken
 
-    def accepted(self, rows: Iterable[OutboxRow]) -> None:
+    def accepted(self, rows: Iterable[OutboxRow]) -> int:
         """They were acknowledged: the next of their keys may go. They stay known until
-        `removed`.
+        `removed`. Returns the bytes of their bodies, which count no longer.
         """
         flying, heads, behind, size = self._flying, self._heads, self._behind, 0
         for row in rows:
@@ -165,6 +171,7 @@ class Lanes:
             elif key is not None:
                 del heads[key]
         self._size -= size
+        return size
 
     def removed(self, rows: Iterable[OutboxRow]) -> None:
         """These are in the outbox no longer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -10,11 +10,27 @@ from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.tables import Tables
 
+PORTION = 1024 * 1024  # bytes
+
 
 def is_left_out(row: OutboxRow) -> bool:
     """Whether the page came without the body of this row."""
     body: bytes | None = row.body
     return body is None
+
+
+def _portions(positions: Sequence[int], sizes: Mapping[int, int]) -> Iterator[list[int]]:
+    """All of them, in order, of about `PORTION` bytes together each time."""
+    portion: list[int] = []
+    room = PORTION
+    for position in positions:
+        portion.append(position)
+        room -= sizes.get(position, 0)
+        if room <= 0:
+            yield portion
+            portion, room = [], PORTION
+    if portion:
+        yield portion
 
 
 def with_bodies(
@@ -41,7 +57,10 @@ def with_bodies(
             break
         total += size
         kept.append(row)
-    found = verbs.bodies(connection, tables, [r.position for r in kept if is_left_out(r)])
+    # a few at a time: while an answer is read, the driver has all of it, as text twice as long
+    found: dict[int, bytes] = {}
+    for some in _portions([row.position for row in kept if is_left_out(row)], sizes):
+        found |= verbs.bodies(connection, tables, some)
     whole: list[OutboxRow] = []
     for row in kept:
         if not is_left_out(row):

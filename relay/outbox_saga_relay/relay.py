@@ -63,7 +63,8 @@ class Relay:
         database: Whose outbox.
         publisher: To which broker.
         page_rows: Rows read at once; four times as many may be in memory.
-        page_bytes: Bytes of bodies read at once, about; twice as many may be in memory.
+        page_bytes: Bytes of bodies read at once, about; twice as many may be in memory, and a page
+            more.
         lease: Seconds after which another relay takes over from one that stopped renewing.
         poll: Seconds between two looks at most when nothing is pending; renewing the lease is one,
             too.
@@ -87,7 +88,7 @@ class Relay:
         publisher: Publisher,
         *,
         page_rows: int = 500,
-        page_bytes: int = 16 * 1024 * 1024,
+        page_bytes: int = 8 * 1024 * 1024,
         lease: float = 10.0,
         poll: float = 0.25,
         retry: Retry = MESSAGE_RETRY,
@@ -374,7 +375,8 @@ class Relay:
         if not stopping and self._may_read:
             reads = now >= pace.read_at and self._has_room()
             # in turn with pages: neither a long backlog of one key nor of all others goes first
-            if self._lanes.wanting() and not (reads and self._held_was_last):
+            more = self._has_room_for_bytes and self._lanes.wanting()
+            if more and not (reads and self._held_was_last):
                 self._held_was_last = True
                 return self._read_more_of_held()
             # after a page: what was committed does not wait for what was delayed, nor for ever
@@ -429,7 +431,11 @@ class Relay:
 
     def _has_room(self) -> bool:
         rows = self._lanes.rows + max(1, self._page_rows // 2)
-        return rows <= self._page_rows * PAGES_AT_ONCE and self._lanes.size <= 2 * self._page_bytes
+        return rows <= self._page_rows * PAGES_AT_ONCE and self._has_room_for_bytes
+
+    @property
+    def _has_room_for_bytes(self) -> bool:
+        return self._lanes.size + self._sending.kept <= 2 * self._page_bytes
 
     # --- the database's turns --------------------------------------------------------------------
 
@@ -500,7 +506,7 @@ class Relay:
     async def _read_more_of_held(self) -> None:
         key = self._lanes.wanting()[0]
         limit = max(16, self._page_rows // 8)
-        page = await self.store.more_of(key, self._lanes.held[key], limit)
+        page = await self.store.more_of(key, self._lanes.held[key], limit, room=self._page_bytes)
         self._lanes.more_of(key, page.rows, all_of_it=not page.full)
 
     async def _store_all_failures(self) -> None:

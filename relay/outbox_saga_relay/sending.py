@@ -18,6 +18,9 @@ from outbox_saga_relay.outage import Outage
 
 logger = logging.getLogger("outbox_saga.relay")
 
+LONG = 4096  # bytes: bodies that are shorter on average are not worth the time to forget them
+CALL_BYTES = 1024 * 1024  # of bodies in one call, about: it holds all of them until its end
+
 
 class Sending:
     """Each row that was taken from the lanes ends as acknowledged, failed, or back in its lane.
@@ -50,6 +53,7 @@ class Sending:
         self.failures: list[Failed] = []
         self.down: BrokerError | None = None  # what the broker said when it last took nothing
         self.publisher = publisher
+        self.kept = 0  # bytes of what is settled, but in the hands of a call that is not over
         self._lanes = lanes
         self._outage = outage
         self._retry = retry
@@ -69,7 +73,7 @@ class Sending:
         """Sends what may go now, in calls of at most so many messages beside each other."""
         while self._lanes.ready:
             allowed = self._outage.allowance(self._lanes.flying)
-            rows = self._lanes.take(min(batch, allowed)) if allowed else []
+            rows = self._lanes.take(min(batch, allowed), CALL_BYTES) if allowed else []
             if not rows:
                 return
             self._outage.sent(len(rows))
@@ -82,10 +86,15 @@ class Sending:
         lone_probe = self._outage.lasts and len(rows) == 1
         envelopes, sent = self._open(rows)
         done = [False] * len(sent)
+        kept = 0
 
         def settled(index: int, outcome: Outcome) -> None:
+            nonlocal kept
             if not done[index]:
                 done[index] = True
+                size = len(sent[index].body)
+                kept += size
+                self.kept += size
                 self._settle(sent[index], outcome, lone_probe=lone_probe)
                 self._wake()
 
@@ -104,6 +113,8 @@ class Sending:
                 f"the publisher raised {type(error).__name__}", code="publisher_failed"
             )
             outcomes = [Refused(unknown)] * len(sent)
+        finally:
+            self.kept -= kept
         accepted: list[OutboxRow] = []
         for row, outcome, is_done in zip(sent, outcomes, done, strict=True):
             if is_done:
@@ -175,8 +186,10 @@ class Sending:
 
     def _accept(self, rows: Sequence[OutboxRow]) -> None:
         if rows:
-            self._lanes.accepted(rows)
-            self.acknowledged += rows
+            size = self._lanes.accepted(rows)
+            # what is removed is named by position and id
+            long = size > LONG * len(rows)
+            self.acknowledged += [row._replace(body=b"") for row in rows] if long else rows
             self._counters.published += len(rows)
             self._outage.up(len(rows))
 

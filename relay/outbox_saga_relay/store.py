@@ -295,7 +295,7 @@ class Store:
     def _detail(self, connection: sa.Connection) -> dict[str, object]:
         """What whoever looks at this relay's row should know; no keys and no payload."""
         mark = self.mark
-        self.oldest = verbs.oldest_age(connection, self._tables, self._clock, mark.position)
+        self.oldest = verbs.oldest_age(connection, self._tables, self._clock, mark.lowest)
         self.holder_pid = None
         if mark.holder is not None:
             self.holder_pid = verbs.pid_of(connection, mark.holder)
@@ -428,15 +428,16 @@ class Store:
         blocked = self._blocked
         marks = exchange.can_exchange(self._engine)
         due = self._look_at_due(frozenset(known)) if blocked and limit and marks else None
-        above = self.mark.position
+        lowest = self.mark.lowest
         settled = [r for r in acknowledged if _blocked_key(r) in blocked] if blocked else []
         wanted = Wanted(
             self._reading(),
             limit,
             self.owner,
-            above=above,
+            above=self.mark.position,
+            unless_ended=dict(self.mark.open),
             # what is removed by the same transaction need not be told
-            known=_without(known, acknowledged, above),
+            known=_without(known, acknowledged, lowest),
             held=held,
             look_for_blocked=bool(blocked),
             due=due,
@@ -455,7 +456,7 @@ class Store:
         if limit and marks and not (found.put_back and not rows):
             # of the page as it is taken: the mark must not pass what was cut off
             highest = page.rows[-1].position if page.rows else None
-            self.mark.read(found.oldest, highest, full=page.full)
+            self.mark.read(found.oldest, highest, full=page.full, in_progress=found.in_progress)
         if found.transaction is not None and found.removed < len(acknowledged):
             # what is not ours to remove any more may be there still, and the mark has passed it
             self.mark.lower(min(row.position for row in acknowledged) - 1)
@@ -549,11 +550,11 @@ class Store:
         # an owner after us has published them too, or will
         self.fenced += max(0, acknowledged - removed)
 
-    async def more_of(self, key: str, after: int, limit: int) -> Page:
-        """The next rows of one key, above a position."""
-        return await self._in_thread(self._more_of, key, after, limit)
+    async def more_of(self, key: str, after: int, limit: int, *, room: int | None = None) -> Page:
+        """The next rows of one key, above a position; `room` as of `exchange`."""
+        return await self._in_thread(self._more_of, key, after, limit, room)
 
-    def _more_of(self, key: str, after: int, limit: int) -> Page:
+    def _more_of(self, key: str, after: int, limit: int, room: int | None) -> Page:
         wanted = Wanted(
             self._reading(),
             limit,
@@ -564,7 +565,7 @@ class Store:
         partition = partition_of(key, self.owner)
         rows = self._look(verbs.read_key, self._tables, self._clock, key, partition, wanted)
         full = len(rows) == limit
-        return self._whole(Page(rows, full), None)
+        return self._whole(Page(rows, full), room)
 
     async def enter_outbox(self, limit: int) -> int:
         """How many delayed messages whose time has come are in the outbox now; at most `limit`."""
@@ -579,8 +580,8 @@ class Store:
             self._reading(),
             1,
             self.owner,
-            above=self.mark.position,
-            known=_without(known, (), self.mark.position),
+            above=self.mark.lowest,
+            known=_without(known, (), self.mark.lowest),
             look_for_blocked=bool(self._blocked),
             none_if_put_back=exchange.can_exchange(self._engine),
         )

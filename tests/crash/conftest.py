@@ -32,12 +32,12 @@ def world(
     if name not in crash_worlds:
         folder = tmp_path_factory.mktemp(f"crash-{name}")
         kind = SERVERS[name]
-        url = (
-            f"sqlite:///{folder / 'crash.db'}"
-            if kind is None
-            else services.get(kind).create_database()
+        names = ("crash.db", "bare.db")
+        url, bare = (
+            f"sqlite:///{folder / file}" if kind is None else services.get(kind).create_database()
+            for file in names
         )
-        made = World(name, url, folder)
+        made = World(name, url, folder, bare)
         made.prepare()
         crash_worlds[name] = made
     return crash_worlds[name]

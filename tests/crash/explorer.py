@@ -16,8 +16,8 @@ from typing import Any
 
 from outbox_saga.testing.crash_points import CrashPoints
 from outbox_saga.testing.invariants import HistoryRow, Violation
-from tests.crash.operations import Operation
-from tests.crash.oracle import violations
+from tests.crash.operation import Operation
+from tests.crash.oracle import judged
 from tests.crash.planted import SOUND, Code
 from tests.crash.process import A_WHILE, Process
 from tests.crash.world import World
@@ -71,15 +71,20 @@ class Explorer:
     operation: Operation
     code: Code = SOUND
     _earlier: list[HistoryRow] = field(default_factory=list)
+    _found: list[Violation] = field(default_factory=list)  # before brokers deliver once more
 
     def count(self) -> int:
         """The points of the undisturbed run, which must leave everything well by itself."""
-        points = self._prepared_run(CrashPoints())
-        self._recover(CrashPoints())
-        run = self._judge((), (), 0)
+        points, run = self.undisturbed()
         if run.violations:
             raise AssertionError(f"undisturbed: {run}")
-        return points.count
+        return points
+
+    def undisturbed(self) -> tuple[int, Run]:
+        """The points of the undisturbed run, and what came of it."""
+        points = self._prepared_run(CrashPoints())
+        self._recover(CrashPoints())
+        return points.count, self._judge((), (), 0)
 
     def crash(self, at: int) -> Run:
         """Dies at this point; the next process recovers."""
@@ -107,6 +112,7 @@ class Explorer:
                 "tests.crash.victim",
                 self.world.name,
                 self.world.url,
+                self.world.bare,
                 str(self.world.folder),
                 self.operation.name,
                 str(at),
@@ -128,7 +134,7 @@ class Explorer:
 
     def _prepare(self) -> None:
         self.world.empty()
-        self._earlier = []
+        self._earlier, self._found = [], []
         self._start(self._process(CrashPoints()), self.operation.prepare)
 
     def _prepared_run(self, points: CrashPoints) -> CrashPoints:
@@ -137,8 +143,15 @@ class Explorer:
         return points
 
     def _recover(self, points: CrashPoints, *, later: float = A_WHILE * 50) -> CrashPoints:
-        self._start(self._process(points, later), _recovered)
+        self._start(self._process(points, later + self.operation.shift), self._recovered)
         return points
+
+    async def _recovered(self, process: Process) -> None:
+        await self.operation.again(process)
+        await process.come_to_rest()
+        # what comes again must not make good what was lost before
+        self._found = self._violations()
+        await process.handle_again()
 
     def _process(self, points: CrashPoints, later: float = 0.0) -> Process:
         return Process(
@@ -146,8 +159,7 @@ class Explorer:
             points,
             later=later,
             code=self.code,
-            broker=self.operation.broker,
-            sagas=self.operation.sagas,
+            **self.operation.memory(),
         )
 
     def _start(self, process: Process, work: Callable[[Process], Awaitable[None]]) -> None:
@@ -163,16 +175,13 @@ class Explorer:
             )
 
     def _judge(self, at: tuple[int, ...], places: tuple[str, ...], recovery: int) -> Run:
-        arrivals = [(line["id"], line["type"]) for line in self.world.arrivals.read()]
-        found = violations(self.operation, self.world.facts(), self._earlier, arrivals)
+        found = list(dict.fromkeys([*self._found, *self._violations()]))
         return Run(
             self.operation.name, self.world.name, self.code.name, at, places, found, recovery
         )
 
-
-async def _recovered(process: Process) -> None:
-    await process.come_to_rest()
-    await process.handle_again()
+    def _violations(self) -> list[Violation]:
+        return judged(self.operation, self.world, self._earlier)
 
 
 async def _lived(process: Process, work: Callable[[Process], Awaitable[None]]) -> None:

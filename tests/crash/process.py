@@ -5,55 +5,34 @@ Everything that is in memory, watched by crash points, and gone when it dies.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
+from typing import Any
 from uuid import UUID
 
-from outbox_saga import Service
-from outbox_saga.brokers.contract import ACCEPTED, Outcome, Publisher, Settled
+import sqlalchemy as sa
+
+from outbox_saga import DeadLetters, Decision, Service
+from outbox_saga.brokers.contract import Publisher
 from outbox_saga.brokers.local import LocalPublisher
-from outbox_saga.envelopes import Envelope
+from outbox_saga.consuming import answer
+from outbox_saga.database import Database
+from outbox_saga.errors import BrokerUnavailable, CommitUnknown
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.orchestrator import Orchestrator
 from outbox_saga.testing.crash_points import CrashPoints
+from outbox_saga.waiting_messages import WaitingMessages
+from outbox_saga_relay.housekeeping import Housekeeping
 from outbox_saga_relay.relay import Relay
+from tests.crash.deliveries import Delivery, arrived
 from tests.crash.planted import SOUND, Code
 from tests.crash.provider import Provider
-from tests.crash.shop import Shop
+from tests.crash.recording import RecordingPublisher
+from tests.crash.shop import CONSUMERS, Shop
 from tests.crash.world import World
 
 A_WHILE = 120.0  # seconds: every lease has run out, and most backoffs
 ROUNDS = 60  # a run that has not come to rest by then never will
 PAGE = 2  # rows: so that a few messages are several pages
-
-
-class RecordingPublisher:
-    """A broker that keeps everything, in a log that outlives us.
-
-    Each message is an effect of its own.
-    """
-
-    def __init__(self, world: World, points: CrashPoints) -> None:
-        self._world = world
-        self._points = points
-
-    async def open(self) -> None:
-        pass
-
-    async def publish(
-        self, envelopes: Sequence[Envelope], settled: Settled | None = None
-    ) -> Sequence[Outcome]:
-        for envelope in envelopes:
-            with self._points.effect("broker: store a message"):
-                self._world.broker.append(
-                    id=str(envelope.id),
-                    key=envelope.key,
-                    body=base64.b64encode(envelope.body).decode(),
-                )
-        return [ACCEPTED] * len(envelopes)
-
-    async def close(self) -> None:
-        pass
 
 
 class Process:
@@ -67,6 +46,8 @@ class Process:
         code: The code it runs; another one than ours when a bug is planted.
         broker: "recording", or "local": this service's own handlers.
         sagas: Names of those it can carry on.
+        archive: Its relays keep what they published.
+        consumes: Each consumer gets what the broker brings by itself, through `consuming`.
     """
 
     def __init__(
@@ -78,6 +59,8 @@ class Process:
         code: Code = SOUND,
         broker: str = "recording",
         sagas: Collection[str] = (),
+        archive: bool = False,
+        consumes: bool = False,
     ) -> None:
         self.world = world
         self.points = points
@@ -85,15 +68,54 @@ class Process:
         self.broker = broker
         self.database = world.database(later)
         points.watch(self.database)
-        self.shop = Shop(Provider(world.ledger, points, world.questions), sagas)
+        provider = Provider(world.ledger, points, world.questions)
+        self.shop = Shop(provider, sagas, world.mended.read)
         self.service = Service("crash", database=self.database, sagas=self.shop.sagas.values())
         self.shop.register(self.service)
+        self._archive = archive
+        self._consumes = consumes
         self._orchestrators: list[Orchestrator] = []
         self._relays: list[Relay] = []
+        self._others: list[Database] = []
+        self._houses: list[Housekeeping] = []
 
-    def let_time_pass(self) -> None:
+    def let_time_pass(self, seconds: float = A_WHILE) -> None:
         """Leases run out and backoffs end, without anybody waiting."""
-        self.database.clock = Clock(self.database.clock.shift + A_WHILE)
+        self.database.clock = Clock(self.database.clock.shift + seconds)
+
+    def keep_house(self, housekeeping: Housekeeping) -> None:
+        """It ends with this process."""
+        self._houses.append(housekeeping)
+
+    def report(self, ids: Iterable[UUID], told: str, unknown: CommitUnknown | None) -> None:
+        """What the caller of the transaction that publishes these was told."""
+        transaction = None if unknown is None else unknown.transaction
+        about = [str(id_) for id_ in ids]
+        self.world.reports.append(ids=about, told=told, transaction=transaction)
+
+    def adopt(self, database: Database) -> Database:
+        """Another database's engines, or others of the same, die with this process."""
+        database.clock = self.database.clock
+        self.points.watch(database)
+        self._others.append(database)
+        return database
+
+    def new_relay(self, publisher: Publisher | None = None, **options: Any) -> Relay:
+        """A relay of this process, as its operation needs it."""
+        settings = {
+            "page_rows": PAGE,
+            "archive": self._archive,
+            "skip_poison": ["crash.stray"],
+            "listen": False,
+            **options,
+        }
+        relay = self.code.relay(self.database, publisher or self.publisher(), **settings)
+        self.keep(relay)
+        return relay
+
+    def keep(self, relay: Relay) -> None:
+        """It ends with this process."""
+        self._relays.append(relay)
 
     async def carry_on(self) -> None:
         """Every saga ends."""
@@ -107,12 +129,14 @@ class Process:
         raise TimeoutError("the sagas did not come to an end")
 
     async def relay(self) -> None:
-        """Every message leaves."""
+        """Every message leaves that may."""
         for _ in range(ROUNDS):
-            relay = self.code.relay(self.database, self._publisher(), page_rows=PAGE)
-            self._relays.append(relay)
-            while await relay.run_once():
-                pass
+            relay = self.new_relay()
+            try:
+                while await relay.run_once():
+                    pass
+            except BrokerUnavailable:
+                pass  # it is asked again, as a relay's own loop would
             await relay.store.release_lease()
             if not self.world.pending():
                 return
@@ -122,11 +146,21 @@ class Process:
     async def handle(self) -> None:
         """What the broker has for our handlers is handled and acknowledged, one after another."""
         acknowledged = {line["id"] for line in self.world.acknowledged.read()}
-        for line in self.world.arrivals.read():
-            if line["id"] not in acknowledged:
-                await self.service.deliver(_arrived(line))
+        for number, line in enumerate(self.world.arrivals.read()):
+            for consumer in CONSUMERS[line["type"]] if self._consumes else (None,):
+                name = f"{number} {line['id']} {consumer}"
+                if name in acknowledged:
+                    continue
+                if consumer is not None:
+                    await answer(
+                        self.service.handling,
+                        consumer,
+                        Delivery(self.world, self.points, line, name),
+                    )
+                    continue
+                await self.service.deliver(arrived(line))
                 with self.points.effect("broker: acknowledge"):
-                    self.world.acknowledged.append(id=line["id"])
+                    self.world.acknowledged.append(id=name)
 
     async def wait_out(self) -> None:
         """What handlers failed on is tried again until nothing waits."""
@@ -141,8 +175,27 @@ class Process:
     async def handle_again(self) -> None:
         """Brokers deliver twice: nothing may come of it."""
         for line in self.world.arrivals.read():
-            await self.service.deliver(_arrived(line))
+            if not line.get("odd"):  # it would be a dead letter once more, each time
+                await self.service.deliver(arrived(line))
         await self.relay()
+
+    async def people_decide(self) -> None:
+        """Somebody mends what did not work, and replays; what cannot be read is given up."""
+        if not self.world.undecided():
+            return
+        self.world.mended.append(mended=True)
+        decision = Decision("grace", "it is mended")
+        letters = DeadLetters(self.database)
+        await letters.replay_all(decision).run_async()
+        for key in self.world.parked():
+            seen = await self.database.look(letters.parked, key)
+            await self.database.run(letters.unpark, key, seen, decision)
+        messages = WaitingMessages(self.database)
+        for message in await messages.list(state="dead"):
+            if message.error_code in ("unreadable", "altered"):
+                await messages.discard(message, decision)
+            else:
+                await messages.retry(message, decision)
 
     async def come_to_rest(self) -> None:
         """All that is left is done."""
@@ -151,14 +204,46 @@ class Process:
             await self.wait_out()
             await self.carry_on()
             await self.relay()
-            if not (self.world.unfinished() or self.world.pending() or self.world.waiting()):
+            await self.people_decide()
+            if not (
+                self.world.unfinished()
+                or self.world.pending()
+                or self.world.waiting()
+                or self.world.undecided()
+            ):
                 return
         raise TimeoutError("the service did not come to rest")
 
-    def _publisher(self) -> Publisher:
+    def publisher(self) -> Publisher:
+        """To its broker."""
         if self.broker == "local":
             return LocalPublisher(self.service.deliver, concurrency=1)
         return RecordingPublisher(self.world, self.points)
+
+    def stop_programs(self) -> None:
+        """Relays and housekeeping give back their threads and connections."""
+        for relay in self._relays:
+            relay.store.close()
+        for housekeeping in self._houses:
+            housekeeping._thread.close(lambda: None)
+
+    def held(self) -> dict[str, int]:
+        """Connections that are checked out, by driver."""
+        counts = {e.dialect.driver: e.pool.checkedout() for e in self.engines()}  # type: ignore[attr-defined]
+        return {driver: count for driver, count in counts.items() if count}
+
+    def in_threads(self) -> int:
+        """Handlers that are in threads: nobody can cancel those."""
+        return len(self.service.handling._attempts.watch._inside)
+
+    def engines(self) -> list[sa.Engine]:
+        """All it connects by."""
+        databases = (self.database, *self._others)
+        return [
+            engine
+            for d in databases
+            for engine in (d.engine, d.program_engine, d.async_engine.sync_engine)
+        ]
 
     async def end(self) -> None:
         """Gives back what it holds, dead or alive; inside its event loop.
@@ -167,34 +252,13 @@ class Process:
         """
         for orchestrator in self._orchestrators:
             orchestrator._threads.shutdown()
-        for relay in self._relays:
-            relay.store.close()
+        self.stop_programs()
         self.service._threads.shutdown()
         if self.points.dead:
             self.points.bury(self.world.observer)
         else:
+            for other in self._others:
+                await other.close()
             await self.database.async_engine.dispose()
             self.database.engine.dispose()
             self.database.program_engine.dispose()
-
-
-def arriving(envelope: Envelope) -> dict[str, str | None]:
-    """An envelope as a line of the arrivals' log."""
-    return {
-        "id": str(envelope.id),
-        "topic": envelope.topic,
-        "key": envelope.key,
-        "type": envelope.type,
-        "body": base64.b64encode(envelope.body).decode(),
-    }
-
-
-def _arrived(line: dict[str, str]) -> Envelope:
-    return Envelope(
-        id=UUID(line["id"]),
-        topic=line["topic"],
-        key=line["key"],
-        type=line["type"],
-        body=base64.b64decode(line["body"]),
-        correlation_id=line["id"],
-    )

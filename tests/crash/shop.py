@@ -25,6 +25,7 @@ from outbox_saga import (
 )
 from outbox_saga.messages import Message
 from outbox_saga.saga.steps import Action
+from tests.crash.message_facts import UNTOLD
 from tests.crash.provider import Provider
 from tests.crash.tables import effect, handled, intent, move, order
 
@@ -53,6 +54,18 @@ class Asked(Event, topic="crash.asked"):
     word: str
 
 
+class Grave(Event, topic="crash.grave"):
+    """What one attempt decides about: it is handled, or a dead letter of its consumer."""
+
+    word: str
+
+
+class Stray(Event, topic="crash.stray"):
+    """As `Said`, of a topic whose keys go on without what the broker refuses."""
+
+    word: str
+
+
 class Answered(Event, topic="crash.answers"):
     """A handler answers."""
 
@@ -69,14 +82,26 @@ class OrderData(BaseModel):
 
 
 def noted(
-    publish: Callable[..., UUID], message: Message, key: str | None
+    publish: Callable[..., UUID],
+    message: Message,
+    key: str | None,
+    *,
+    ordered: bool = True,
+    **options: Any,
 ) -> tuple[sa.Insert, UUID]:
-    """Publishes; the statement notes that it was done, in the same transaction."""
-    id_ = publish(message, key=key)
-    return (
-        sa.insert(intent).values(message_id=str(id_), key=key, body=message.to_body()),
-        id_,
-    )
+    """Publishes; the statement notes that it was done, in the same transaction.
+
+    Args:
+        ordered: False for one that gives up its place among those of its key.
+        options: Of `publish`.
+    """
+    id_ = publish(message, key=key, **options)
+    return intended(str(id_), key if ordered else None, message.to_body()), id_
+
+
+def intended(id_: str, key: str | None, body: bytes) -> sa.Insert:
+    """The statement that notes what its transaction publishes."""
+    return sa.insert(intent).values(message_id=id_, key=key, body=body)
 
 
 def did(context: StepContext[Any] | SyncStepContext[Any]) -> sa.Insert:
@@ -95,10 +120,17 @@ class Shop:
         provider: The outside world.
         wanted: The sagas it defines; each costs milliseconds, and thousands of processes are
             started.
+        mended: Whether what handlers could not understand has been put right.
     """
 
-    def __init__(self, provider: Provider, wanted: Collection[str]) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        wanted: Collection[str],
+        mended: Callable[[], object] = lambda: True,
+    ) -> None:
         self._provider = provider
+        self._mended = mended
         self._wanted = wanted
         self.sagas: dict[str, Saga[OrderData]] = {}
         self._one("local-async", self.reserve, compensation=self.release)
@@ -166,6 +198,10 @@ class Shop:
         service.on(Told, consumer="crash.told-def")(self.hear_at_last_in_thread)
         service.on(Asked, consumer="crash.asked-async", pessimistic=True)(self.act)
         service.on(Asked, consumer="crash.asked-def", pessimistic=True)(self.act_in_thread)
+        once = Retry(max_attempts=1)
+        service.on(Grave, consumer="crash.grave-park", retry=once)(self.judge)
+        skipping: dict[str, Any] = {"consumer": "crash.grave-skip", "retry": once}
+        service.on(Grave, poison="skip", **skipping)(self.judge_in_thread)
 
     # --- handlers --------------------------------------------------------------------------------
 
@@ -208,6 +244,27 @@ class Shop:
     def act_in_thread(self, handle: SyncHandlerContext[Asked]) -> None:
         self._provider.asked("crash.asked-def", handle)
         self.hear_in_thread(handle, "crash.asked-def")
+
+    async def judge(self, handle: HandlerContext[Grave]) -> Answered:
+        answer, *statements = self._judged(handle, "crash.grave-park")
+        for statement in statements:
+            await handle.session.execute(statement)
+        return answer
+
+    def judge_in_thread(self, handle: SyncHandlerContext[Grave]) -> list[Answered]:
+        answer, *statements = self._judged(handle, "crash.grave-skip")
+        for statement in statements:
+            handle.session.execute(statement)
+        return [answer]
+
+    def _judged(self, handle: Any, consumer: str) -> tuple[Answered, sa.Insert, sa.Insert]:
+        """The answer, which gets its id when it is returned; the effect, and the note of it."""
+        if handle.message.word.endswith("hard") and not self._mended():
+            raise LookupError("what?")
+        answer = Answered(word=f"{consumer.partition('.')[2]} {handle.message.word}")
+        id_ = str(handle.envelope.id)
+        effect_of = sa.insert(handled).values(consumer=consumer, message_id=id_)
+        return answer, effect_of, intended(UNTOLD, None, answer.to_body())
 
     # --- local steps -----------------------------------------------------------------------------
 
@@ -305,5 +362,7 @@ CONSUMERS = {  # of each type
     "Said": ("crash.async", "crash.def"),
     "Told": ("crash.told-async", "crash.told-def"),
     "Asked": ("crash.asked-async", "crash.asked-def"),
+    "Grave": ("crash.grave-park", "crash.grave-skip"),
 }
-ANSWERING = {name.partition(".")[2] for names in CONSUMERS.values() for name in names}
+ALL_CONSUMERS = {name for names in CONSUMERS.values() for name in names}
+ANSWERING = {name.partition(".")[2] for name in ALL_CONSUMERS}

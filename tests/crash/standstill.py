@@ -21,7 +21,8 @@ import sqlalchemy as sa
 
 from outbox_saga.testing.crash_points import CrashPoints
 from tests.crash import tables
-from tests.crash.operations import Operation, saga
+from tests.crash.operation import Operation
+from tests.crash.operations import saga
 from tests.crash.oracle import violations
 from tests.crash.orchestrating import LEASE
 from tests.crash.process import Process

@@ -58,6 +58,15 @@ audit = sa.Table(
     sa.Column("new_state", sa.String(20), nullable=False),
     sa.Column("changed", sa.Boolean, nullable=False),
 )
+# Every row that entered the outbox, as a trigger saw it: how often a message entered, and what of
+# its bytes nobody has told us.
+entry = sa.Table(
+    "crash_entry",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("message_id", sa.String(36), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
 
 BALANCES = {"buyer": 1_000_00, "shop": 0, "stock": 100_00, "reserved": 0}
 
@@ -66,6 +75,12 @@ _AUDIT = """
   VALUES ({id}, OLD.revision, NEW.revision, {old}, {new},
           OLD.state <> NEW.state OR OLD.progress <> NEW.progress OR OLD.data <> NEW.data)"""
 
+_ENTRY = "INSERT INTO crash_entry (message_id, body) VALUES ({id}, NEW.body)"
+_TRIGGERS = {  # name: when, of which table, what it does
+    "crash_audit": ("UPDATE", OURS.saga.name, _AUDIT),
+    "crash_entered": ("INSERT", OURS.outbox.name, _ENTRY),
+}
+
 
 def create(connection: sa.Connection) -> None:
     """The shop's tables and the triggers, beside ours, which are there already."""
@@ -73,23 +88,23 @@ def create(connection: sa.Connection) -> None:
     connection.execute(
         sa.insert(account), [{"name": name, "cents": cents} for name, cents in BALANCES.items()]
     )
-    if connection.dialect.name == "postgresql":
-        body = _AUDIT.format(id="NEW.id::text", old="OLD.state", new="NEW.state")
+    kind = connection.dialect.name
+    names = {"id": "NEW.id", "old": "OLD.state", "new": "NEW.state"}
+    if kind == "postgresql":
+        names["id"] = "NEW.id::text"
+    for name, (event, table, statement) in _TRIGGERS.items():
+        body = statement.format(**names)
+        if kind == "postgresql":
+            connection.exec_driver_sql(
+                f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS "
+                f"$$ BEGIN {body}; RETURN NEW; END $$"
+            )
+            body = f"EXECUTE FUNCTION {name}()"
+        elif kind == "sqlite":
+            body = f"BEGIN {body}; END"
         connection.exec_driver_sql(
-            "CREATE FUNCTION crash_audit_saga() RETURNS trigger LANGUAGE plpgsql AS "
-            f"$$ BEGIN {body}; RETURN NEW; END $$"
+            f"CREATE TRIGGER {name} AFTER {event} ON {table} FOR EACH ROW {body}"
         )
-        connection.exec_driver_sql(
-            f"CREATE TRIGGER crash_audit AFTER UPDATE ON {OURS.saga.name} FOR EACH ROW "
-            "EXECUTE FUNCTION crash_audit_saga()"
-        )
-        return
-    body = _AUDIT.format(id="NEW.id", old="OLD.state", new="NEW.state")
-    begin, end = ("BEGIN", "; END") if connection.dialect.name == "sqlite" else ("", "")
-    connection.exec_driver_sql(
-        f"CREATE TRIGGER crash_audit AFTER UPDATE ON {OURS.saga.name} FOR EACH ROW "
-        f"{begin} {body}{end}"
-    )
 
 
 def empty(connection: sa.Connection) -> None:
@@ -99,7 +114,7 @@ def empty(connection: sa.Connection) -> None:
         if table not in kept and table is not account:
             connection.execute(sa.delete(table))
     lease = OURS.partition_lease
-    connection.execute(sa.update(lease).values(owner=None, until=None, epoch=0))
+    connection.execute(sa.update(lease).values(owner=None, until=None, epoch=0, revisit=None))
     for name, cents in BALANCES.items():
         connection.execute(sa.update(account).where(account.c.name == name).values(cents=cents))
 

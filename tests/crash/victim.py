@@ -1,6 +1,6 @@
 """A process that kills itself at a point.
 
-`python -m tests.crash.victim DATABASE URL FOLDER OPERATION POINT`.
+`python -m tests.crash.victim DATABASE URL BARE FOLDER OPERATION POINT`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from outbox_saga.testing.crash_points import CrashPoints
-from tests.crash.operations import OPERATIONS, Operation
+from tests.crash.operation import Operation
+from tests.crash.operations import OPERATIONS
 from tests.crash.process import Process
 from tests.crash.world import World
 
@@ -23,11 +24,11 @@ async def _run(operation: Operation, process: Process) -> None:
 
 def main() -> None:
     """Runs the operation on what is prepared already, and dies."""
-    name, url, folder, operation, at = sys.argv[1:]
+    name, url, bare, folder, operation, at = sys.argv[1:]
     points = CrashPoints(int(at), kill=lambda: os.kill(os.getpid(), signal.SIGKILL))
     chosen = OPERATIONS[operation]
-    world = World(name, url, Path(folder))
-    process = Process(world, points, broker=chosen.broker, sagas=chosen.sagas)
+    world = World(name, url, Path(folder), bare)
+    process = Process(world, points, **chosen.memory())
     asyncio.run(_run(chosen, process))
     sys.exit(f"came to {points.count} points only")
 

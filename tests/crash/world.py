@@ -15,13 +15,14 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from outbox_saga.database import Database
-from outbox_saga.queries import relay as relay_verbs
+from outbox_saga.queries import archive_partitions
 from outbox_saga.queries import sagas as saga_verbs
 from outbox_saga.queries.clock import Clock
 from outbox_saga.testing.invariants import Change, Delivered, Effect, HistoryRow, Request, SagaRow
 from outbox_saga_migrations import upgrade
 from tests.crash import tables
 from tests.crash.append_log import AppendLog
+from tests.crash.message_facts import MessageFacts, look_at_messages, resolved
 from tests.crash.shop import ANSWERING
 from tests.crash.tables import OURS
 
@@ -50,22 +51,29 @@ class Facts:
     waiting: list[tuple[str, str, int]]  # consumer, message id and attempts
     claims: list[tuple[str, str]]
     questions: list[tuple[str, str, str]]  # consumer, message id and key
+    messages: MessageFacts
 
 
 class World:
     """One database and one folder, prepared once and emptied before each run."""
 
-    def __init__(self, name: str, url: str, folder: Path) -> None:
+    def __init__(self, name: str, url: str, folder: Path, bare: str | None = None) -> None:
         self.name = name
         self.url = url
+        self.bare = bare or f"sqlite:///{folder / 'bare.db'}"  # a database without our tables
         self.folder = folder
         self.observer = sa.create_engine(url, poolclass=sa.pool.SingletonThreadPool)
+        self.bare_observer = sa.create_engine(self.bare, poolclass=sa.NullPool)
         self._engines = Database(url, pool_size=5)
         self.broker = AppendLog(folder / "broker.jsonl")
         self.ledger = AppendLog(folder / "ledger.jsonl")
         self.arrivals = AppendLog(folder / "arrivals.jsonl")  # what a broker has for our handlers
         self.acknowledged = AppendLog(folder / "acknowledged.jsonl")
         self.questions = AppendLog(folder / "questions.jsonl")  # what handlers asked outside
+        self.refused = AppendLog(folder / "refused.jsonl")  # what the broker did not take
+        self.mended = AppendLog(folder / "mended.jsonl")  # anything here: nothing is refused now
+        self.reports = AppendLog(folder / "reports.jsonl")  # what callers were told of a commit
+        self.logs = [log for log in vars(self).values() if isinstance(log, AppendLog)]
 
     def database(self, later: float) -> Database:
         """A new process's database, `later` seconds from now, without any connection.
@@ -92,13 +100,10 @@ class World:
         """Nothing of an earlier run is left."""
         with self.observer.begin() as connection:
             tables.empty(connection)
-        for log in (
-            self.broker,
-            self.ledger,
-            self.arrivals,
-            self.acknowledged,
-            self.questions,
-        ):
+            if connection.dialect.name == "postgresql":
+                for day in archive_partitions.partition_days(connection, OURS):
+                    archive_partitions.drop_day(connection, OURS, day)
+        for log in self.logs:
             log.empty()
 
     def close(self) -> None:
@@ -106,14 +111,61 @@ class World:
         self.observer.dispose()
 
     def pending(self) -> int:
-        """Messages in the outbox."""
+        """Messages that are to leave: in the outbox and not parked, or waiting for their time."""
+        outbox, blocked, delayed = OURS.outbox, OURS.blocked_key, OURS.delayed
+        parked = sa.exists().where(
+            blocked.c.partition == outbox.c.partition,
+            blocked.c.key == outbox.c.key,
+            blocked.c.position <= outbox.c.position,
+            blocked.c.until.is_(None),
+        )
+        free = sa.select(sa.func.count()).select_from(outbox).where(~parked)
+        late = sa.select(sa.func.count()).select_from(delayed)
         with self.observer.connect() as connection:
-            return relay_verbs.pending(connection, OURS)
+            counts = (connection.execute(count).scalar_one() for count in (free, late))
+            return sum(counts)
+
+    def undecided(self) -> int:
+        """Dead letters, parked keys and dead messages of consumers: a person decides."""
+        blocked, waiting = OURS.blocked_key, OURS.inbox_waiting
+        counts = (
+            sa.select(sa.func.count()).select_from(OURS.dead_letter),
+            sa.select(sa.func.count()).select_from(blocked).where(blocked.c.until.is_(None)),
+            sa.select(sa.func.count()).select_from(waiting).where(waiting.c.until.is_(None)),
+        )
+        with self.observer.connect() as connection:
+            return sum(connection.execute(count).scalar_one() for count in counts)
+
+    def parked(self) -> list[str]:
+        """Keys that are parked."""
+        blocked = OURS.blocked_key
+        parked = sa.select(blocked.c.key).where(blocked.c.until.is_(None), blocked.c.key != "")
+        with self.observer.connect() as connection:
+            return sorted(set(connection.scalars(parked)))
+
+    def dead_for(self) -> list[tuple[int, str, str]]:
+        """Place, consumer and reason of messages that consumers have given up."""
+        waiting = OURS.inbox_waiting
+        dead = sa.select(waiting).where(waiting.c.until.is_(None))
+        with self.observer.connect() as connection:
+            return [(r.position, r.consumer, r.error_code) for r in connection.execute(dead)]
 
     def waiting(self) -> int:
-        """Messages that wait for their handlers."""
+        """Messages that wait for their handlers and get further attempts."""
+        waiting = OURS.inbox_waiting
+        first = waiting.alias("first")
+        held_up = sa.exists().where(
+            first.c.consumer == waiting.c.consumer,
+            first.c.key == waiting.c.key,
+            first.c.position < waiting.c.position,
+            first.c.until.is_(None),
+        )
         with self.observer.connect() as connection:
-            count = sa.select(sa.func.count()).select_from(OURS.inbox_waiting)
+            count = (
+                sa.select(sa.func.count())
+                .select_from(waiting)
+                .where(waiting.c.until.is_not(None), ~held_up)
+            )
             return connection.execute(count).scalar_one()
 
     def unfinished(self) -> int:
@@ -130,7 +182,8 @@ class World:
         def rows(table: sa.Table, *order: Any) -> list[Any]:
             return list(connection.execute(sa.select(table).order_by(*order)))
 
-        intents = rows(tables.intent, tables.intent.c.number)
+        entries = rows(tables.entry, tables.entry.c.number)
+        intents = resolved(rows(tables.intent, tables.intent.c.number), entries)
         ledger = self.ledger.read()
         cents: dict[str, int] = {}
         for line in ledger:
@@ -204,6 +257,9 @@ class World:
             questions=[
                 (line["consumer"], line["id"], line["key"]) for line in self.questions.read()
             ],
+            messages=look_at_messages(
+                connection, entries, self.broker.read(), self.reports.read()
+            ),
         )
 
 

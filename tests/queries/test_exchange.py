@@ -161,6 +161,7 @@ def test_it_tells_its_own_transaction_and_the_oldest_that_is_open(
             kept, ours.tables, ours.clock, rows(ours)[:2], Wanted(EVERY, 100)
         )
         assert found.oldest == open_one
+        assert open_one in found.in_progress
         assert found.transaction is not None
         assert found.transaction > open_one
         assert found.removed == 2

@@ -13,11 +13,18 @@ import sqlalchemy as sa
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerDown, PublishUnconfirmed, Unpublishable
+from outbox_saga.ids import new_id
+from outbox_saga.queries.outbox import write_messages
 from outbox_saga.retries import Retry
 from outbox_saga_relay.relay import Relay
-from tests.relay.house import PATIENCE, House, Recorder, word_of
+from tests.relay.house import PATIENCE, House, Recorder, Said, word_of
 
 QUICK = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.05)
+
+
+def spoken(word: str, key: str) -> Envelope:
+    body = Said(word=word).model_dump_json().encode()
+    return Envelope(id=new_id(), topic="talk", key=key, type="Said", body=body)
 
 
 class Broker:
@@ -171,6 +178,78 @@ async def test_a_page_of_large_bodies_has_a_bound_in_bytes(house: House) -> None
     assert counts[:3] == [3, 2, 2]
     assert [word[0] for word in recorder.words] == ["s", *"012345"]
     assert recorder.words[1] == "0" + large
+    assert house.waiting() == []
+
+
+class SlowForOne:
+    """Of each call the first message is not settled until the test says so, all others at once."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.came = 0
+        self.kept = self.most = 0  # bytes of all calls that are not over
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
+        assert settled is not None
+        size = sum(len(envelope.body) for envelope in envelopes)
+        self.came += len(envelopes)
+        self.kept += size
+        self.most = max(self.most, self.kept)
+        for index in range(1, len(envelopes)):
+            settled(index, ACCEPTED)
+        await self.go_on.wait()
+        self.kept -= size
+        return [ACCEPTED] * len(envelopes)
+
+
+async def test_what_calls_hold_that_one_slow_message_keeps_open_counts_as_memory(
+    house: House,
+) -> None:
+    house.say(*(f"{n}{'x' * 100_000}" for n in range(100)))
+    broker = SlowForOne()
+    relay = house.relay(broker, page_bytes=500_000, poll=0.02)
+    async with running(relay):
+        await until(
+            house, lambda: broker.came and not relay._has_room(), "it reads no more for now"
+        )
+        assert broker.most <= 3 * 500_000
+        broker.go_on.set()
+        await until(house, lambda: house.waiting() == [], "all are published")
+    assert broker.came == 100
+
+
+async def test_the_next_rows_of_a_long_key_have_a_bound_in_bytes(house: House) -> None:
+    # 16 rows of a key are kept: the large ones are read when all that is known of it is small
+    house.say(*range(40), *(f"{n}{'x' * 100_000}" for n in range(40, 80)), key="hot")
+    sizes: list[int] = []
+
+    async def measured(_: Envelope) -> Outcome:
+        sizes.append(relay._lanes.size)
+        return ACCEPTED
+
+    recorder = Recorder(measured)
+    relay = house.relay(recorder, page_rows=40, page_bytes=300_000, poll=0.02)
+    async with running(relay):
+        await until(house, lambda: house.waiting() == [], "all are published")
+    assert [int(word.rstrip("x")) for word in recorder.words] == list(range(80))
+    assert max(sizes) <= 3 * 300_000
+
+
+async def test_a_long_body_that_was_acknowledged_is_in_memory_no_longer(house: House) -> None:
+    house.say("x" * 100_000, "short")
+    relay = house.relay(Recorder())
+    await relay.store.take_lease()
+    page = await relay._exchange([])
+    await relay._sending.send(relay._lanes.take(10))
+    assert len(page.rows) == 2
+    assert sum(len(row.body) for row in relay._sending.acknowledged) < 1_000
+    await relay._remove()
     assert house.waiting() == []
 
 
@@ -340,13 +419,52 @@ async def test_an_old_snapshot_holds_nothing_up_and_an_open_writer_only_the_mark
         while await relay.run_once():
             pass
         await relay.run_once()
-        assert relay.store.mark.position <= passed + 1
+        assert relay.store.mark.lowest <= passed + 1
         assert relay.store.mark.holder is not None
         writer.rollback()
         for _ in range(3):
             house.say("y")
             await relay.run_once()
-        assert relay.store.mark.position >= passed + 20
+        assert relay.store.mark.lowest >= passed + 20
+    assert house.waiting() == []
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_what_an_open_writer_wrote_comes_before_what_waited_for_its_end(
+    house: House,
+) -> None:
+    recorder = Recorder()
+    relay = house.relay(recorder, page_rows=5)
+
+    async def all_there_is() -> None:
+        while await relay.run_once():
+            pass
+
+    with house.eyes.connect() as writer, house.eyes.connect() as other:
+        transaction = writer.begin()
+        write_messages(writer, house.tables, [spoken("late", key="k")])
+        unrelated = other.begin()
+        other.execute(sa.text("select pg_current_xact_id()"))
+        house.say(*range(20))
+        await all_there_is()
+        house.say(*range(20, 40))
+        await all_there_is()
+        mark = relay.store.mark
+        assert mark.position >= 20, "the mark passes what an open writer may show"
+        assert mark.lowest == 0
+        unrelated.rollback()  # that one of them has ended says nothing of the other
+        house.say("between")
+        await all_there_is()
+        assert recorder.words == [*map(str, range(40)), "between"]
+        transaction.commit()
+        house.say("after", key="k")
+        await all_there_is()
+        assert recorder.words[-2:] == ["late", "after"]
+        for word in "xyz":
+            house.say(word)
+            await all_there_is()
+        assert mark.open == {}
+        assert mark.lowest >= 40
     assert house.waiting() == []
 
 

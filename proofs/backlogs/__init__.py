@@ -1,0 +1,1 @@
+"""What proof 2.5 measures with: long backlogs, transactions that stay open, and memory."""

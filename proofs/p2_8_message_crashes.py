@@ -1,0 +1,208 @@
+"""Proof 2.8: every public operation on messages, killed and cancelled wherever it can be.
+
+At each point it comes to (singles), at another one of its recovery (pairs), at each suspension of
+its tasks (cancel); and with bugs planted, each of which has to be caught.
+
+Parts: `OUTBOX_SAGA_PROOF_PART="mariadb relaying"`, `"sqlite cancel"`, `"planted"`, and so on.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import random
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from proofs.crash_worlds import DATABASES, world_on
+from proofs.registry import Outcome, parts, proof, say
+from tests.crash.cancelling import Canceller, When
+from tests.crash.explorer import Explorer
+from tests.crash.hunting import hunt
+from tests.crash.operation import Operation
+from tests.crash.operations import GROUPS, MESSAGES
+from tests.crash.planted_messages import BUGS
+from tests.crash.world import World
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED = 20261128
+PAIRS = 18  # for each operation and database
+STANDSTILL = 300.0  # seconds
+WANTED_PAIRS = 2_000
+WANTED_BUGS = 15
+KINDS = (*GROUPS, "cancel", "planted")
+PARTS = [f"{database} {kind}" for kind in KINDS for database in DATABASES]
+
+
+@proof("2.8")
+def message_crashes() -> Outcome:
+    """The parts of one kind at the same time, one kind after another."""
+    wanted = parts(PARTS)
+    measured: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        names = [name for name in wanted if name.endswith(f" {kind}")]
+        running = {name: _begun(*name.split(" ")) for name in names}
+        for name, child in running.items():
+            out, _ = child.communicate()
+            if child.returncode:
+                raise AssertionError(f"{name}: exit code {child.returncode}")
+            measured[name] = json.loads(out)
+    summary = _sum(measured)
+    whole = wanted == PARTS
+    ok = (
+        whole
+        and not summary["violations"]
+        and summary["pairs"] >= WANTED_PAIRS
+        and len(summary["bugs"]) >= WANTED_BUGS
+        and not summary["not_caught"]
+    )
+    return Outcome(ok=ok, measured={"whole": whole, **summary, "parts": measured})
+
+
+def _begun(database: str, kind: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "proofs.p2_8_message_crashes", database, kind],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _sum(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def total(name: str) -> int:
+        return sum(part.get(name, 0) for part in measured.values())
+
+    planted: dict[str, list[str]] = {}
+    missed: list[str] = []
+    for name, part in measured.items():
+        for bug, found in part.get("planted", {}).items():
+            planted.setdefault(bug, []).append(name.split(" ")[0])
+            if not found["caught"]:
+                missed.append(f"{name}: {bug}")
+    return {
+        "operations": {
+            database: sum(
+                len(part.get("points", {}))
+                for name, part in measured.items()
+                if name.startswith(database)
+            )
+            for database in DATABASES
+        },
+        "singles": total("singles"),
+        "pairs": total("pairs"),
+        "cancels": total("cancels"),
+        "violations": [v for part in measured.values() for v in part.get("violations", [])],
+        "bugs": planted,
+        "not_caught": missed,
+        "seed": SEED,
+    }
+
+
+def explore(world: World, operations: Iterable[Operation]) -> dict[str, Any]:
+    """Every single point of these, and some pairs of each."""
+    points: dict[str, int] = {}
+    singles = pairs = 0
+    violations: list[str] = []
+    for operation in operations:
+        if world.name not in operation.databases:
+            continue
+        explorer = Explorer(world, operation)
+        count = points[operation.name] = explorer.count()
+        found, recoveries = [], {}
+        for at in range(1, count + 1):
+            _must_end()
+            run = explorer.crash(at)
+            found.append(run)
+            recoveries[at] = run.recovery
+            if at % 100 == 0:
+                say(f"{world.name}, {operation.name}: {at} of {count}")
+        singles += count
+        chance = random.Random(f"{SEED} {world.name} {operation.name}")  # a sample, not a secret
+        for _ in range(PAIRS):
+            _must_end()
+            at = chance.choice([at for at, recovery in recoveries.items() if recovery])
+            found.append(explorer.crash_twice(at, chance.randint(1, recoveries[at])))
+            pairs += 1
+        bad = [str(run) for run in found if run.violations]
+        violations += bad
+        say(f"{world.name}, {operation.name}: {count} points, {len(bad)} runs with violations")
+        for text in bad[:2]:
+            say(f"    {text[:1000]}")
+    return {"points": points, "singles": singles, "pairs": pairs, "violations": violations}
+
+
+def cancel(world: World) -> dict[str, Any]:
+    """Every suspension of every operation that can be cancelled, at once and when answered."""
+    suspensions: dict[str, dict[str, int]] = {}
+    told: dict[str, int] = {}
+    violations: list[str] = []
+    cancels = excused = 0
+    for operation in MESSAGES.values():
+        if world.name not in operation.databases or not operation.cancels:
+            continue
+        canceller = Canceller(world, operation)
+        canceller.count()
+        canceller.told.clear()
+        bad: list[str] = []
+        found = suspensions[operation.name] = {}
+        for when in get_args(When):
+            runs = []
+            for run in canceller.every(when):
+                _must_end()
+                runs.append(run)
+            found[when] = len(runs)
+            bad += [str(run) for run in runs if run.violations]
+        cancels += sum(found.values())
+        excused += canceller.excused
+        violations += bad
+        for name, times in canceller.told.items():
+            told[name] = told.get(name, 0) + times
+        say(f"{world.name}, {operation.name}: cancelled {found}, {len(bad)} runs with violations")
+        for text in bad[:2]:
+            say(f"    {text[:1000]}")
+    return {
+        "suspensions": suspensions,
+        "cancels": cancels,
+        "callers_were_told": told,
+        "may_be_lost_in_wait_for": excused,
+        "violations": violations,
+    }
+
+
+def plant(world: World) -> dict[str, Any]:
+    """Each bug that there can be on this database, and how it was caught."""
+    planted = {}
+    for rule, bug in BUGS.items():
+        if world.name in bug.databases:
+            _must_end()
+            planted[rule] = hunt(world, bug).as_dict() | {"operation": bug.operation}
+            caught = planted[rule]
+            say(f"{world.name}, without {rule!r}: {caught['by']}, {caught['told'][:160]!r}")
+    return {"planted": planted}
+
+
+def _must_end() -> None:
+    """A run that stands still ends all, and says where each thread stood."""
+    faulthandler.dump_traceback_later(STANDSTILL, exit=True)
+
+
+def main() -> None:
+    """One part, for the proof: prints what was measured."""
+    logging.disable(logging.CRITICAL)  # thousands of deaths are no news
+    database, kind = sys.argv[1:]
+    with world_on(database) as world:
+        if kind == "cancel":
+            told = cancel(world)
+        elif kind == "planted":
+            told = plant(world)
+        else:
+            told = explore(world, GROUPS[kind])
+        print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

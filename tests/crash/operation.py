@@ -1,0 +1,71 @@
+"""What an operation is: one thing a process does, from where, and what must have come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from outbox_saga.testing.invariants import Violation
+
+if TYPE_CHECKING:
+    from tests.crash.process import Process
+    from tests.crash.world import Facts, World
+
+Work = Callable[["Process"], Awaitable[None]]
+Check = Callable[["Facts", "World"], list[Violation]]
+EVERYWHERE = ("sqlite", "postgres18", "mariadb")
+
+
+async def nothing(process: Process) -> None:
+    """Nothing has to be there."""
+
+
+def nothing_more(facts: Facts, world: World) -> list[Violation]:
+    """What every operation is judged by is enough."""
+    del facts, world
+    return []
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing a process does.
+
+    Args:
+        name: In reports, and to replay it.
+        prepare: Brings the world to where it begins, undisturbed.
+        run: What is disturbed.
+        broker: Of the process: "recording", or "local".
+        end: How its sagas end, whenever the process dies.
+        sagas: The sagas it needs.
+        archive: Relays keep what they published.
+        again: What the next process does first: whoever did it does what is left of it.
+        check: What must be true of it at rest, beside what must always be.
+        shift: Seconds from now at which recovery happens, beside all leases.
+        consumes: What brokers bring goes through `consuming`, each consumer by itself.
+        databases: Where it can be had.
+        cancels: The running task can be cancelled: it is async to its end.
+    """
+
+    name: str
+    prepare: Work
+    run: Work
+    broker: str = "recording"
+    end: str = "completed"
+    sagas: tuple[str, ...] = ()
+    archive: bool = False
+    again: Work = nothing
+    check: Check = nothing_more
+    shift: float = 0.0
+    consumes: bool = False
+    databases: tuple[str, ...] = EVERYWHERE
+    cancels: bool = False
+
+    def memory(self) -> dict[str, Any]:
+        """What a process needs to know to do it, for `Process`."""
+        return {
+            "broker": self.broker,
+            "sagas": self.sagas,
+            "archive": self.archive,
+            "consumes": self.consumes,
+        }
