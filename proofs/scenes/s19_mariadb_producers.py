@@ -24,7 +24,7 @@ from proofs.outages.relaying import ROOT
 from proofs.peril.brood import born, end, until
 from proofs.peril.child import command
 from proofs.registry import Outcome, say
-from proofs.scenes.world import TOPIC, TYPE, World, intended, told, world
+from proofs.scenes.world import TOPIC, TYPE, World, intended, intent, told, world
 
 ROUNDS = int(os.environ.get("OUTBOX_SAGA_PROOF_ROUNDS", "3"))  # of each kind, in turn
 SECONDS = 12.0  # each
@@ -106,8 +106,11 @@ def show() -> Outcome:
 
 
 def _round(on: World, log: Path, *, relay: bool, seconds: float) -> Round:
+    if _waiting(on) > BACKLOG:
+        with on.relay():
+            on.quiesce()
     _fill(on)
-    before = _waiting(on)
+    filled = _filled(on)
     with ExitStack() as stack:
         if relay:
             stack.enter_context(_relay(on, log))
@@ -124,14 +127,16 @@ def _round(on: World, log: Path, *, relay: bool, seconds: float) -> Round:
         backlog = []
         while any(producer.poll() is None for producer in producers):
             backlog.append(_waiting(on))
-            time.sleep(0.5)
+            if relay:  # it also publishes while producers start and end
+                _fill(on)
+            time.sleep(0.25)
         took: list[float] = []
         errors: Counter[str] = Counter()
         for producer in producers:
             said: dict[str, Any] = json.loads(producer.communicate()[0])
             took += said["took"]
             errors.update(said["errors"])
-        published = before + len(took) - _waiting(on)
+        published = BACKLOG + len(took) + _filled(on) - filled - _waiting(on)
     return Round(took, errors, backlog, published)
 
 
@@ -156,15 +161,19 @@ def _relay(on: World, log: Path) -> Iterator[None]:
 
 def _fill(on: World) -> None:
     """So many rows wait, no more and no fewer."""
-    if _waiting(on) > BACKLOG:
-        with on.relay():
-            on.quiesce()
     with on.database.begin() as connection:
         uow = UnitOfWork(connection)
         for n in range(BACKLOG - _waiting(on)):
-            key, body = f"key{n}", b'{"n":%d}' % n
-            id_ = uow.publish_body(body, topic=TOPIC, type=TYPE, key=key)
-            connection.execute(intended(id_, key, body))
+            body = b'{"n":%d}' % n  # without a key: a producer must not wait for this
+            id_ = uow.publish_body(body, topic=TOPIC, type=TYPE)
+            connection.execute(intended(id_, None, body))
+
+
+def _filled(on: World) -> int:
+    """Rows that no producer has written, so far."""
+    with on.database.engine.connect() as connection:
+        asked = sa.select(sa.func.count()).select_from(intent).where(intent.c.key.is_(None))
+        return connection.execute(asked).scalar_one()
 
 
 def _waiting(on: World) -> int:

@@ -65,6 +65,7 @@ def strife(server: type[Postgres18 | Postgres15]) -> dict[str, Any]:
             )
             connection.exec_driver_sql("create table scene_effect (number int)")
         writers = Writers(on)
+        writers.deadlock()
         over = threading.Event()
         with on.relay("--poll", "0.05"), ThreadPoolExecutor(WRITERS + 1) as threads:
             nemesis = threads.submit(ends_sessions, on, over)
@@ -76,7 +77,7 @@ def strife(server: type[Postgres18 | Postgres15]) -> dict[str, Any]:
         violations, counts = on.check()
         wrong = writers.judged()
     return {
-        "units": WRITERS * UNITS,
+        "units": WRITERS * UNITS + 2,
         "errors by code": dict(writers.codes),
         "sessions ended": ended,
         "attempts": sum(writers.attempts.values()),
@@ -149,6 +150,25 @@ class Writers:
                 resolve=self._resolve,
             )
 
+    def deadlock(self) -> None:
+        """Two units that certainly do: each has locked a row before either wants the other's."""
+        both_hold_one = threading.Barrier(2, timeout=20)
+        make = sessionmaker(self._on.database.engine)
+
+        def cross(number: int, rows: tuple[int, int]) -> None:
+            def work(uow: UnitOfWork[Session]) -> None:
+                self.attempts[number] += 1
+                first = self.attempts[number] == 1
+                run(uow, number, rows, between=both_hold_one.wait if first else None)
+
+            retry = Retry(max_attempts=ATTEMPTS, initial=0.05, max_delay=0.2)
+            retry_unit(make, work, retry=retry)
+
+        with ThreadPoolExecutor(2) as threads:
+            pairs = [(WRITERS * UNITS, (1, 2)), (WRITERS * UNITS + 1, (2, 1))]
+            for done in [threads.submit(cross, *pair) for pair in pairs]:
+                done.result()
+
     def _unit(self, number: int, rows: tuple[int, int], *, impatient: bool) -> Work:
         def work(uow: UnitOfWork[Session]) -> None:
             with self._lock:
@@ -172,8 +192,8 @@ class Writers:
             numbers = Counter(connection.scalars(sa.text("select number from scene_effect")))
             total = connection.execute(sa.text("select sum(n) from scene_counter")).scalar_one()
         twice = [number for number, count in numbers.items() if count > 1]
-        lost = [number for number in range(WRITERS * UNITS) if number not in numbers]
-        if twice or lost or total != 2 * WRITERS * UNITS:
+        lost = [number for number in range(WRITERS * UNITS + 2) if number not in numbers]
+        if twice or lost or total != 2 * (WRITERS * UNITS + 2):
             wrong.append(f"twice: {twice}, lost: {lost}, sum {total}")
         if max(self.attempts.values()) > ATTEMPTS:
             wrong.append(f"{max(self.attempts.values())} attempts")
@@ -182,7 +202,14 @@ class Writers:
         return wrong
 
 
-def run(uow: UnitOfWork[Session], number: int, rows: tuple[int, int], *, impatient: bool) -> None:
+def run(
+    uow: UnitOfWork[Session],
+    number: int,
+    rows: tuple[int, int],
+    *,
+    impatient: bool = False,
+    between: Callable[[], object] | None = None,
+) -> None:
     """Two counters, in whatever order; the first one's row is locked, and so orders the key."""
     session, (first, second) = uow.session, rows
     session.execute(sa.text("set local deadlock_timeout = '20ms'"))
@@ -190,6 +217,8 @@ def run(uow: UnitOfWork[Session], number: int, rows: tuple[int, int], *, impatie
         session.execute(sa.text("set local lock_timeout = '5ms'"))
     for row in (first, second):
         session.execute(sa.text("update scene_counter set n = n + 1 where k = :k"), {"k": row})
+        if between is not None and row == first:
+            between()
     session.execute(
         sa.text("insert into scene_effect (number) values (:number)"), {"number": number}
     )

@@ -26,7 +26,10 @@ from outbox_saga.worker_threads import Threads
 from tests.inbox.processes import FEW, note_in_thread, said
 from tests.relay.house import House, Said, till
 
-pytestmark = pytest.mark.databases("postgres18")
+pytestmark = [
+    pytest.mark.databases("postgres18"),
+    pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number"),
+]
 
 
 class Inline(Threads):

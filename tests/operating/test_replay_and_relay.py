@@ -145,6 +145,7 @@ def wrong_order(published: list[str]) -> str | None:
     return None if first == sorted(first) else f"published in the order {published}"
 
 
+@pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number")
 async def test_a_replay_beside_a_relay_that_looks_twice_keeps_the_order(stage: Stage) -> None:
     def play() -> Play:
         seen, came = stage.begin(), dict[str, Any]()
@@ -168,6 +169,7 @@ async def test_a_replay_beside_a_relay_that_looks_twice_keeps_the_order(stage: S
     assert (found.deadlocks, found.schedules > 20) == (0, True), found.report()
 
 
+@pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number")
 async def test_a_relay_that_stores_a_failure_beside_a_replay_never_waits_in_a_circle(
     stage: Stage,
 ) -> None:
@@ -203,6 +205,7 @@ async def test_a_relay_that_stores_a_failure_beside_a_replay_never_waits_in_a_ci
     assert found.with_waits > 0, "nobody ever waited for the other: it was not tried"
 
 
+@pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number")
 async def test_two_operators_who_replay_one_letter_do_it_once(stage: Stage) -> None:
     def play() -> Play:
         seen, came = stage.begin(), dict[str, Any]()
@@ -227,6 +230,7 @@ async def test_two_operators_who_replay_one_letter_do_it_once(stage: Stage) -> N
     assert found.with_waits > 0, "nobody ever waited for the other: it was not tried"
 
 
+@pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number")
 async def test_an_unpark_that_comes_apart_from_the_row_is_found_out(stage: Stage) -> None:
     """What the one transaction is for: ended before the row is back, the park protects nothing."""
 

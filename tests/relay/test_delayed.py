@@ -136,6 +136,7 @@ def _cuts(point: Point) -> bool:
     return point.kind != "rollback" and not point.statement.lstrip().upper().startswith("SET")
 
 
+@pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number")
 @pytest.mark.databases("postgres18", "mariadb")
 async def test_two_relays_let_each_message_in_once_whatever_the_order_of_their_steps(
     house: House,

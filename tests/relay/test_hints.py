@@ -66,6 +66,7 @@ async def test_an_engine_of_the_users_own_wakes_relays_once_it_is_told_to(
     engine.dispose()
 
 
+@pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
 @pytest.mark.databases("postgres18", "postgres15")
 async def test_a_commit_of_another_process_is_told_by_notify(house: House, broker: Broker) -> None:
     async with running(house.relay(broker, poll=HOUR)):
@@ -76,6 +77,7 @@ async def test_a_commit_of_another_process_is_told_by_notify(house: House, broke
         await broker.until("second")
 
 
+@pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
 @pytest.mark.databases("postgres18", "postgres15")
 async def test_our_own_engines_send_the_notify_that_others_hear(house: House) -> None:
     heard = asyncio.get_running_loop().create_future()
@@ -98,6 +100,7 @@ async def test_our_own_engines_send_the_notify_that_others_hear(house: House) ->
     await listening
 
 
+@pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
 @pytest.mark.databases("postgres18")
 async def test_a_listener_that_was_cut_off_listens_again_and_looks_for_what_it_missed(
     house: House, broker: Broker
@@ -172,6 +175,7 @@ def hints_sent_by(house: House) -> set[int]:
         return set(connection.scalars(sa.text(question)))
 
 
+@pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
 @pytest.mark.databases("postgres18")
 async def test_a_database_that_is_closed_leaves_no_connection_for_hints_behind(
     house: House,
@@ -185,6 +189,7 @@ async def test_a_database_that_is_closed_leaves_no_connection_for_hints_behind(
         assert hint_threads() <= threads
 
 
+@pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
 @pytest.mark.databases("postgres18")
 async def test_an_engine_that_is_forgotten_leaves_no_connection_for_hints_behind(
     house: House,
@@ -243,6 +248,7 @@ async def test_what_was_committed_just_before_the_end_is_told_all_the_same(house
             await broker.until(str(word))
 
 
+@pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
 @pytest.mark.databases("postgres18")
 async def test_a_listener_that_is_cancelled_before_it_listens_leaves_no_connection(
     house: House,

@@ -237,7 +237,6 @@ class ForgetsThemWhenItIsLowered(Mark):
         (DoesNotLookBehindThePage, World),
         (ForgetsWhoIsOpen, World),
         (HasFloorsTooHigh, World),
-        (ForgetsThemWhenItIsLowered, World),
     ],
 )
 def test_the_model_finds_a_mark_that_goes_too_far(
@@ -271,6 +270,16 @@ def test_a_mark_that_goes_by_the_latest_transaction_passes_one_that_is_open() ->
     schedule += [("read", 0), ("read", 0), ("commit", 0), ("read", 0)]
     with pytest.raises(AssertionError, match="the mark 2 has passed"):
         play(Mark(), schedule, GoesByTheLatest)
+    play(Mark(), schedule)
+
+
+def test_a_lowered_mark_that_forgets_who_was_open_passes_what_they_bring() -> None:
+    schedule = [("begin", 0), ("begin", 0), ("begin", 0), ("commit", 0), ("begin", 0)]
+    schedule += [("write", 1), ("commit", 1), ("write", 0), ("write", 1), ("begin", 0)]
+    schedule += [("begin", 0), ("read late", 5), ("read", 0), ("put back", 0)]
+    schedule += [("read late", 2), ("read late", 0)]
+    with pytest.raises(AssertionError, match="the mark 3 has passed"):
+        play(ForgetsThemWhenItIsLowered(), schedule)
     play(Mark(), schedule)
 
 

@@ -15,6 +15,7 @@ from outbox_saga_relay.store import Store
 from tests.relay.house import House, Recorder, accept
 
 
+@pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number")
 @pytest.mark.databases("postgres18", "mariadb")
 async def test_a_key_is_parked_only_together_with_its_dead_letter(house: House) -> None:
     """In every order of the steps of a relay that removes a message, and of one that buries it."""

@@ -22,6 +22,11 @@ Actors = dict[str, Callable[[], object]]
 Begin = Callable[[Stage], tuple[Actors, list[RelayActor]]]
 
 
+pytestmark = pytest.mark.needs_a_session(
+    "the explorer asks the server who waits, by a session's number"
+)
+
+
 @pytest.fixture
 def on(private_server: PrivateServer) -> Iterator[Stage]:
     with stage_on(private_server(Postgres18)) as there:

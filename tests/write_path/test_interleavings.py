@@ -11,7 +11,10 @@ from outbox_saga.testing.interleaving import Play, Run, explore, replay
 from tests.write_path.contest import Contest, least_steps
 from tests.write_path.shop import INSERT, Shop
 
-pytestmark = pytest.mark.databases("postgres18", "mariadb")
+pytestmark = [
+    pytest.mark.databases("postgres18", "mariadb"),
+    pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number"),
+]
 
 
 @pytest.fixture
