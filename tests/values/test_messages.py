@@ -165,7 +165,7 @@ class Inherited(Inner):
         BySerializer(value="v"),
         ByModelSerializer(value="v"),
         Computed(value="v"),
-        WithMore(value="v", more={1: "x"}),  # type: ignore[call-arg]
+        WithMore(value="v", more={1: "x"}),
         Inherited(value="v"),
     ],
 )

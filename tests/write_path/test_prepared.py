@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from outbox_saga import async_commit_outcome, commit_outcome
 from outbox_saga.envelopes import seal, seal_body
 from outbox_saga.errors import CommitUnknown
-from outbox_saga.queries import driver
+from outbox_saga.queries import driver, prepared
 from outbox_saga.queries.outbox import write_messages
 from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 from tests.fixtures.databases import Database
@@ -36,7 +36,7 @@ Way = Literal["short", "cursor"]
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[Way]:
     """How each INSERT of this test went."""
     went: list[Way] = []
-    find = driver.sender
+    find = prepared.sender
 
     def sender(*arguments: Any) -> Any:
         found = find(*arguments)
@@ -255,7 +255,7 @@ def test_a_connection_that_ends_is_invalidated(
 
 def wrapped(engine: sa.Engine) -> None:
     original: Any = engine.dialect.do_execute
-    engine.dialect.do_execute = functools.partial(original)
+    vars(engine.dialect)["do_execute"] = functools.partial(original)
 
 
 def with_another_cursor(engine: sa.Engine) -> None:
