@@ -166,6 +166,7 @@ def memory(relays: list[RelayActor], lowest: int) -> object:
         (
             relay.store.mark.position - lowest if relay.store.mark.position else None,
             [(seen.highest - lowest, seen.after is None) for seen in relay.store.mark._seen],
+            sorted(floor and floor - lowest for floor in relay.store.mark.open.values()),
             sorted((key, place - lowest) for _, key, place in relay.store._blocked),
             [row.position - lowest for row in relay._acknowledged],
             relay._again is None,
@@ -212,7 +213,7 @@ def test_so_do_those_of_longer_plays(on: Stage, begin: Begin, soak: bool) -> Non
 def test_a_step_whose_reach_is_not_told_makes_ends_go_missing(
     on: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = a_writer_and_a_relay_that_removes_what_it_has_sent
+    begin = a_writer_and_a_relay_that_is_refused_as_time_goes_on
     _, there_are = ends(on, begin, reduced=False)
     monkeypatch.setattr(on.reaches, "_of_all", lambda _: frozenset())
     _, reached = ends(on, begin, reduced=True)
