@@ -165,7 +165,7 @@ class Inherited(Inner):
         BySerializer(value="v"),
         ByModelSerializer(value="v"),
         Computed(value="v"),
-        WithMore(value="v", more={1: "x"}),
+        WithMore.model_validate({"value": "v", "more": {1: "x"}}),
         Inherited(value="v"),
     ],
 )
