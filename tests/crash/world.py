@@ -6,6 +6,7 @@ And a look at all of it.
 from __future__ import annotations
 
 import base64
+import gc
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ class World:
 
     def empty(self) -> None:
         """Nothing of an earlier run is left."""
+        if self.name == "sqlite":
+            gc.collect()  # what a run before has leaked may keep the file locked until then
         with self.observer.begin() as connection:
             tables.empty(connection)
             if connection.dialect.name == "postgresql":
