@@ -17,15 +17,15 @@ from sqlalchemy.orm import Session
 
 from outbox_saga.unit_of_work import UnitOfWork
 from proofs.registry import Outcome
+from proofs.scenes.shops import shop_on
 from proofs.scenes.world import World, intended, told, world
-from tests.fixtures.databases import Database
 from tests.write_path.programs import (
     run_async_connection,
     run_async_session,
     run_connection,
     run_session,
 )
-from tests.write_path.shop import Base, Order, Said, Shop
+from tests.write_path.shop import Order, Said, Shop
 from tests.write_path.test_savepoints import SESSION_SHAPES, SHAPES
 
 
@@ -63,15 +63,10 @@ class Stage:
 def show() -> Outcome:
     """All shapes, then the relay."""
     with world() as on:
-        shop = Shop(Database("postgres18", on.url))
-        with shop.engine.begin() as connection:
-            Base.metadata.create_all(connection)
-        stage = Stage(on, shop)
-        try:
+        with shop_on(on) as shop:
+            stage = Stage(on, shop)
             play(stage)
             asyncio.run(play_async(stage))
-        finally:
-            shop.close()
         with on.relay():
             seconds = on.quiesce()
         violations, counts = on.check()

@@ -28,9 +28,9 @@ from outbox_saga.errors import (
 )
 from outbox_saga.unit_of_work import UnitOfWork
 from proofs.registry import Outcome
+from proofs.scenes.shops import shop_on
 from proofs.scenes.world import World, intended, told, world
-from tests.fixtures.databases import Database
-from tests.write_path.shop import Base, Order, Said, Shop
+from tests.write_path.shop import Order, Said, Shop
 from tests.write_path.test_autocommit import ASYNC_ENGINES, ENGINES
 
 Refusals = type[OutboxSagaError] | tuple[type[OutboxSagaError], ...]
@@ -79,11 +79,8 @@ class Stage:
 def show() -> Outcome:
     """All kinds of misuse, then the relay."""
     with world() as on:
-        shop = Shop(Database("postgres18", on.url))
-        with shop.engine.begin() as connection:
-            Base.metadata.create_all(connection)
-        stage = Stage(on, shop)
-        try:
+        with shop_on(on) as shop:
+            stage = Stage(on, shop)
             autocommit(stage)
             no_transaction(stage)
             for level, alone in itertools.product(LEVELS, (True, False)):
@@ -91,8 +88,6 @@ def show() -> Outcome:
             under_way(stage)
             asyncio.run(asynchronous(stage))
             rows = shop.notes()
-        finally:
-            shop.close()
         with on.relay():
             seconds = on.quiesce()
         violations, counts = on.check()

@@ -7,11 +7,14 @@ import contextlib
 import logging
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import LeaseLost, Unpublishable
+from outbox_saga.queries.dialects import is_transient
 from outbox_saga.retries import Retry
+from outbox_saga_relay.relay import Relay
 from tests.relay.house import PATIENCE, House, Recorder, accept, word_of
 
 QUICK = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.05)
@@ -134,9 +137,9 @@ async def test_a_relay_that_was_passed_removes_nothing_any_more_and_counts_it(
     assert successor.store.fenced == 0
 
 
-async def test_a_relay_whose_lease_ran_out_while_nobody_wanted_it_was_not_fenced(
-    house: House,
-) -> None:
+async def removes_too_late(house: House) -> tuple[Relay, Recorder]:
+    """A relay whose lease runs out between an ack and its removal; from now on all is quick."""
+
     def late(_: Envelope) -> Outcome:
         house.advance(11)
         return ACCEPTED
@@ -147,6 +150,13 @@ async def test_a_relay_whose_lease_ran_out_while_nobody_wanted_it_was_not_fenced
     with contextlib.suppress(LeaseLost):
         await relay.run_once()
     recorder.answer = accept
+    return relay, recorder
+
+
+async def test_a_relay_whose_lease_ran_out_while_nobody_wanted_it_was_not_fenced(
+    house: House,
+) -> None:
+    relay, recorder = await removes_too_late(house)
     await relay.store.renew_lease()
     relay._forget()
     await relay.run_once()
@@ -157,21 +167,22 @@ async def test_a_relay_whose_lease_ran_out_while_nobody_wanted_it_was_not_fenced
 async def test_what_could_not_be_removed_for_a_moment_is_read_again(house: House) -> None:
     """As when the database's clock is set back: the lease was over, and is not."""
 
-    def late(_: Envelope) -> Outcome:
-        house.advance(11)
-        return ACCEPTED
-
-    recorder = Recorder(late)
-    relay = house.relay(recorder, lease=10.0)
-    house.say("a")
-    with contextlib.suppress(LeaseLost):
-        await relay.run_once()
+    relay, recorder = await removes_too_late(house)
     assert house.waiting() == ["a"]
     house.advance(-11)
-    recorder.answer = accept
     while house.waiting():
         await relay.run_once()
     assert recorder.words == ["a", "a"]
+
+
+@pytest.mark.databases("postgres18")
+async def test_the_server_ends_what_a_relay_that_stands_still_has_begun(house: House) -> None:
+    """In the middle of a statement, too, where its session is not idle; since PostgreSQL 17."""
+    relay = house.relay(Recorder(), lease=0.5)
+    with pytest.raises(DBAPIError) as ended:
+        relay.store._write(lambda c: c.exec_driver_sql("select pg_sleep(60)").all())
+    assert getattr(ended.value.orig, "sqlstate", None) == "25P04"  # transaction_timeout
+    assert is_transient(ended.value)  # it begins anew when it goes on
 
 
 @pytest.mark.databases("postgres18", "sqlite")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
 from outbox_saga_relay.mark import Mark
+from proofs.interleaved.rules import PassesAtOnce
 
 
 @dataclass
@@ -163,21 +164,6 @@ def test_with_nobody_else_about_the_mark_comes_as_far_as_what_was_read(
         there.exchange(3)
     there.exchange(3)
     assert there.mark.position == there.next_position - 1
-
-
-class PassesAtOnce(Mark):
-    """A cursor: what was read is passed."""
-
-    def read(
-        self,
-        oldest: int | None,
-        highest: int | None,
-        *,
-        full: bool,
-        in_progress: Collection[int] = (),
-    ) -> None:
-        super().read(oldest, highest, full=full, in_progress=in_progress)
-        self.position = max(self.position, highest or 0)
 
 
 class GoesByTheLatest(World):
