@@ -6,7 +6,6 @@ The next process recovers, and the oracle looks at what is left.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import subprocess
 import sys
@@ -168,10 +167,7 @@ class Explorer:
         with asyncio.Runner() as runner:
             runner.run(_lived(process, work))
         if points.dead:
-            if self.world.name == "sqlite":
-                # a cursor that was not read to its end keeps the file locked, though its
-                # connection is closed, and a dead process's error may keep it in a circle
-                gc.collect()
+            self.world.let_go()
             self._earlier += self.world.facts().history
         elif points.at is not None:
             raise PointNotReached(
