@@ -29,6 +29,7 @@ from outbox_saga.database import Database
 from outbox_saga.decisions import Decision
 from outbox_saga.errors import SeenChanged
 from outbox_saga.pacing import Pace
+from outbox_saga.queries import dead_letter_actions as actions
 from outbox_saga.queries import dead_letters as verbs
 from outbox_saga.queries.dead_letters import ALL, DeadLetter, Group, Matching, PutBack
 
@@ -144,7 +145,7 @@ class DeadLetters:
         Raises:
             SeenChanged: It is gone, or has died again since it was seen; nothing has changed.
         """
-        return verbs.put_back(connection, self._tables, self._clock, seen, decision)
+        return actions.put_back(connection, self._tables, self._clock, seen, decision)
 
     def discard(
         self,
@@ -162,7 +163,7 @@ class DeadLetters:
         Raises:
             SeenChanged: It is gone, or has died again since it was seen; nothing has changed.
         """
-        verbs.discard(connection, self._tables, self._clock, seen, decision, unpark=unpark)
+        actions.discard(connection, self._tables, self._clock, seen, decision, unpark=unpark)
 
     def unpark(
         self, connection: sa.Connection, key: str, seen: list[int], decision: Decision
@@ -175,7 +176,7 @@ class DeadLetters:
         Raises:
             SeenChanged: The key is not parked, or not there; nothing has changed.
         """
-        verbs.unpark(connection, self._tables, self._clock, key, seen, decision)
+        actions.unpark(connection, self._tables, self._clock, key, seen, decision)
 
     def replay_all(
         self, decision: Decision, matching: Matching = ALL, *, rate: float | None = None

@@ -23,7 +23,7 @@ from outbox_saga.inbox import NOTHING
 from outbox_saga.keeping import keep
 from outbox_saga.lent_session import LentSession
 from outbox_saga.queries import (
-    dead_letters,
+    dead_letter_actions,
     delayed,
     exchange,
     failures,
@@ -195,21 +195,21 @@ def _discards_without_note(connection: sa.Connection, tables: Any, clock: Any, s
 
 
 def _unparks_first() -> Any:
-    ours = dead_letters._insert
+    ours = dead_letter_actions._insert
 
     def insert(connection: sa.Connection, tables: Any, seen: Any, headers: str) -> None:
-        dead_letters._unpark_at(
+        dead_letter_actions._unpark_at(
             connection, tables, seen.partition, seen.key or "", [seen.position]
         )
-        dead_letters.look_again_from(connection, tables, seen.partition, seen.position)
+        dead_letter_actions.look_again_from(connection, tables, seen.partition, seen.position)
         commit_here(connection)
         ours(connection, tables, seen, headers)
 
-    return patch.object(dead_letters, "_insert", insert)
+    return patch.object(dead_letter_actions, "_insert", insert)
 
 
 def _replays_with_new_id() -> Any:
-    ours = dead_letters._insert
+    ours = dead_letter_actions._insert
 
     def insert(connection: sa.Connection, tables: Any, seen: Any, headers: str) -> None:
         ours(connection, tables, seen, headers)
@@ -217,7 +217,7 @@ def _replays_with_new_id() -> Any:
         mine = outbox.c.position == seen.position
         connection.execute(sa.update(outbox).where(mine).values(id=new_id()))
 
-    return patch.object(dead_letters, "_insert", insert)
+    return patch.object(dead_letter_actions, "_insert", insert)
 
 
 def _prunes_by_age() -> Any:
@@ -330,12 +330,12 @@ BUGS = {
         Bug(
             "a replay and its record commit together",
             "dead letter replay",
-            _first_commits(dead_letters, "note_action"),
+            _first_commits(dead_letter_actions, "note_action"),
         ),
         Bug(
             "a discard and its record commit together",
             "dead letter discard",
-            _first_commits(dead_letters, "note_action"),
+            _first_commits(dead_letter_actions, "note_action"),
         ),
         Bug("what was not published is never pruned", "housekeeping", _prunes_by_age),
         Bug(

@@ -11,8 +11,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox_saga import pending
 from outbox_saga.errors import MessagesLeftOut, NoTransaction
+from outbox_saga.pending import writing
 from tests.write_path.shop import INSERT, Order, Shop, order, say
 
 BEFORE = ("before_flush", "after_flush", "after_flush_postexec", "before_commit")
@@ -253,7 +253,7 @@ def test_what_was_published_too_late_does_not_leave_with_the_next_transaction(sh
 def test_a_commit_that_left_messages_out_says_so(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "_ready", lambda connection: None)  # a defect of ours
+    monkeypatch.setattr(writing, "_ready", lambda connection: None)  # a defect of ours
     with Session(shop.engine) as session:
         order(session, "row")
         say(session, "said")
