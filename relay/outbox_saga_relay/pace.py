@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-LINGER = 0.02  # seconds an acknowledged row may wait for others to be removed with it
+LINGER = 0.05  # seconds an acknowledged row may wait for others to be removed with it
 
 _TIE = 0.001  # seconds: a look and a renewal that are due at once
 
