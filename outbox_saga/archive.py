@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from outbox_saga.database import Database
 from outbox_saga.decisions import Decision
-from outbox_saga.errors import AlreadyRunning
+from outbox_saga.errors import AlreadyRunning, ConfigurationError
 from outbox_saga.ids import new_id
 from outbox_saga.pacing import Pace
 from outbox_saga.queries import archive as verbs
@@ -104,6 +104,9 @@ class Archive:
         Args:
             rate: Messages a second; None is as fast as it goes.
             batch: Messages a transaction.
+
+        Raises:
+            ConfigurationError: A batch of nothing.
         """
         return Replay(self.database, decision, wanted, Pace(rate), batch)
 
@@ -133,6 +136,8 @@ class Replay:
     def __init__(
         self, database: Database, decision: Decision, wanted: Published, pace: Pace, batch: int
     ) -> None:
+        if batch < 1:
+            raise ConfigurationError(f"batch is {batch}; give 1 message or more")
         self.sent = Sent()
         self.reached: Place | None = None
         self.pace = pace

@@ -19,6 +19,7 @@ import os
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox_saga.hints")
 
 EVERY = 0.05  # seconds between two hints of one process; the first one goes at once
+LONGEST = 63  # bytes of a channel's name
 ENDING = 1.0  # seconds that disposing of an engine waits for the last hint
 # when the connection for hints cannot be made; relays look by themselves meanwhile
 AGAIN = Retry(max_attempts=1_000_000, initial=1.0, max_delay=30.0)
@@ -55,7 +57,14 @@ _lock = threading.Lock()
 
 def channel(schema: str | None) -> str:
     """The name that relays of this schema LISTEN to."""
-    return "outbox_saga" if schema is None else f"outbox_saga_{schema}"
+    if schema is None:
+        return "outbox_saga"
+    name = f"outbox_saga_{schema}"
+    if len(name) <= LONGEST:
+        return name
+    # PostgreSQL refuses to NOTIFY by a longer one, and LISTENs to the beginning of it
+    digest = f"_{zlib.crc32(schema.encode()):08x}"
+    return name[: LONGEST - len(digest)] + digest
 
 
 def place_of(url: sa.URL, schema: str | None) -> Place:

@@ -27,7 +27,7 @@ from outbox_saga.commits import COMMIT_TIMEOUT
 from outbox_saga.consuming import consume
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import PartEnded
+from outbox_saga.errors import ConfigurationError, PartEnded
 from outbox_saga.handlers import HANDLING, TIMEOUT, Handlers, Poison
 from outbox_saga.handling import Handling
 from outbox_saga.messages import Message, check_type
@@ -56,10 +56,14 @@ class Service:
         database: URL, or a Database.
         broker: "local" (this service's own handlers, no server) or a broker URL.
         sagas: The definitions this service can carry on, old versions too.
-        schema: Of our tables; None is the connection's default.
+        schema: Of our tables; None is the connection's default. A Database has its own.
+        clock: Tests shift it. A Database has its own.
         concurrency: Saga instances, and messages, at the same time.
         lease: Of the orchestrator, in seconds; see `Orchestrator`.
         poll: Of the orchestrator, in seconds, between two looks when nothing is due.
+
+    Raises:
+        ConfigurationError: A Database together with a schema or a clock, which it has already.
     """
 
     def __init__(
@@ -76,6 +80,10 @@ class Service:
         poll: float = 0.25,
     ) -> None:
         self.name = check_type(name)
+        if isinstance(database, Database) and (schema is not None or clock is not DATABASE_CLOCK):
+            raise ConfigurationError(
+                "a Database has its own schema and clock: give them to Database(…)"
+            )
         self.database = (
             database
             if isinstance(database, Database)

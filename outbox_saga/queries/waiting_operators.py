@@ -53,6 +53,13 @@ class WaitingMessage:
     headers: str | None = None
     body: bytes | None = None
 
+    @property
+    def version(self) -> str:
+        """What changes whenever an attempt, or a person, changes what an action is about: one
+        that names it acts on this, or not.
+        """
+        return f"{self.attempts}-{'dead' if self.state == 'dead' else 'waits'}"
+
 
 def list_waiting(
     connection: sa.Connection,

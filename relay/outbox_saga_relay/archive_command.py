@@ -107,7 +107,11 @@ def replay(
     else:
         print_fields([("sent again", str(sent.messages)), ("wait already", str(sent.waiting))])
         if stopped:
-            warn(f"stopped; what was published after {reached} was not sent: --since goes on")
+            warn(
+                "stopped before anything was sent"
+                if reached is None
+                else f"stopped; what was published after {reached} was not sent: --since goes on"
+            )
     if stopped:
         raise click.exceptions.Exit(1)
 

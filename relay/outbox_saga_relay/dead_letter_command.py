@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from outbox_saga.database import Database
 from outbox_saga.dead_letters import DeadLetter, DeadLetters, Matching, Plan, PutBack, Sweep, Swept
 from outbox_saga.decisions import Decision
 from outbox_saga.errors import SeenChanged
+from outbox_saga.pacing import Pace
 from outbox_saga_relay.database_options import database_url_option, schema_option
 from outbox_saga_relay.dead_letter_printing import (
     letter_as_json,
@@ -37,6 +39,7 @@ from outbox_saga_relay.operator_options import (
 )
 from outbox_saga_relay.printing import json_option, print_fields, print_json, shown
 from outbox_saga_relay.times import MOMENT, at
+from outbox_saga_relay.typed import is_typed
 
 Wanted = dict[str, Any]
 
@@ -93,6 +96,8 @@ def list_(
     "place" says what a replay does: "kept" goes before all later messages of its key, "lost" comes
     after some that may have left, "-" has no key and no order.
     """
+    if groups and (after is not None or is_typed("limit")):
+        raise click.UsageError("--groups counts all that match: it has no pages")
     with opened(database_url, schema) as database:
         letters, matching = DeadLetters(database), _matching(database, wanted)
         with database.begin() as connection:
@@ -175,6 +180,7 @@ def replay(
             verb="replayed",
             one=letters.replay,
             sweep=lambda decision, matching: letters.replay_all(decision, matching, rate=rate),
+            rate=rate,
         )
 
 
@@ -274,6 +280,7 @@ def _act(
     verb: str,
     one: One,
     sweep: Callable[[Decision, Matching], Sweep],
+    rate: float | None = None,
 ) -> None:
     """Plans, asks, acts, and says what came of it; one ID is acted on without asking."""
     narrowed = any(told[name] is not None for name in ("topic", "key", "code", "since", "until"))
@@ -295,21 +302,24 @@ def _act(
         print_plan(plan, verb, as_json=False, err=True)
         confirm(plan.count, f"{plan.count} dead letters are {verb}.", yes=told["yes"])
     decision = decided(told["operator"], told["reason"])
-    if ids:
-        swept = _each(database, plan.sample, decision, one)
-        swept = Swept(swept.done, swept.changed + gone)
-    else:
-        with stoppable() as stop, progress(verb, plan.count) as show_progress:
-            swept = sweep(decision, matching).run(
-                stop, told=lambda swept: show_progress(swept.done + swept.changed)
-            )
+    with stoppable() as stop:
+        if ids:
+            swept = _each(database, plan.sample, decision, one, Pace(rate), stop)
+            swept = Swept(swept.done, swept.changed + gone)
+        else:
+            with progress(verb, plan.count) as show_progress:
+                swept = sweep(decision, matching).run(
+                    stop, told=lambda swept: show_progress(swept.done + swept.changed)
+                )
     if told["as_json"]:
         print_json({verb: swept.done, "changed": swept.changed, "overtaken": plan.overtaken})
     else:
         print_fields(
             [(verb, str(swept.done)), ("changed meanwhile, left alone", str(swept.changed))]
         )
-    if swept.changed:
+    if stop.is_set():
+        warn("stopped; the same command again does the rest")
+    if swept.changed or stop.is_set():
         raise click.exceptions.Exit(1)
 
 
@@ -329,16 +339,28 @@ def _plan(database: Database, ids: Sequence[UUID], matching: Matching) -> Plan:
     return Plan(len(chosen), sum(not each.keeps_its_place for each in chosen), [], chosen)
 
 
-def _each(database: Database, chosen: Sequence[DeadLetter], decision: Decision, one: One) -> Swept:
-    done = 0
+def _each(
+    database: Database,
+    chosen: Sequence[DeadLetter],
+    decision: Decision,
+    one: One,
+    pace: Pace,
+    stop: threading.Event,
+) -> Swept:
+    done = changed = 0
     for seen in chosen:
+        if stop.wait(pace.pause()):
+            break
         try:
             with database.begin() as connection:
                 became = one(connection, seen, decision)
-            done += 1
-            if isinstance(became, PutBack) and became.waits_behind is not None:
-                warn(f"its key is parked at {became.waits_behind}, too; it waits for that one")
         except SeenChanged:
             if len(chosen) == 1:
                 raise
-    return Swept(done, len(chosen) - done)
+            changed += 1
+            continue
+        done += 1
+        pace.went(1)
+        if isinstance(became, PutBack) and became.waits_behind is not None:
+            warn(f"its key is parked at {became.waits_behind}, too; it waits for that one")
+    return Swept(done, changed)

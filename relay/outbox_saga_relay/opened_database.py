@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from outbox_saga.database import Database
@@ -21,12 +21,28 @@ def refuse_missing_file(database: str | None) -> None:
 @contextmanager
 def opened(database_url: str, schema: str | None) -> Iterator[Database]:
     """The service's database, with our tables in it; closed at the end of the block."""
-    database = Database(database_url, schema=schema, pool_size=2)
-    if database.url.get_backend_name() == "sqlite":
-        refuse_missing_file(database.url.database)
+    database = _there(database_url, schema)
     try:
         with database.begin() as connection:
             require_tables(connection, database.tables)
         yield database
     finally:
         database.dispose()
+
+
+@asynccontextmanager
+async def opened_async(database_url: str, schema: str | None) -> AsyncIterator[Database]:
+    """As `opened`, for verbs of the async engine."""
+    database = _there(database_url, schema)
+    try:
+        await database.look(require_tables, database.tables)
+        yield database
+    finally:
+        await database.close()
+
+
+def _there(database_url: str, schema: str | None) -> Database:
+    database = Database(database_url, schema=schema, pool_size=2)
+    if database.url.get_backend_name() == "sqlite":
+        refuse_missing_file(database.url.database)
+    return database

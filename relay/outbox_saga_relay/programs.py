@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
 from outbox_saga_relay.times import STRETCH
+from outbox_saga_relay.typed import is_typed
 
 logger = logging.getLogger("outbox_saga.programs")
 
@@ -116,12 +116,6 @@ _ORCHESTRATING = _options(
 )
 
 
-def _is_typed(name: str) -> bool:
-    """True for an option on the command line: the environment may serve several commands."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is ParameterSource.COMMANDLINE
-
-
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -209,6 +203,10 @@ def relay(
     from outbox_saga.brokers import open_publisher
     from outbox_saga_relay.relay import Relay
 
+    if once and is_typed("inbox_window"):
+        raise click.UsageError(
+            "--once publishes and ends; what the inbox may forget removes `prune --once`"
+        )
     _log_to_stderr(log_level)
     options = _given(
         lease=lease, poll=poll, page_rows=page_rows, max_rate=max_rate, listen=listen_url
@@ -216,7 +214,7 @@ def relay(
     options |= {"skip_poison": skip_poison} | ({"listen": False} if no_listen else {})
     options |= {"archive": archive_window > 0}
     if service is not None:
-        typed = [n for n in ("database_url", "broker", "schema", "deadline") if _is_typed(n)]
+        typed = [n for n in ("database_url", "broker", "schema", "deadline") if is_typed(n)]
         if typed:
             raise click.UsageError(
                 "give SERVICE, which knows its database (and deadline), broker and schema, or "

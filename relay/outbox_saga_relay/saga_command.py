@@ -9,11 +9,11 @@ from uuid import UUID
 
 import click
 
-from outbox_saga.database import Database
 from outbox_saga.instances import Instance
 from outbox_saga.saga.graph import mermaid, remarks
 from outbox_saga.saga.operating import Happening, SagaOperations
 from outbox_saga_relay.database_options import database_url_option, schema_option
+from outbox_saga_relay.opened_database import opened_async
 from outbox_saga_relay.printing import json_option, print_fields, print_json, print_rows
 from outbox_saga_relay.programs import load_service
 from outbox_saga_relay.saga_actions import ACTIONS
@@ -125,11 +125,8 @@ def _ask(
     database_url: str, schema: str | None, question: Callable[[SagaOperations], Awaitable[T]]
 ) -> T:
     async def ask() -> T:
-        database = Database(database_url, schema=schema, pool_size=1)
-        try:
+        async with opened_async(database_url, schema) as database:
             return await question(SagaOperations(database))
-        finally:
-            await database.close()
 
     return asyncio.run(ask())
 

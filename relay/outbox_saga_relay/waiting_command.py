@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from outbox_saga.database import Database
 from outbox_saga.errors import SeenChanged
 from outbox_saga.waiting_messages import State, WaitingMessage, WaitingMessages
 from outbox_saga_relay.database_options import database_url_option, schema_option
+from outbox_saga_relay.opened_database import opened_async
 from outbox_saga_relay.operator_options import decided, operator_option, reason_option
 from outbox_saga_relay.printing import json_option, print_json, print_rows
 
@@ -22,6 +22,11 @@ def _actor_options(command: Any) -> Any:
     for option in (
         reason_option,
         operator_option,
+        click.option(
+            "--seen",
+            metavar="VERSION",
+            help="Only if it is as `list` showed it. For one place.",
+        ),
         click.argument("positions", nargs=-1, required=True, type=click.IntRange(min=1)),
         schema_option,
         database_url_option,
@@ -72,7 +77,7 @@ def list_(
         print_json({"messages": [_shown(seen) for seen in found]})
         return
     print_rows(
-        ("place", "consumer", "message", "key", "state", "attempts", "error", "class"),
+        ("place", "consumer", "message", "key", "state", "attempts", "error", "class", "version"),
         [
             (
                 str(seen.position),
@@ -83,6 +88,7 @@ def list_(
                 str(seen.attempts),
                 seen.error_code,
                 seen.error_class or "",
+                seen.version,
             )
             for seen in found
         ],
@@ -121,13 +127,18 @@ def retry(
     database_url: str,
     schema: str | None,
     positions: tuple[int, ...],
+    seen: str | None,
     operator: str,
     reason: str | None,
 ) -> None:
     """Give the messages at these places one more attempt now, or when it is their turn."""
+    _refuse_seen_of_many(seen, positions)
     decision = decided(operator, reason)
 
-    _act(database_url, schema, positions, "tried again", lambda m, seen: m.retry(seen, decision))
+    def act(messages: WaitingMessages, found: WaitingMessage) -> Awaitable[None]:
+        return messages.retry(found, decision)
+
+    _act(database_url, schema, positions, "tried again", act, seen=seen)
 
 
 @waiting.command()
@@ -138,13 +149,23 @@ def discard(
     database_url: str,
     schema: str | None,
     positions: tuple[int, ...],
+    seen: str | None,
     operator: str,
     reason: str | None,
 ) -> None:
     """Discard the messages at these places; the later ones of their keys go on without them."""
+    _refuse_seen_of_many(seen, positions)
     decision = decided(operator, reason)
 
-    _act(database_url, schema, positions, "discarded", lambda m, seen: m.discard(seen, decision))
+    def act(messages: WaitingMessages, found: WaitingMessage) -> Awaitable[None]:
+        return messages.discard(found, decision)
+
+    _act(database_url, schema, positions, "discarded", act, seen=seen)
+
+
+def _refuse_seen_of_many(seen: str | None, positions: tuple[int, ...]) -> None:
+    if seen is not None and len(positions) != 1:
+        raise click.UsageError("--seen is the version of one message: give one place")
 
 
 def _act(
@@ -153,6 +174,8 @@ def _act(
     positions: tuple[int, ...],
     done: str,
     verb: Callable[[WaitingMessages, WaitingMessage], Awaitable[None]],
+    *,
+    seen: str | None,
 ) -> None:
     """Each by itself: of several, some may have been acted on before; the others are."""
 
@@ -160,7 +183,7 @@ def _act(
         changed = 0
         for position in positions:
             try:
-                await verb(messages, await messages.show(position))
+                await verb(messages, await _found(messages, position, seen))
             except SeenChanged as error:
                 if len(positions) == 1:
                     raise
@@ -174,15 +197,19 @@ def _act(
         raise click.exceptions.Exit(1)
 
 
+async def _found(messages: WaitingMessages, position: int, seen: str | None) -> WaitingMessage:
+    found = await messages.show(position)
+    if seen not in (None, found.version):
+        raise SeenChanged(f"the message at {position} is not as you saw it; look again")
+    return found
+
+
 def _ask(
     database_url: str, schema: str | None, question: Callable[[WaitingMessages], Awaitable[T]]
 ) -> T:
     async def ask() -> T:
-        database = Database(database_url, schema=schema, pool_size=1)
-        try:
+        async with opened_async(database_url, schema) as database:
             return await question(WaitingMessages(database))
-        finally:
-            await database.close()
 
     return asyncio.run(ask())
 
@@ -203,6 +230,7 @@ def _shown(seen: WaitingMessage) -> dict[str, Any]:
         "error_code": seen.error_code,
         "error_class": seen.error_class,
         "being_handled": seen.being_handled,
+        "version": seen.version,
     }
 
 

@@ -5,16 +5,16 @@ Every verb is tried on every column of every table by a user who has the role an
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 from sqlalchemy.exc import DBAPIError
 
+from outbox_saga.database import Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.tables import PREFIX
 from outbox_saga_relay.cli import main
+from outbox_saga_relay.doctor import examine_database
 from outbox_saga_relay.roles import DIALECTS, ROLES, rights_of, roles_sql
 from outbox_saga_relay.roles.rights import VERBS, every_column
 from tests.doctor.logins import Logins, run_script
@@ -238,25 +238,37 @@ def test_running_it_again_takes_away_what_an_older_version_granted(logins: Login
     assert may == expected("service", logins.dialect)
 
 
+@pytest.mark.parametrize("schema", ["orders", "Orders"])
 @pytest.mark.databases("postgres18")
 def test_roles_in_a_schema_of_their_own_reach_the_tables_there(
-    database: EmptyDatabase, tmp_path: Path
+    database: EmptyDatabase, schema: str
 ) -> None:
     from outbox_saga_migrations import upgrade
 
     owner = sa.create_engine(database.url, poolclass=sa.NullPool)
     with owner.begin() as connection:
-        upgrade(connection, schema="orders")
+        upgrade(connection, schema=schema)
         upgrade(connection)
     logins = Logins(database)
     run_script(logins.owner, f"drop owned by {logins.prefix}_observer")
-    logins.grant("orders")
+    logins.grant(schema)
 
     with logins.engine("observer").connect() as connection:
-        assert connection.exec_driver_sql("select count(*) from orders.outbox_saga_saga").all()
+        assert connection.exec_driver_sql(
+            f'select count(*) from "{schema}".outbox_saga_saga'
+        ).all()
         connection.rollback()
         with pytest.raises(DBAPIError):
             connection.exec_driver_sql("select count(*) from public.outbox_saga_saga")
+
+    looked = Database(logins.url("relay"), schema=schema)
+    right = examine_database(looked, role="relay")
+    looked.dispose()
+    assert [f.level for f in right.findings if f.check == "roles.role"] == []
+    looked = Database(logins.url(), schema=schema)
+    without = examine_database(looked, role="relay")
+    looked.dispose()
+    assert {f.level for f in without.findings if f.check == "roles.role"} == {"error"}
 
     logins.close()
 

@@ -273,3 +273,24 @@ async def test_a_listener_that_is_cancelled_before_it_listens_leaves_no_connecti
         loop.call_soon(answered.set)
         await asyncio.gather(task, return_exceptions=True)
     gc.collect()  # a connection that is lost is told of by a warning, and a warning is an error
+
+
+@pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_schema_with_a_name_as_long_as_may_be_has_hints_as_well(house: House) -> None:
+    schema = "s" * 63
+    assert hints.channel(schema) != hints.channel(f"{schema[:-1]}t")  # one letter is another one
+    database = house.another_database()
+    heard = asyncio.Event()
+    listener = Listener(database.url, schema, heard.set)
+    ear = asyncio.create_task(listener.run())
+    try:
+        await asyncio.wait_for(heard.wait(), 20)  # it listens
+        heard.clear()
+        sender = hints.Sender(database.url)
+        sender.committed(schema)
+        await asyncio.wait_for(heard.wait(), 20)
+        sender.rest()
+    finally:
+        ear.cancel()
+        await asyncio.gather(ear, return_exceptions=True)

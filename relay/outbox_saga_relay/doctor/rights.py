@@ -27,7 +27,8 @@ def powers(case: DatabaseCase) -> Iterator[Found]:
             """
             SELECT r.rolname, r.rolsuper, EXISTS (
               SELECT FROM pg_class c
-              WHERE c.relnamespace = CAST(coalesce(:schema, current_schema()) AS regnamespace)
+              WHERE c.relnamespace =
+                  CAST(quote_ident(coalesce(:schema, current_schema())) AS regnamespace)
                 AND starts_with(c.relname, 'outbox_saga_') AND c.relowner = r.oid)
             FROM pg_roles r WHERE r.rolname = current_user
             """,
@@ -111,7 +112,8 @@ def _rights_postgresql(case: DatabaseCase) -> Rights:
         SELECT c.relname, verb, array_agg(a.attname)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
         CROSS JOIN unnest(CAST(:verbs AS text[])) AS verb
-        WHERE c.relnamespace = CAST(coalesce(:schema, current_schema()) AS regnamespace)
+        WHERE c.relnamespace =
+            CAST(quote_ident(coalesce(:schema, current_schema())) AS regnamespace)
           AND c.relname = ANY(:tables) AND NOT a.attisdropped
           AND CASE WHEN verb = 'DELETE' THEN has_table_privilege(c.oid, verb)
             ELSE has_column_privilege(c.oid, a.attnum, verb) END
@@ -122,7 +124,12 @@ def _rights_postgresql(case: DatabaseCase) -> Rights:
         verbs=list(VERBS),
     ):
         found.setdefault(table, {})[verb] = frozenset(columns)
-    if not found and not case.scalar("SELECT to_regclass('outbox_saga_outbox') IS NOT NULL"):
+    # in the catalogue, which everybody may read: by its name, who has no right finds no table
+    there = """
+        SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'outbox_saga_outbox' AND relnamespace =
+            CAST(quote_ident(coalesce(:schema, current_schema())) AS regnamespace))
+        """
+    if not found and not case.scalar(there, schema=case.tables.schema):
         raise CannotLook("our tables are not there", "run `outbox-saga db upgrade`")
     return found
 

@@ -45,7 +45,8 @@ def _postgresql(case: DatabaseCase) -> Iterator[tuple[str, str]]:
         SELECT c.relname, a.attname, l.collname FROM pg_class c
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         JOIN pg_collation l ON l.oid = a.attcollation
-        WHERE c.relnamespace = CAST(coalesce(:schema, current_schema()) AS regnamespace)
+        WHERE c.relnamespace =
+            CAST(quote_ident(coalesce(:schema, current_schema())) AS regnamespace)
           AND starts_with(c.relname, 'outbox_saga_') AND l.collname NOT IN ('C', 'POSIX')
         ORDER BY 1, 2
         """,

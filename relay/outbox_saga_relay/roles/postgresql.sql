@@ -25,7 +25,7 @@ BEGIN
     -- what an older version of this file granted, and this one does not
     FOR ours IN
       SELECT oid FROM pg_class
-      WHERE relnamespace = current_schema()::regnamespace
+      WHERE relnamespace = quote_ident(current_schema())::regnamespace
         AND relkind IN ('r', 'p') AND starts_with(relname, 'outbox_saga_')
     LOOP
       EXECUTE format('REVOKE ALL ON %s FROM %I', ours, member);
