@@ -70,6 +70,8 @@ class SagaState:
     Args:
         reason: Why it is undone, or stuck.
         before: Its status and reason before it got stuck, to which an operator brings it back.
+        parked: Why no process that was there could carry it on; it goes on by itself as soon as
+            one can.
     """
 
     status: Status
@@ -77,6 +79,7 @@ class SagaState:
     steps: Mapping[str, StepState]
     reason: str | None = None
     before: tuple[Status, str | None] | None = None
+    parked: str | None = None
 
     def with_step(self, name: str, **changes: Any) -> SagaState:
         """This state with one step changed."""
@@ -120,36 +123,41 @@ class Instance:
 
 def dump_progress(state: SagaState) -> str:
     """The steps as JSON text; defaults are left out."""
-    steps: dict[str, dict[str, Any]] = {}
-    for name, step in state.steps.items():
-        entry: dict[str, Any] = {"phase": step.phase}
-        if step.attempts:
-            entry["attempts"] = step.attempts
-        if step.undo_attempts:
-            entry["undo_attempts"] = step.undo_attempts
-        if step.due is not None:
-            entry["due"] = step.due.isoformat()
-        if step.input is not None:
-            entry["input"] = step.input
-        if step.unknown:
-            entry["unknown"] = True
-        if step.error is not None:
-            entry["error"] = step.error
-        if step.generation:
-            entry["generation"] = step.generation
-        if step.chosen:
-            entry["chosen"] = True
-        if step.stuck is not None:
-            entry["stuck"] = step.stuck
-        if step.early is not None:
-            entry["early"] = step.early
-        if step.wrote:
-            entry["wrote"] = list(step.wrote)
-        steps[name] = entry
-    progress: dict[str, Any] = {"steps": steps}
+    progress: dict[str, Any] = {
+        "steps": {name: _dump_step(step) for name, step in state.steps.items()}
+    }
     if state.before is not None:
         progress["before"] = list(state.before)
+    if state.parked is not None:
+        progress["parked"] = state.parked
     return json.dumps(progress, ensure_ascii=False, separators=(",", ":"))
+
+
+def _dump_step(step: StepState) -> dict[str, Any]:
+    entry: dict[str, Any] = {"phase": step.phase}
+    if step.attempts:
+        entry["attempts"] = step.attempts
+    if step.undo_attempts:
+        entry["undo_attempts"] = step.undo_attempts
+    if step.due is not None:
+        entry["due"] = step.due.isoformat()
+    if step.input is not None:
+        entry["input"] = step.input
+    if step.unknown:
+        entry["unknown"] = True
+    if step.error is not None:
+        entry["error"] = step.error
+    if step.generation:
+        entry["generation"] = step.generation
+    if step.chosen:
+        entry["chosen"] = True
+    if step.stuck is not None:
+        entry["stuck"] = step.stuck
+    if step.early is not None:
+        entry["early"] = step.early
+    if step.wrote:
+        entry["wrote"] = list(step.wrote)
+    return entry
 
 
 def load_progress(text: str) -> dict[str, StepState]:
@@ -164,9 +172,12 @@ def load_progress(text: str) -> dict[str, StepState]:
 
 def load_state(status: Status, data: str, progress: str, reason: str | None) -> SagaState:
     """The state in a row's columns."""
-    found = json.loads(progress).get("before")
+    kept = json.loads(progress)
+    found = kept.get("before")
     before = None if found is None else (found[0], found[1])
-    return SagaState(status, json.loads(data), load_progress(progress), reason, before)
+    return SagaState(
+        status, json.loads(data), load_progress(progress), reason, before, kept.get("parked")
+    )
 
 
 def dump_data(data: Mapping[str, Any]) -> str:

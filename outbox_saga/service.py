@@ -227,6 +227,7 @@ class Service:
             "concurrency": self.concurrency,
             "lease": self.lease,
             "poll": self.poll,
+            "source": self.name,
             **options,
         }
         return Orchestrator(self.database, self.sagas, **settings)

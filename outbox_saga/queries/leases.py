@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -30,19 +30,64 @@ def _orphaned(tables: Tables, owner: UUID) -> sa.ColumnElement[int]:
     return sa.case((sa.or_(saga.c.owner.is_(None), saga.c.owner == owner), 0), else_=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The sagas that a process can carry on.
+
+    Args:
+        names: Of the sagas.
+        shapes: Of their versions that are here; None: any.
+        source: The service whose sagas they are; None: not told.
+    """
+
+    names: Sequence[str]
+    shapes: Sequence[str] | None = None
+    source: str | None = None
+
+
 def _due(
-    tables: Tables, clock: Clock, owner: UUID, names: Sequence[str], *, suspects: bool
+    tables: Tables, clock: Clock, owner: UUID, known: Known, *, suspects: bool
 ) -> list[sa.ColumnElement[bool]]:
     saga = tables.saga
-    now = clock.now()
-    conditions = [
-        saga.c.due_at <= now,
-        sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < now),
-        saga.c.name.in_(names),
-    ]
+    conditions = [*_free(tables, clock), saga.c.name.in_(known.names)]
+    if known.shapes is not None:
+        conditions.append(saga.c.shape.in_(known.shapes))
     if not suspects:
         conditions.append(saga.c.deaths + _orphaned(tables, owner) < SUSPECT_DEATHS)
     return conditions
+
+
+def _free(tables: Tables, clock: Clock, overdue: float = 0.0) -> list[sa.ColumnElement[bool]]:
+    saga, now = tables.saga, clock.now()
+    return [
+        saga.c.due_at <= (clock.now(-overdue) if overdue else now),
+        sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < now),
+    ]
+
+
+def stranded(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    known: Known,
+    overdue: float,
+    limit: int,
+) -> list[Instance]:
+    """Instances that have been due for so many seconds, and that nobody has: of the known sagas or
+    service, but of no shape that is here.
+    """
+    assert known.shapes is not None
+    saga = tables.saga
+    ours = saga.c.name.in_(known.names)
+    if known.source is not None:
+        ours = sa.or_(ours, saga.c.source == known.source)
+    found = connection.execute(
+        sa.select(*columns(tables))
+        .where(*_free(tables, clock, overdue), ours, saga.c.shape.not_in(known.shapes))
+        .order_by(saga.c.due_at)
+        .limit(limit)
+    )
+    return [instance_of(row) for row in found]
 
 
 def claim(
@@ -51,7 +96,7 @@ def claim(
     clock: Clock,
     owner: UUID,
     lease: float,
-    names: Sequence[str],
+    known: Known,
     limit: int,
     *,
     suspects: bool = True,
@@ -66,12 +111,12 @@ def claim(
         limit: Instances.
         suspects: Whether such a one may be among them; not while another one is in hand.
     """
-    page = _lock(connection, tables, clock, owner, lease, names, limit, suspects=suspects)
+    page = _lock(connection, tables, clock, owner, lease, known, limit, suspects=suspects)
     if suspects and any(_deaths(row) >= SUSPECT_DEATHS for row in page):
-        page = _lock_one_suspect(connection, tables, clock, owner, lease, names)
+        page = _lock_one_suspect(connection, tables, clock, owner, lease, known)
         if limit > len(page):
             page += _lock(
-                connection, tables, clock, owner, lease, names, limit - len(page), suspects=False
+                connection, tables, clock, owner, lease, known, limit - len(page), suspects=False
             )
     if not page:
         return dt.datetime.min.replace(tzinfo=dt.UTC), []
@@ -106,7 +151,7 @@ def _lock(
     clock: Clock,
     owner: UUID,
     lease: float,
-    names: Sequence[str],
+    known: Known,
     limit: int,
     *,
     suspects: bool,
@@ -121,7 +166,7 @@ def _lock(
             # its locks never outlive the lease, though the process stand still before the commit
             *idle_limit(connection, lease),
         )
-        .where(*_due(tables, clock, owner, names, suspects=suspects))
+        .where(*_due(tables, clock, owner, known, suspects=suspects))
         .order_by(saga.c.due_at)
         .limit(limit)
     )
@@ -136,7 +181,7 @@ def _lock_one_suspect(
     clock: Clock,
     owner: UUID,
     lease: float,
-    names: Sequence[str],
+    known: Known,
 ) -> list[Any]:
     """The one with the fewest deaths: those that only happened to be there are soon done.
 
@@ -146,7 +191,7 @@ def _lock_one_suspect(
     deaths = (saga.c.deaths + _orphaned(tables, owner)).label("deaths")
     due = (
         sa.select(saga.c.id, saga.c.due_at, deaths)
-        .where(*_due(tables, clock, owner, names, suspects=True))
+        .where(*_due(tables, clock, owner, known, suspects=True))
         .order_by(saga.c.due_at)
         .limit(SUSPECTS_SEEN)
         .subquery()
@@ -159,7 +204,7 @@ def _lock_one_suspect(
     ).scalar_one_or_none()
     if found is None:
         return []
-    return _lock(connection, tables, clock, owner, lease, names, 1, suspects=True, id_=found)
+    return _lock(connection, tables, clock, owner, lease, known, 1, suspects=True, id_=found)
 
 
 def any_due(
@@ -167,7 +212,7 @@ def any_due(
     tables: Tables,
     clock: Clock,
     owner: UUID,
-    names: Sequence[str],
+    known: Known,
     *,
     suspects: bool = True,
 ) -> bool:
@@ -179,7 +224,7 @@ def any_due(
         connection.execute(
             sa.select(sa.literal(1))
             .select_from(tables.saga)
-            .where(*_due(tables, clock, owner, names, suspects=suspects))
+            .where(*_due(tables, clock, owner, known, suspects=suspects))
             .limit(1)
         ).first()
     )

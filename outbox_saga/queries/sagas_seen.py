@@ -9,7 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from outbox_saga.instances import Entry, Instance
+from outbox_saga.instances import OVER_FOR_GOOD, Entry, Instance
 from outbox_saga.queries import sagas
 from outbox_saga.tables import Tables
 
@@ -61,3 +61,19 @@ def history(connection: sa.Connection, tables: Tables, id_: UUID) -> Sequence[Ha
         )
         for row in rows
     ]
+
+
+def alive(
+    connection: sa.Connection, tables: Tables, source: str
+) -> dict[tuple[str, int, str], int]:
+    """How many instances that this service started are not over for good, by saga, version and
+    shape.
+    """
+    saga = tables.saga
+    kind = (saga.c.name, saga.c.version, saga.c.shape)
+    rows = connection.execute(
+        sa.select(*kind, sa.func.count())
+        .where(saga.c.source == source, saga.c.state.not_in(OVER_FOR_GOOD))
+        .group_by(*kind)
+    )
+    return {(name, version, shape): count for name, version, shape, count in rows}

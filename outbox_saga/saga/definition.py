@@ -316,7 +316,15 @@ class Saga(Generic[D]):
             return self
         rules.check_graph(self.name, self._steps)
         self._parallel = {name: frozenset(self.parallel_to(name)) for name in self._steps}
-        shape = [
+        document = json.dumps([self.name, self.version, *self.outline()], sort_keys=True)
+        self._shape = hashlib.sha256(document.encode()).hexdigest()
+        return self
+
+    def outline(self) -> tuple[list[list[Any]], dict[str, Any]]:
+        """What running instances depend on, as JSON: a list for each step (name, kind, what it
+        waits for, pivot, whether it is undone, its event), and the schema of the data.
+        """
+        steps = [
             [
                 s.name,
                 s.kind if s.kind != "action" else s.external,
@@ -327,11 +335,7 @@ class Saga(Generic[D]):
             ]
             for s in self._steps.values()
         ]
-        document = json.dumps(
-            [self.name, self.version, shape, self.data.model_json_schema()], sort_keys=True
-        )
-        self._shape = hashlib.sha256(document.encode()).hexdigest()
-        return self
+        return steps, self.data.model_json_schema()
 
     @property
     def shape(self) -> str:

@@ -69,6 +69,12 @@ class SagaOperations:
 
         return await self._database.look(read)
 
+    async def alive(self, source: str) -> Mapping[tuple[str, int, str], int]:
+        """How many instances of this service go on, or may when a person has helped; by saga,
+        version and shape.
+        """
+        return await self._database.look(sagas_seen.alive, self._database.tables, source)
+
     async def plan(
         self, seen: Instance, action: Intervention
     ) -> tuple[tuple[Entry, ...], tuple[ToDo, ...]]:

@@ -18,16 +18,17 @@ from outbox_saga.ids import new_id
 from outbox_saga.instances import Instance
 from outbox_saga.queries import leases
 from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.leases import Known
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.happened import Call, Decision, Flight, Query, Resumed
+from outbox_saga.saga.parking import Parking
 from outbox_saga.worker_threads import WorkerThreads
 
 logger = logging.getLogger("outbox_saga.saga")
 
 LEASE_MARGIN = 1.0  # seconds a lease is longer than the longest step may take
-UNKNOWN_SHAPE_PAUSE = 30.0
 TROUBLE_PAUSE = 1.0
 
 
@@ -44,6 +45,8 @@ class Orchestrator:
             over.
         poll: Seconds between two looks when nothing is due.
         grace: Seconds that running steps get after `stop`.
+        source: The service whose instances are to be told of where no definition of theirs is
+            here; None: only those of the same names are.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Orchestrator:
         lease: float = 30.0,
         poll: float = 0.25,
         grace: float = 30.0,
+        source: str | None = None,
     ) -> None:
         self.database = database
         self.owner = new_id()  # of this start of this process: a restarted one is somebody else
@@ -69,7 +73,12 @@ class Orchestrator:
                     f"saga {key[0]} version {key[1]} is registered twice; give the newer one "
                     f"version={key[1] + 1}"
                 )
-        self._names = sorted({name for name, _ in self._definitions})
+        self._known = Known(
+            sorted({name for name, _ in self._definitions}),
+            sorted(definition.shape for definition in self._definitions.values()),
+            source,
+        )
+        self._parking = Parking(database, self._definitions, self._known)
         longest = max(
             (s.timeout for d in self._definitions.values() for s in d.steps.values()), default=0.0
         )
@@ -139,18 +148,21 @@ class Orchestrator:
     # --- claiming --------------------------------------------------------------------------------
 
     async def _claim(self, capacity: int) -> set[asyncio.Task[None]]:
-        if capacity <= 0 or not self._names:
+        if capacity <= 0:
             return set()
         tables, clock = self.database.tables, self.database.clock
         try:
             if not self._checked:
                 await self.database.look(require_tables, tables)
                 self._checked = True
+            await self._parking.look()
+            if not self._known.names:
+                return set()
             suspects = not any(
                 h.instance.deaths >= leases.SUSPECT_DEATHS for h in self._hands.values()
             )
             if not await self.database.look(
-                leases.any_due, tables, clock, self.owner, self._names, suspects=suspects
+                leases.any_due, tables, clock, self.owner, self._known, suspects=suspects
             ):
                 return set()
             begun = time.monotonic()
@@ -160,7 +172,7 @@ class Orchestrator:
                 clock,
                 self.owner,
                 self.lease,
-                self._names,
+                self._known,
                 capacity,
                 suspects=suspects,
             )
@@ -174,26 +186,12 @@ class Orchestrator:
         read_at = time.monotonic()
         drives = set()
         for instance in instances:
-            definition = self._definitions.get((instance.name, instance.version))
-            if definition is None or definition.shape != instance.shape:
-                drives.add(asyncio.create_task(self._leave(instance)))
-                continue
+            definition = self._definitions[instance.name, instance.version]
             ends = begun + self.lease
             hand = Hand(definition, instance, self.owner, now, read_at, self.lease, ends)
             self._hands[instance.id] = hand
             drives.add(asyncio.create_task(self._drive(hand)))
         return drives
-
-    async def _leave(self, instance: Instance) -> None:
-        logger.error(
-            "saga %s of %s version %s has no definition of its shape here; deploy the version it "
-            "was started "
-            "with (it is left as it is)",
-            instance.id,
-            instance.name,
-            instance.version,
-        )
-        await self._release(instance, UNKNOWN_SHAPE_PAUSE)
 
     async def _renew(self) -> None:
         tables, clock = self.database.tables, self.database.clock

@@ -56,6 +56,10 @@ def decide(
         MessageRefused: What a step returned does not fit the saga's data; nothing was decided.
     """
     entries: list[Entry] = []
+    if state.parked is not None:
+        # whoever decides has the definition
+        state = replace(state, parked=None)
+        entries.append(Entry("UNPARKED"))
     if isinstance(happened, Done):
         state = _done(definition, state, happened, entries)
     elif isinstance(happened, Refused):

@@ -17,6 +17,7 @@ from outbox_saga_relay.opened_database import opened_async
 from outbox_saga_relay.printing import json_option, print_fields, print_json, print_rows
 from outbox_saga_relay.programs import load_service
 from outbox_saga_relay.saga_actions import ACTIONS
+from outbox_saga_relay.saga_check import check
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def saga() -> None:
     """Look at sagas, and decide about those that are stuck."""
 
 
-for action in ACTIONS:
+for action in (*ACTIONS, check):
     saga.add_command(action)
 
 
@@ -58,7 +59,7 @@ def list_(*, database_url: str, schema: str | None, as_json: bool, **wanted: Any
                 seen.business_key or "",
                 seen.state.status,
                 str(seen.revision),
-                seen.state.reason or "",
+                _why(seen) or "",
             )
             for seen in found
         ],
@@ -141,8 +142,14 @@ def _shown(seen: Instance) -> dict[str, Any]:
         "state": seen.state.status,
         "revision": seen.revision,
         "reason": seen.state.reason,
+        "parked": seen.state.parked,
         "started_at": None if seen.started_at is None else seen.started_at.isoformat(),
     }
+
+
+def _why(seen: Instance) -> str | None:
+    parked = seen.state.parked
+    return seen.state.reason if parked is None else f"parked: {parked}"
 
 
 def _step(step: Any) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from outbox_saga.ids import new_id
 from outbox_saga.instances import Instance, SagaState, StepState
 from outbox_saga.queries import leases, sagas
 from outbox_saga.queries.clock import Clock
+from outbox_saga.queries.leases import Known
 from outbox_saga_migrations import upgrade
 from tests.fixtures.databases import Database as Given
 
 LEASE = 30.0
 RUNNING = SagaState("running", {}, {"charge": StepState()})
 ME, OTHER = new_id(), new_id()
+KNOWN = Known(["s"])
 
 
 @pytest.fixture
@@ -50,14 +52,21 @@ def claim(
 ) -> list[Instance]:
     with ours.begin() as connection:
         _, claimed = leases.claim(
-            connection, ours.tables, Clock(at), owner, LEASE, ["s"], limit, suspects=suspects
+            connection,
+            ours.tables,
+            Clock(at),
+            owner,
+            LEASE,
+            KNOWN,
+            limit,
+            suspects=suspects,
         )
     return claimed
 
 
 def any_due(ours: Database, owner: UUID, *, at: float = 0.0, suspects: bool = True) -> bool:
     with ours.engine.connect() as connection:
-        return leases.any_due(connection, ours.tables, Clock(at), owner, ["s"], suspects=suspects)
+        return leases.any_due(connection, ours.tables, Clock(at), owner, KNOWN, suspects=suspects)
 
 
 def deaths(ours: Database) -> list[int]:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from outbox_saga.ids import new_id
 from outbox_saga.queries import leases
 from outbox_saga.queries.clock import Clock
+from outbox_saga.queries.leases import Known
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.happened import Resumed, ToDo
 from outbox_saga.saga.progress import FATAL_DEATHS
@@ -35,7 +36,7 @@ class Doomed:
         service = self.shop.restarted(Clock(self.at))
         owner, database, todo = new_id(), service.database, []
         now, claimed = await database.run(
-            leases.claim, database.tables, database.clock, owner, LEASE, ["fulfil"], 10
+            leases.claim, database.tables, database.clock, owner, LEASE, Known(["fulfil"]), 10
         )
         orchestrator = service.orchestrator()
         execution = Execution(database, orchestrator._threads)
@@ -242,7 +243,7 @@ async def test_a_stop_in_the_middle_of_a_step_is_no_death(shop: Shop) -> None:
     later = shop.restarted(Clock(60.0))
     database = later.database
     _, (claimed,) = await database.run(
-        leases.claim, database.tables, database.clock, new_id(), LEASE, ["fulfil"], 10
+        leases.claim, database.tables, database.clock, new_id(), LEASE, Known(["fulfil"]), 10
     )
     await later.close()
     assert claimed.id == id_
