@@ -30,12 +30,14 @@ from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import ConfigurationError, PartEnded
 from outbox_saga.handlers import HANDLING, TIMEOUT, Handlers, Poison
 from outbox_saga.handling import Handling
-from outbox_saga.messages import Message, check_type
+from outbox_saga.messages import Command, Message, check_type
+from outbox_saga.participants import Participants
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
 from outbox_saga.retries import Retry
 from outbox_saga.saga.arrivals import Arrivals
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
+from outbox_saga.saga.remote import Answers
 from outbox_saga.service_units import ServiceUnitOfWork
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga.waiting import WaitingRoom
@@ -92,11 +94,13 @@ class Service:
         self.broker = broker
         self.sagas = tuple(saga.check() for saga in sagas)
         self.handlers = Handlers(self.name)
-        for message_class, consumer, function in Arrivals(
-            self.database, self.name, self.sagas
-        ).handlers():
-            # one that does not fit its instance says nothing about those that come after it
-            self.handlers.add(message_class, function, consumer, poison="skip")
+        for takes_in in (Arrivals, Answers):
+            for message_class, consumer, function in takes_in(
+                self.database, self.name, self.sagas
+            ).handlers():
+                # one that does not fit its instance says nothing about those that come after it
+                self.handlers.add(message_class, function, consumer, poison="skip")
+        self._participants = Participants(self.database)
         self.concurrency = concurrency
         self.lease = lease
         self.poll = poll
@@ -181,6 +185,52 @@ class Service:
 
         return register
 
+    def handles(
+        self,
+        command: type[Command],
+        *,
+        undo: type[Command] | None = None,
+        consumer: str | None = None,
+        concurrency: int | None = None,
+        retry: Retry = HANDLING,
+        timeout: float | None = TIMEOUT,
+        poison: Poison = "park",
+    ) -> Callable[[F], F]:
+        """Registers the handler of a command: it is carried out once, and answered.
+
+        Whatever a saga sends, in whatever order and however often: the effect happens once, each
+        command gets the same answer, what was undone stays undone, and a command that comes after
+        its undoing is refused. Effect, answer and the row that decides are one transaction.
+
+        The handler returns Success(data), a model, a mapping or None: it was done, and the data is
+        the answer. Failure(reason): a business no; nothing that it changed or published stays. An
+        exception: the command waits for its next attempt, and nobody is answered.
+
+        For calls to the outside `handle.key` is the same for every sending of one command.
+
+        Args:
+            command: What it handles. One that no saga has sent is handled as by `on`.
+            undo: The command that undoes it, which needs a handler of its own here. It is called
+                only for what was done.
+
+        The other arguments are those of `on`, which also says what is raised.
+        """
+
+        def register(function: F) -> F:
+            self._participants.pair(command, undo)
+            self.handlers.add(
+                command,
+                self._participants.wrap(function),
+                consumer,
+                concurrency=concurrency,
+                retry=retry,
+                timeout=timeout,
+                poison=poison,
+            )
+            return function
+
+        return register
+
     async def deliver(self, envelope: Envelope) -> int:
         """Hands one message to this service's handlers, once each; returns how many wanted it.
 
@@ -193,6 +243,7 @@ class Service:
     def publisher(self) -> Publisher:
         """The publisher for this service's broker, not yet connected."""
         if self.broker == "local":
+            self._participants.check(self.handlers)
             longest = self.handlers.longest()
             return LocalPublisher(
                 self.deliver,
@@ -238,6 +289,7 @@ class Service:
 
         With the local broker the relay delivers, and only what waits is left to do here.
         """
+        self._participants.check(self.handlers)
         consumers = self.handlers.consumers()
         if not consumers:
             await stop.wait()

@@ -227,6 +227,18 @@ class Tables:
             sa.Column("attempts", sa.Integer, nullable=False),
             **options,
         )
+        self.barrier = sa.Table(  # what was commanded, and what came of it: once for each step
+            PREFIX + "barrier",
+            metadata,
+            sa.Column("saga_id", Id, primary_key=True),
+            sa.Column("step", Bytewise, primary_key=True),
+            sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("state", Bytewise, nullable=False),
+            sa.Column("answer", LongText),
+            sa.Column("updated_at", Moment, nullable=False),
+            sa.Index(PREFIX + "barrier_updated", "updated_at"),
+            **options,
+        )
         self.saga = sa.Table(
             PREFIX + "saga",
             metadata,

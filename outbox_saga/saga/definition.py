@@ -21,7 +21,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from outbox_saga.errors import DefinitionError
-from outbox_saga.messages import Event
+from outbox_saga.messages import Command, Event
 from outbox_saga.retries import Retry
 from outbox_saga.saga import rules
 from outbox_saga.saga.data import SagaData
@@ -32,6 +32,7 @@ from outbox_saga.saga.steps import (
     FORWARD_RETRY,
     Action,
     Awaited,
+    Commanded,
     NothingToUndo,
     Predicate,
     Step,
@@ -104,9 +105,9 @@ class Saga(Generic[D]):
     def step(
         self,
         name: str,
-        action: Action,
+        action: Action | type[Command],
         *,
-        compensation: Action | NothingToUndo | None = None,
+        compensation: Action | type[Command] | NothingToUndo | None = None,
         external: bool = False,
         idempotent: bool = False,
         query: Action | None = None,
@@ -126,18 +127,24 @@ class Saga(Generic[D]):
         transaction: its intent is committed first, the call carries an idempotency key that never
         changes, and an unknown outcome is repeated until it is definite.
 
+        A step whose action is a Command class is carried out by the service that handles it
+        (`Service.handles`): the command leaves with the saga's own state, and the answer is taken
+        in once. One that nobody answers is sent again, and then undone, whatever came of it.
+
         Args:
             action: `async def` (gets an AsyncSession) or plain `def` (runs in a thread, gets a
                 Session). Returns Success(data), a dict or None for success, Failure(reason) for a
-                business no; an exception is a technical failure and is retried.
+                business no; an exception is a technical failure and is retried. Or a Command
+                class: its fields are taken from the saga's data by name, and the fields of the
+                answer are merged into it.
             compensation: Undoes it; `nothing_to_undo` says that there is nothing. Called again
-                until it succeeds.
+                until it succeeds. Of a command another Command class.
             external: Whether it acts outside this database.
             idempotent: The other side acts once per idempotency key, however often it is called.
             query: Asks the other side whether it acted: Success(data) when it did, None when it
                 did not.
-            timeout: Seconds for one attempt.
-            retry: For technical failures.
+            timeout: Seconds for one attempt; of a command seconds until its answer has to come.
+            retry: For technical failures; of a command how often it is sent.
             compensation_retry: For the compensation.
             after: The steps it waits for; the step before it when left out (unless it says what it
                 reads or writes), `()` for none. Steps that do not wait for each other run in
@@ -154,6 +161,7 @@ class Saga(Generic[D]):
         Raises:
             DefinitionError: A rule is broken; the message names the rule and the mend.
         """
+        command = self._commanded(name, action, compensation)
         return self._add(
             Step(
                 name=name,
@@ -162,7 +170,8 @@ class Saga(Generic[D]):
                 external=external,
                 idempotent=idempotent,
                 query=query,
-                timeout=timeout,
+                # nobody here runs for as long as an answer may take
+                timeout=timeout if command is None else DEFAULT_TIMEOUT,
                 retry=retry or FORWARD_RETRY,
                 compensation_retry=compensation_retry,
                 after=tuple(_names(after) or ()),
@@ -170,10 +179,31 @@ class Saga(Generic[D]):
                 reads=_fields(reads),
                 writes=_fields(writes),
                 when=when,
+                kind="action" if command is None else "command",
+                seconds=0.0 if command is None else timeout,
+                command=command,
             ),
             placed=after is not None,
             lasting=retry is None,
         )
+
+    def _commanded(self, name: str, action: object, compensation: object) -> Commanded | None:
+        undo = compensation if rules.is_command(compensation) else None
+        if not rules.is_command(action):
+            if undo is not None:
+                raise DefinitionError(
+                    f"saga {self.name}, step {name!r}: only what a command has done is undone by "
+                    "a command; give a function as its compensation"
+                )
+            return None
+        if callable(compensation) and undo is None:
+            raise DefinitionError(
+                f"saga {self.name}, step {name!r}: what a command has done is undone by another "
+                f"one, not by {compensation!r}; give a Command class, or nothing_to_undo"
+            )
+        do: Any = action
+        undo_: Any = undo
+        return Commanded(do, undo_)
 
     def wait_for(
         self,
@@ -332,6 +362,7 @@ class Saga(Generic[D]):
                 s.pivot,
                 s.compensation is not nothing_to_undo,
                 *([s.event.message_class.type_name] if s.event is not None else []),
+                *(_types_of(s.command) if s.command is not None else []),
             ]
             for s in self._steps.values()
         ]
@@ -393,6 +424,10 @@ class Saga(Generic[D]):
 
 def _fields(given: str | Iterable[str] | None) -> frozenset[str] | None:
     return None if given is None else frozenset(_names(given) or ())
+
+
+def _types_of(command: Commanded) -> list[str | None]:
+    return [command.do.type_name, None if command.undo is None else command.undo.type_name]
 
 
 def _names(given: str | Iterable[str] | None) -> Iterable[str] | None:

@@ -60,6 +60,7 @@ from outbox_saga.saga.happened import (
     Unusable,
 )
 from outbox_saga.saga.progress import decide
+from outbox_saga.saga.remote import command_of
 from outbox_saga.saga.steps import Action, Step
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga.worker_threads import Threads
@@ -419,10 +420,12 @@ class Execution:
                 break
         else:
             raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
+        uow = UnitOfWork(connection, schema=tables.schema)
         if isinstance(happened, Done) and not _came_too_late(decision):
-            uow = UnitOfWork(connection, schema=tables.schema)
             for message in kept:
                 uow.keep_sealed(*message)
+        for send in decision.sends:
+            uow.keep_sealed(command_of(hand.definition, seen, send))
         deaths = seen.deaths if isinstance(happened, Resumed) else 0
         moved = replace(seen, revision=seen.revision + 1, state=decision.state, deaths=deaths)
         return decision, moved

@@ -50,6 +50,7 @@ _BORDERS = {
     "external": ("[[", "]]"),
     "waits for an event": (">", "]"),
     "waits": ("([", "])"),
+    "command": ("[/", "/]"),
 }
 
 
@@ -58,6 +59,8 @@ def _kind(step: Step) -> str:
         return "waits for an event"
     if step.kind == "timer":
         return "waits"
+    if step.kind == "command":
+        return "command"
     return "external" if step.external else "local"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -110,6 +111,23 @@ class Query:
 
 
 ToDo: TypeAlias = Run | Call | Query
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a step's command: in the transaction of the transition that says so.
+
+    Args:
+        fields: Of the command.
+    """
+
+    step: str
+    direction: Direction
+    attempt: int
+    generation: int
+    fields: Mapping[str, Any]
+
+
 Flight: TypeAlias = tuple[str, Direction]
 
 
@@ -139,6 +157,7 @@ class Decision:
     Args:
         due: When somebody has to look again; None once the instance has ended.
         busy: Something is to be done now, or is being done: whoever decided keeps the lease.
+        sends: Commands that leave with this decision.
     """
 
     state: SagaState
@@ -146,3 +165,4 @@ class Decision:
     todo: tuple[ToDo, ...]
     due: dt.datetime | None
     busy: bool = False
+    sends: tuple[Send, ...] = ()

@@ -23,7 +23,8 @@ from outbox_saga.payloads import storable
 from outbox_saga.retries import Retry
 from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
 from outbox_saga.saga.definition import Saga
-from outbox_saga.saga.happened import Call, Decision, Query, Run, Surroundings, ToDo
+from outbox_saga.saga.happened import Call, Decision, Query, Run, Send, Surroundings, ToDo
+from outbox_saga.saga.sending import is_open, send, unanswered
 from outbox_saga.saga.steps import Step, nothing_to_undo
 
 # after a step's own retries, an unknown outcome is settled on this longer policy
@@ -36,21 +37,24 @@ def next_decision(
 ) -> Decision:
     """What follows from the state as it is now."""
     todo: list[ToDo] = []
+    sends: list[Send] = []
     ends = _deadline(definition, state, around)
     if ends is not None and ends <= around.now:
-        told = f"its deadline of {definition.deadline:g} s has passed"
-        state = turn_back(state, told, entries)
+        late = f"its deadline of {definition.deadline:g} s has passed"
+        state = turn_back(state, late, entries)
     if state.status == "running":
-        state = _forward(definition, state, around, entries, todo)
-        if all(s.phase in OVER for s in state.steps.values()):
+        state = _forward(definition, state, around, entries, todo, sends)
+        over = all(s.phase in OVER for s in state.steps.values())
+        if over and state.status == "running":  # it may have turned back just now
             entries.append(Entry("COMPLETED"))
             return Decision(replace(state, status="completed"), tuple(entries), (), None)
     if state.status == "compensating":  # when= may have failed just now
-        state = _backward(definition, state, around, entries, todo)
+        state = _backward(definition, state, around, entries, todo, sends)
     if state.status in ENDED:
         return Decision(state, tuple(entries), (), None)
+    told = tuple(sends)
     if todo or around.in_flight:
-        return Decision(state, tuple(entries), tuple(todo), around.now, busy=True)
+        return Decision(state, tuple(entries), tuple(todo), around.now, busy=True, sends=told)
     moments = list(_moments(state))
     if moments and (ends := _deadline(definition, state, around)) is not None:
         moments.append(ends)
@@ -62,7 +66,7 @@ def next_decision(
         before = (state.status, state.reason)
         stuck = replace(state, status="stuck", reason=reason, before=before)
         return Decision(stuck, tuple(entries), (), None)
-    return Decision(state, tuple(entries), (), due)
+    return Decision(state, tuple(entries), (), due, sends=told)
 
 
 def _deadline(definition: Saga[Any], state: SagaState, around: Surroundings) -> dt.datetime | None:
@@ -95,36 +99,52 @@ def _forward(
     around: Surroundings,
     entries: list[Entry],
     todo: list[ToDo],
+    sends: list[Send],
 ) -> SagaState:
     for rule in definition.steps.values():
         step = state.steps[rule.name]
         if (rule.name, "do") in around.in_flight or not _is_due(step, around):
             continue
         if step.phase == "waiting" and all(state.steps[d].phase in OVER for d in rule.after):
-            if rule.when is not None and not step.chosen:
-                state = _choose(definition, state, rule, entries)
-                if state.status != "running":
-                    return state
-                step = state.steps[rule.name]
-                if step.phase != "waiting":
-                    continue
-            if rule.kind != "action":
-                state = _listen(definition, state, rule, around, entries)
-                if state.status != "running":
-                    return state
-                continue
-            if not _has_room(definition, around, todo):
-                continue
-            if rule.external:
-                state = _call(state, rule, "do", around, entries, todo)
+            state = _begin(definition, state, rule, around, entries, todo, sends)
+        elif step.phase == "calling" and rule.kind == "command":
+            if rule.retry.exhausted(step.attempts):
+                state = unanswered(definition, state, rule, entries)
             else:
-                todo.append(Run(rule.name, "do", step.attempts + 1))
+                state = send(definition, state, rule, "do", around, entries, sends)
         elif step.phase == "calling" and _has_room(definition, around, todo):
             state = _settle(state, rule, around, entries, todo)
         elif step.phase == "listening":
             state = _heard_nothing(definition, state, rule, entries)
-            if state.status != "running":
-                return state
+        if state.status != "running":
+            return state
+    return state
+
+
+def _begin(
+    definition: Saga[Any],
+    state: SagaState,
+    rule: Step,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
+    sends: list[Send],
+) -> SagaState:
+    """All that the step waits for is over."""
+    step = state.steps[rule.name]
+    if rule.when is not None and not step.chosen:
+        state = _choose(definition, state, rule, entries)
+        step = state.steps[rule.name]
+        if state.status != "running" or step.phase != "waiting":
+            return state
+    if rule.kind == "command":
+        return send(definition, state, rule, "do", around, entries, sends)
+    if rule.kind != "action":
+        return _listen(definition, state, rule, around, entries)
+    if _has_room(definition, around, todo):
+        if rule.external:
+            return _call(state, rule, "do", around, entries, todo)
+        todo.append(Run(rule.name, "do", step.attempts + 1))
     return state
 
 
@@ -195,15 +215,19 @@ def _backward(
     around: Surroundings,
     entries: list[Entry],
     todo: list[ToDo],
+    sends: list[Send],
 ) -> SagaState:
     for rule in definition.steps.values():
         step = state.steps[rule.name]
         if (
-            step.phase == "calling"
-            and (rule.name, "do") not in around.in_flight
-            and _is_due(step, around)
-            and _has_room(definition, around, todo)
+            step.phase != "calling"
+            or (rule.name, "do") in around.in_flight
+            or not _is_due(step, around)
         ):
+            continue
+        if rule.kind == "command":
+            state = unanswered(definition, state, rule, entries)
+        elif _has_room(definition, around, todo):
             state = _settle(state, rule, around, entries, todo)
     unsettled = any(s.phase == "calling" for s in state.steps.values())
     if unsettled or any(direction == "do" for _, direction in around.in_flight):
@@ -213,24 +237,40 @@ def _backward(
         if step.phase not in ("done", "undoing") or (rule.name, "undo") in around.in_flight:
             continue
         dependents = [s.name for s in definition.steps.values() if rule.name in s.after]
-        if any(state.steps[d].phase not in NOTHING_LEFT for d in dependents):
-            continue
-        if rule.compensation is nothing_to_undo:
-            state = state.with_step(rule.name, phase="undone", due=None)
-            entries.append(Entry("STEP_COMPENSATED", rule.name, 0, "nothing to undo"))
-        elif rule.compensation is None:
-            reason = "was carried out, and has no compensation"
-            state = stick(state, rule.name, "COMPENSATION_FAILED", 0, reason, entries, undo=True)
-        elif _is_due(step, around) and _has_room(definition, around, todo):
-            if step.phase == "undoing" and rule.compensation_retry.exhausted(step.undo_attempts):
-                state = _lost(state, rule, "undo", entries)
-            elif rule.external:
-                state = _call(state, rule, "undo", around, entries, todo)
-            else:
-                todo.append(Run(rule.name, "undo", step.undo_attempts + 1))
+        if all(state.steps[d].phase in NOTHING_LEFT for d in dependents):
+            state = _undo(definition, state, rule, around, entries, todo, sends)
     if all(s.phase in NOTHING_LEFT for s in state.steps.values()):
         entries.append(Entry("COMPENSATED", None, None, state.reason))
         return replace(state, status="compensated")
+    return state
+
+
+def _undo(
+    definition: Saga[Any],
+    state: SagaState,
+    rule: Step,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
+    sends: list[Send],
+) -> SagaState:
+    """Nothing is left of what depends on the step."""
+    step = state.steps[rule.name]
+    if rule.compensation is nothing_to_undo:
+        entries.append(Entry("STEP_COMPENSATED", rule.name, 0, "nothing to undo"))
+        return state.with_step(rule.name, phase="undone", due=None)
+    if rule.compensation is None:
+        reason = "was carried out, and has no compensation"
+        return stick(state, rule.name, "COMPENSATION_FAILED", 0, reason, entries, undo=True)
+    if not _is_due(step, around) or not _has_room(definition, around, todo):
+        return state
+    if step.phase == "undoing" and rule.compensation_retry.exhausted(step.undo_attempts):
+        return _lost(state, rule, "undo", entries)
+    if rule.kind == "command":
+        return send(definition, state, rule, "undo", around, entries, sends)
+    if rule.external:
+        return _call(state, rule, "undo", around, entries, todo)
+    todo.append(Run(rule.name, "undo", step.undo_attempts + 1))
     return state
 
 
@@ -250,7 +290,9 @@ def _call(
     step = state.steps[rule.name]
     # every attempt gets what the first one got: the same key with another request is an error at
     # the other side
-    changes: dict[str, Any] = {"input": step.input if _open(step, direction) else dict(state.data)}
+    changes: dict[str, Any] = {
+        "input": step.input if is_open(step, direction) else dict(state.data)
+    }
     if direction == "do":
         changes |= {"phase": "calling", "attempts": step.attempts + 1}
         entries.append(Entry("RUNNING", rule.name, step.attempts + 1))
@@ -265,12 +307,6 @@ def _call(
         else around.now + dt.timedelta(seconds=around.lease + rule.timeout)
     )
     return state.with_step(rule.name, **changes)
-
-
-def _open(step: StepState, direction: Direction) -> bool:
-    if direction == "undo":
-        return step.phase == "undoing" and step.input is not None
-    return step.input is not None
 
 
 def _settle(
@@ -299,6 +335,8 @@ def _lost(state: SagaState, rule: Step, direction: Direction, entries: list[Entr
     if step.due is None:  # begun, and nothing was reported
         before = f" (before: {error})" if error is not None else ""
         error = f"its process died or stood still at the last one{before}"
+    elif error is None:
+        error = "no answer came"
     reason = storable(f"outcome unknown after {attempt} attempts: {error}", MAX_REASON)
     state = state.with_step(rule.name, unknown=True)
     if direction == "undo":

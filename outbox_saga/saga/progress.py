@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import Entry, SagaState, StepState
 from outbox_saga.payloads import storable
 from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
@@ -153,6 +154,37 @@ def arrived(
         state = state.with_step(name, early=dict(brought))
     else:
         entries.append(Entry("IGNORED", name, None, "its event came too late, or again"))
+    return state, tuple(entries)
+
+
+def replied(
+    definition: Saga[Any],
+    state: SagaState,
+    happened: Done | Refused,
+    generation: int,
+    around: Surroundings,
+) -> tuple[SagaState, tuple[Entry, ...]]:
+    """The state after a participant's answer has come; what follows, `decide` says.
+
+    One that comes late, again, or for something else changes nothing but the history.
+    """
+    entries: list[Entry] = []
+    name = happened.step
+    step, rule = state.steps.get(name), definition.steps.get(name)
+    if step is None or rule is None or rule.kind != "command" or step.generation != generation:
+        state = _ignored(state, happened, entries)
+    elif isinstance(happened, Done):
+        try:
+            state = _done(definition, state, happened, entries)
+        except MessageRefused as refused:
+            reason = f"its answer does not fit the saga's data ({refused.path})"
+            state = _unusable(definition, state, Unusable(name, happened.attempt, reason), entries)
+    elif happened.direction == "do":
+        state = _refused(definition, state, happened, entries)
+    else:
+        # the other side may do what it would not do now: it has not undone anything
+        no = Errored(name, "undo", happened.attempt, happened.reason)
+        state = _errored(definition, state, no, around, entries)
     return state, tuple(entries)
 
 

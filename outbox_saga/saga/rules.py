@@ -8,10 +8,15 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 
 from outbox_saga.errors import DefinitionError
-from outbox_saga.messages import Event
+from outbox_saga.messages import Command, Event
 from outbox_saga.saga.steps import Step, all_before
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
+
+
+def is_command(given: object) -> bool:
+    """Whether a command carries the step out, and not a function."""
+    return inspect.isclass(given) and issubclass(given, Command)
 
 
 def check_step(
@@ -50,6 +55,7 @@ def check_step(
             "the saga"
         )
     _check_waiting(where, step)
+    _check_command(where, step, fields)
     if step.when is not None and not callable(step.when):
         raise DefinitionError(f"{where}: when= must be a function of the data, not {step.when!r}")
     for other in step.after:
@@ -79,12 +85,42 @@ def _check_waiting(where: str, step: Step) -> None:
             )
     if step.kind == "action" or callable(step.seconds):
         return
+    if step.kind == "command":
+        if not 0 < step.seconds < float("inf"):
+            raise DefinitionError(
+                f"{where}: timeout is {step.seconds}; give seconds, greater than 0 and finite"
+            )
+        return
     at_once = step.kind == "timer" and step.seconds == 0
     if not at_once and not 0 < step.seconds < float("inf"):
         raise DefinitionError(
             f"{where}: {step.seconds} is no time to wait; give seconds, more than 0 and finite"
             + (", 0, or a function of the data that returns them" if step.kind == "timer" else "")
         )
+
+
+def _check_command(where: str, step: Step, fields: Collection[str]) -> None:
+    if step.command is None:
+        return
+    if step.external:
+        raise DefinitionError(
+            f"{where}: a command is carried out by another service; external= is for calls that "
+            "this one makes"
+        )
+    for command in (step.command.do, step.command.undo):
+        if command is None:
+            continue
+        if command.topic is None:
+            raise DefinitionError(
+                f"{where}: {command.__name__} has no topic, so it goes nowhere; declare "
+                f'`class {command.__name__}(Command, topic="…")`'
+            )
+        for name, field in command.model_fields.items():
+            if field.is_required() and name not in fields:
+                raise DefinitionError(
+                    f"{where}: {command.__name__} needs {name!r}, which is no field of the data; "
+                    "add it there, or give the command's field a default"
+                )
 
 
 def check_graph(saga: str, steps: Mapping[str, Step]) -> None:

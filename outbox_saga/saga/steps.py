@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final
 
-from outbox_saga.messages import Message
+from outbox_saga.instances import Direction
+from outbox_saga.messages import Command, Message
 from outbox_saga.retries import Retry
 
 Action: TypeAlias = Callable[[Any], Any]
 Predicate: TypeAlias = Callable[[Any], bool]
-Kind: TypeAlias = Literal["action", "event", "timer"]
+Kind: TypeAlias = Literal["action", "event", "timer", "command"]
 
 DEFAULT_TIMEOUT = 30.0
 FORWARD_RETRY = Retry(max_attempts=3)
@@ -61,11 +62,43 @@ class Awaited:
 
 
 @dataclass(frozen=True, slots=True)
+class Commanded:
+    """The commands of a step that another service carries out.
+
+    Args:
+        do: The class of the command.
+        undo: The class of the one that undoes it; None: nothing does.
+    """
+
+    do: type[Command]
+    undo: type[Command] | None
+
+    def fields(self, direction: Direction, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the data the command has, by field. Raises as its validation does."""
+        command = self._class(direction)
+        found = {name: data[name] for name in command.model_fields if name in data}
+        self.message(direction, found)
+        return found
+
+    def message(self, direction: Direction, fields: Mapping[str, Any]) -> Command:
+        """The command with these fields."""
+        command = self._class(direction)
+        named = {command.model_fields[name].alias or name: fields[name] for name in fields}
+        return command.model_validate(named)
+
+    def _class(self, direction: Direction) -> type[Command]:
+        command = self.do if direction == "do" else self.undo
+        assert command is not None
+        return command
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One step of a saga.
 
-    See `Saga.step`, `Saga.wait_for` and `Saga.timer` for the fields. A step that waits does so for
-    its `seconds`; its timeout is that of its compensation, as the leases of instances go by it.
+    See `Saga.step`, `Saga.wait_for` and `Saga.timer` for the fields. A step that waits, for an
+    answer too, does so for its `seconds`; its timeout is that of its compensation, as the leases
+    of instances go by it.
     """
 
     name: str
@@ -85,6 +118,7 @@ class Step:
     kind: Kind = "action"
     event: Awaited | None = None
     seconds: float | Callable[[Any], float] = 0.0
+    command: Commanded | None = None
 
 
 def all_before(steps: Mapping[str, Step], name: str) -> set[str]:

@@ -239,7 +239,7 @@ def test_instances_alive_refuse_what_the_snapshot_does_not_know_of() -> None:
 
 
 @pytest.fixture
-def check(post: Post, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def check(post: Post, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
 
     def run(*sagas: Saga[Any], options: tuple[str, ...] = ()) -> Result:
@@ -249,7 +249,7 @@ def check(post: Post, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     return run
 
 
-def test_a_snapshot_is_made_kept_and_refuses_a_changed_definition(check: Any) -> None:
+async def test_a_snapshot_is_made_kept_and_refuses_a_changed_definition(check: Any) -> None:
     assert check(parcels()).exit_code == 1  # there is no snapshot yet
     assert check(parcels(), options=("--write",)).exit_code == 0
     assert check(parcels()).output == ""
@@ -286,7 +286,7 @@ async def test_the_database_says_whether_a_version_is_still_needed(post: Post, c
     assert (await asked(new, options=())).exit_code == 0
 
 
-def test_a_file_that_is_no_snapshot_is_said_to_be_none(check: Any) -> None:
+async def test_a_file_that_is_no_snapshot_is_said_to_be_none(check: Any) -> None:
     Path("sagas.json").write_text("[]")
 
     told = check(parcels())

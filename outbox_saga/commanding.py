@@ -1,0 +1,121 @@
+"""How a saga's command and its answer travel: what stands in their headers and bodies."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from pydantic import Field
+
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import MessageRefused
+from outbox_saga.instances import Direction
+from outbox_saga.messages import Reply
+
+ANSWER = "outbox_saga.answer"  # the type of every answer
+
+_SAGA, _STEP, _DIRECTION = "saga-id", "saga-step", "saga-direction"
+_GENERATION, _ATTEMPT, _REPLY_TO = "saga-generation", "saga-attempt", "saga-reply-to"
+_DIRECTIONS: dict[str, Direction] = {"do": "do", "undo": "undo"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """For which step of which saga a command was sent.
+
+    Args:
+        direction: To do it, or to undo it.
+        generation: As of the step's idempotency key; only an operator raises it.
+        attempt: Which sending it is; all of one generation are about one effect.
+        reply_to: The topic that the answer goes to.
+    """
+
+    saga: UUID
+    step: str
+    direction: Direction
+    generation: int
+    attempt: int
+    reply_to: str
+
+    def headers(self) -> dict[str, str]:
+        """What the command carries."""
+        return {
+            _SAGA: str(self.saga),
+            _STEP: self.step,
+            _DIRECTION: self.direction,
+            _GENERATION: str(self.generation),
+            _ATTEMPT: str(self.attempt),
+            _REPLY_TO: self.reply_to,
+        }
+
+    @classmethod
+    def of(cls, envelope: Envelope) -> Asked | None:
+        """What the command carries; None for one that no saga has sent.
+
+        Raises MessageRefused for one that says so and cannot be read.
+        """
+        headers = envelope.headers
+        if _SAGA not in headers:
+            return None
+        try:
+            return cls(
+                UUID(headers[_SAGA]),
+                headers[_STEP],
+                _DIRECTIONS[headers[_DIRECTION]],
+                int(headers[_GENERATION]),
+                int(headers[_ATTEMPT]),
+                headers[_REPLY_TO],
+            )
+        except (KeyError, ValueError) as error:
+            raise MessageRefused(
+                "headers", f"it says that a saga has sent it, and not how ({error!r})"
+            ) from None
+
+
+class Answer(Reply, name=ANSWER):
+    """What a participant answers to a command.
+
+    Attributes:
+        done: It was carried out, once, however often it was asked for. False: definitely not.
+        data: What the participant's handler returned.
+        reason: Of a no.
+    """
+
+    saga: UUID
+    step: str
+    direction: Direction
+    generation: int
+    attempt: int
+    done: bool
+    data: dict[str, Any] = Field(default_factory=dict)
+    reason: str = ""
+
+    @classmethod
+    def to(
+        cls, asked: Asked, *, done: bool, data: Mapping[str, Any] | None = None, reason: str = ""
+    ) -> Answer:
+        """The answer to this."""
+        return cls(
+            saga=asked.saga,
+            step=asked.step,
+            direction=asked.direction,
+            generation=asked.generation,
+            attempt=asked.attempt,
+            done=done,
+            data=dict(data or {}),
+            reason=reason,
+        )
+
+
+def replies_topic(service: str) -> str:
+    """Where the answers to this service's commands go."""
+    return f"{service}.replies"
+
+
+def answers_to(service: str) -> type[Answer]:
+    """The class of the answers that come to this service."""
+    options = {"name": ANSWER, "topic": replies_topic(service)}
+    return types.new_class("Answer", (Answer,), options)

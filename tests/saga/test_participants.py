@@ -1,0 +1,250 @@
+"""What comes to a participant, in every order.
+
+Carried out once, answered alike, never left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from outbox_saga import Command, Service
+from outbox_saga.commanding import Answer
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import ConfigurationError
+from outbox_saga.participants import CANCELLED
+from tests.saga.shipping import REFUSED, CancelShipment, ShipOrder, Shipping, commands
+
+Make = Callable[..., Shipping]
+
+
+@pytest.fixture
+async def shipping(database_url: str) -> Any:
+    made: list[Shipping] = []
+
+    def make(**options: Any) -> Shipping:
+        made.append(Shipping(database_url, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.service.close()
+
+
+def answers(shipping: Shipping) -> list[Answer]:
+    """In the order in which they were committed."""
+    outbox = shipping.service.database.tables.outbox
+    with shipping.service.database.engine.connect() as connection:
+        bodies = connection.scalars(
+            sa.select(outbox.c.body)
+            .where(outbox.c.topic == "orders.replies")
+            .order_by(outbox.c.position)
+        )
+        return [Answer.model_validate_json(body) for body in bodies]
+
+
+def empty(shipping: Shipping) -> None:
+    database = shipping.service.database
+    with database.begin() as connection:
+        connection.execute(sa.delete(database.tables.outbox))
+
+
+@pytest.mark.parametrize("threads", [False, True], ids=["async", "def"])
+async def test_a_command_is_carried_out_once_and_answered_alike_each_time(
+    shipping: Make, threads: bool
+) -> None:
+    participant = shipping(threads=threads)
+    sent = commands()
+
+    for name in ("do", "do", "do again", "late do"):
+        await participant.service.deliver(sent[name])
+
+    assert participant.facts() == ([7], ["do"])
+    first, *others = answers(participant)
+    assert (first.done, first.data, first.attempt) == (True, {"parcel": "P7"}, 1)
+    assert [answer.attempt for answer in others] == [2, 3]  # the duplicate is no sending
+    assert all(answer.data == first.data and answer.done for answer in others)
+    assert len(set(participant.keys)) == 1
+
+
+@pytest.mark.parametrize("threads", [False, True], ids=["async", "def"])
+async def test_a_business_no_leaves_neither_rows_nor_messages_and_stays_a_no(
+    shipping: Make, threads: bool
+) -> None:
+    participant = shipping(threads=threads)
+    participant.hook = lambda _: REFUSED
+    sent = commands()
+
+    await participant.service.deliver(sent["do"])
+    participant.hook = lambda _: None
+    await participant.service.deliver(sent["do again"])
+    await participant.service.deliver(sent["undo"])
+
+    assert participant.facts() == ([], [])
+    told = answers(participant)
+    assert [(a.direction, a.done, a.reason) for a in told] == [
+        ("do", False, "nobody ships there"),
+        ("do", False, "nobody ships there"),
+        ("undo", True, ""),
+    ]
+    with participant.service.database.engine.connect() as connection:
+        outbox = participant.service.database.tables.outbox
+        topics = list(connection.scalars(sa.select(outbox.c.topic)))
+    assert topics == ["orders.replies"] * 3
+
+
+async def test_a_handler_that_fails_answers_nobody_and_is_tried_again(shipping: Make) -> None:
+    participant = shipping()
+
+    def fails(_: Any) -> None:
+        raise OSError
+
+    participant.hook = fails
+    await participant.service.deliver(commands()["do"])
+
+    assert participant.facts() == ([], [])
+    assert answers(participant) == []
+    with participant.service.database.engine.connect() as connection:
+        waiting = participant.service.database.tables.inbox_waiting
+        barrier = participant.service.database.tables.barrier
+        assert connection.execute(sa.select(waiting.c.attempts)).scalar_one() == 1
+        assert connection.execute(sa.select(barrier)).all() == []
+
+
+@pytest.mark.databases("sqlite", "postgres18", "mariadb")
+async def test_in_all_120_orders_no_effect_is_left_and_answers_never_contradict(
+    shipping: Make,
+) -> None:
+    participant = shipping()
+    orders = list(permutations(("do", "do again", "undo", "undo again", "late do")))
+    assert len(orders) == 120
+    for order in orders:
+        empty(participant)
+        _, before = participant.facts()
+        sent = commands()
+        for name in order:
+            await participant.service.deliver(sent[name])
+        check(participant, list(order), before)
+
+
+def check(participant: Shipping, order: list[str], before: list[str]) -> None:
+    """What the order must come to, whatever it is."""
+    left, did = participant.facts()
+    first_do = min(
+        order.index(name) for name in order if "do" in name.split() and "undo" not in name
+    )
+    undone_first = min(order.index("undo"), order.index("undo again")) < first_do
+    told = answers(participant)
+    assert left == [], order
+    assert did[len(before) :] == ([] if undone_first else ["do", "undo"]), order
+    assert len(told) == len(order), order
+    done = {answer.direction: set[bool]() for answer in told}
+    for answer in told:
+        done[answer.direction].add(answer.done)
+    assert done["undo"] == {True}, order
+    assert done["do"] == {not undone_first}, order
+    for answer in told:
+        if answer.direction == "do":
+            expected: tuple[Any, str] = ({}, CANCELLED) if undone_first else ({"parcel": "P7"}, "")
+            assert (answer.data, answer.reason) == expected, order
+
+
+@pytest.mark.databases("sqlite", "postgres18", "mariadb")
+async def test_any_two_of_them_at_the_same_moment_come_to_one_of_their_orders(
+    shipping: Make,
+) -> None:
+    participant = shipping()
+    names = ("do", "do again", "undo", "undo again", "late do")
+    for one in names:
+        for other in names:
+            if one == other:
+                continue
+            empty(participant)
+            _, before = participant.facts()
+            sent = commands()
+            await asyncio.gather(
+                *(participant.service.deliver(sent[name]) for name in (one, other))
+            )
+            rest = [name for name in names if name not in (one, other)]
+            for name in rest:
+                await participant.service.deliver(sent[name])
+            left, did = participant.facts()
+            assert left == [], (one, other)
+            assert did[len(before) :] in ([], ["do", "undo"]), (one, other)
+            told = answers(participant)
+            assert len({a.done for a in told if a.direction == "do"}) == 1, (one, other)
+            assert all(a.done for a in told if a.direction == "undo"), (one, other)
+
+
+async def test_an_undoing_that_says_no_is_asked_again_and_then_undoes(database_url: str) -> None:
+    service = Service("shipping", database=database_url)
+    says: list[Any] = [REFUSED, None]
+
+    @service.handles(ShipOrder, undo=CancelShipment)
+    async def ship(handle: Any) -> None: ...
+
+    @service.handles(CancelShipment)
+    async def cancel(handle: Any) -> Any:
+        return says.pop(0)
+
+    shipping = Shipping(database_url)
+    sent = commands()
+    for name in ("do", "undo", "undo again"):
+        await service.deliver(sent[name])
+
+    assert [(a.direction, a.done) for a in answers(shipping)] == [
+        ("do", True),
+        ("undo", False),
+        ("undo", True),
+    ]
+    await shipping.service.close()
+    await service.close()
+
+
+async def test_a_command_that_no_saga_has_sent_is_handled_as_any_message(
+    shipping: Make,
+) -> None:
+    participant = shipping()
+    async with participant.service.unit_of_work() as uow:
+        uow.publish(ShipOrder(order_id=7, address="x"))
+    plain = commands()["do"]
+    await participant.service.deliver(
+        Envelope(plain.id, plain.topic, plain.key, plain.type, plain.body, kind="command")
+    )
+
+    assert participant.facts() == ([7], ["do"])
+    assert answers(participant) == []
+
+
+def test_a_command_whose_undoing_nobody_handles_is_refused_before_anything_is_consumed(
+    database_url: str,
+) -> None:
+    service = Service("shipping", database=database_url)
+
+    @service.handles(ShipOrder, undo=CancelShipment)
+    async def ship(handle: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="CancelShipment, which nothing handles here"):
+        service.publisher()
+
+
+class Odd(Command, topic="odd"):
+    number: int
+
+
+async def test_an_answer_that_is_no_json_is_a_failed_attempt(database_url: str) -> None:
+    shipping = Shipping(database_url)
+    shipping.hook = lambda _: {"parcel": object()}
+    await shipping.service.deliver(commands()["do"])
+
+    waiting = shipping.service.database.tables.inbox_waiting
+    with shipping.service.database.engine.connect() as connection:
+        (code,) = connection.scalars(sa.select(waiting.c.error_code))
+    assert code == "handler_answer"
+    assert shipping.facts() == ([], [])
+    await shipping.service.close()
