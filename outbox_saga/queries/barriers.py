@@ -6,7 +6,7 @@ moment too: the database lets one of them wait until the other one has committed
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -74,7 +74,7 @@ def note(
     Args:
         answer: To the command; None: it stays as it is.
     """
-    values = {"state": state, "updated_at": clock.now()}
+    values: dict[str, Any] = {"state": state, "updated_at": clock.now()}
     if answer is not None:
         values["answer"] = answer
     connection.execute(sa.update(tables.barrier).where(_is(tables, asked)).values(**values))

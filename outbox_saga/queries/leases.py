@@ -78,7 +78,7 @@ def stranded(
     """
     assert known.shapes is not None
     saga = tables.saga
-    ours = saga.c.name.in_(known.names)
+    ours: sa.ColumnElement[bool] = saga.c.name.in_(known.names)
     if known.source is not None:
         ours = sa.or_(ours, saga.c.source == known.source)
     found = connection.execute(

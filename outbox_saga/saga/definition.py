@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -162,11 +162,12 @@ class Saga(Generic[D]):
             DefinitionError: A rule is broken; the message names the rule and the mend.
         """
         command = self._commanded(name, action, compensation)
+        acts, undoes = cast("Action", action), cast("Action | NothingToUndo | None", compensation)
         return self._add(
             Step(
                 name=name,
-                action=action,
-                compensation=compensation,
+                action=acts,
+                compensation=undoes,
                 external=external,
                 idempotent=idempotent,
                 query=query,

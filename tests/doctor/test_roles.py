@@ -35,6 +35,7 @@ partition_lease   -        -         -             Su     Su        S
 inbox             -        SI        -             SD     SI        s
 inbox_waiting     -        SIUD      -             -      SUD       s
 inbox_claim       -        SIUD      -             -      S         S
+barrier           -        SIu       -             -      S         s
 saga              sIu      sIu       SIu           -      Su        s
 saga_history      I        I         SI            -      SI        S
 process           -        SIUD      SIUD          SIUD   SIU       S
@@ -73,6 +74,8 @@ SOME = {
         "position consumer message_id topic key arrived_at until failed_at attempts error_code "
         "error error_class owner lease_until"
     ),
+    ("consumer", "barrier", "UPDATE"): "state answer updated_at",
+    ("observer", "barrier", "SELECT"): "saga_id step generation state updated_at",
     ("observer", "saga", "SELECT"): (
         "id source name version shape business_key correlation_id state revision reason due_at "
         "owner lease_until epoch started_at updated_at ended_at deaths"
@@ -87,6 +90,7 @@ PAYLOAD = {
     "archive": {"headers", "body"},
     "dead_letter": {"headers", "body", "trace"},
     "inbox_waiting": {"headers", "body", "trace"},
+    "barrier": {"answer"},
     "saga": {"data", "progress"},
     "operator_action": {"detail"},
 }

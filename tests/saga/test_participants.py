@@ -5,19 +5,17 @@ Carried out once, answered alike, never left behind.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from itertools import permutations
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from outbox_saga import Command, Service
-from outbox_saga.commanding import Answer
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import ConfigurationError
-from outbox_saga.participants import CANCELLED
+from outbox_saga.participants import Participants
+from tests.saga.every_order import answers, in_every_order, in_pairs
 from tests.saga.shipping import REFUSED, CancelShipment, ShipOrder, Shipping, commands
 
 Make = Callable[..., Shipping]
@@ -34,24 +32,6 @@ async def shipping(database_url: str) -> Any:
     yield make
     for each in made:
         await each.service.close()
-
-
-def answers(shipping: Shipping) -> list[Answer]:
-    """In the order in which they were committed."""
-    outbox = shipping.service.database.tables.outbox
-    with shipping.service.database.engine.connect() as connection:
-        bodies = connection.scalars(
-            sa.select(outbox.c.body)
-            .where(outbox.c.topic == "orders.replies")
-            .order_by(outbox.c.position)
-        )
-        return [Answer.model_validate_json(body) for body in bodies]
-
-
-def empty(shipping: Shipping) -> None:
-    database = shipping.service.database
-    with database.begin() as connection:
-        connection.execute(sa.delete(database.tables.outbox))
 
 
 @pytest.mark.parametrize("threads", [False, True], ids=["async", "def"])
@@ -116,69 +96,26 @@ async def test_a_handler_that_fails_answers_nobody_and_is_tried_again(shipping: 
         assert connection.execute(sa.select(barrier)).all() == []
 
 
-@pytest.mark.databases("sqlite", "postgres18", "mariadb")
 async def test_in_all_120_orders_no_effect_is_left_and_answers_never_contradict(
     shipping: Make,
 ) -> None:
-    participant = shipping()
-    orders = list(permutations(("do", "do again", "undo", "undo again", "late do")))
-    assert len(orders) == 120
-    for order in orders:
-        empty(participant)
-        _, before = participant.facts()
-        sent = commands()
-        for name in order:
-            await participant.service.deliver(sent[name])
-        check(participant, list(order), before)
-
-
-def check(participant: Shipping, order: list[str], before: list[str]) -> None:
-    """What the order must come to, whatever it is."""
-    left, did = participant.facts()
-    first_do = min(
-        order.index(name) for name in order if "do" in name.split() and "undo" not in name
-    )
-    undone_first = min(order.index("undo"), order.index("undo again")) < first_do
-    told = answers(participant)
-    assert left == [], order
-    assert did[len(before) :] == ([] if undone_first else ["do", "undo"]), order
-    assert len(told) == len(order), order
-    done = {answer.direction: set[bool]() for answer in told}
-    for answer in told:
-        done[answer.direction].add(answer.done)
-    assert done["undo"] == {True}, order
-    assert done["do"] == {not undone_first}, order
-    for answer in told:
-        if answer.direction == "do":
-            expected: tuple[Any, str] = ({}, CANCELLED) if undone_first else ({"parcel": "P7"}, "")
-            assert (answer.data, answer.reason) == expected, order
+    assert await in_every_order(shipping()) == 120
 
 
 @pytest.mark.databases("sqlite", "postgres18", "mariadb")
 async def test_any_two_of_them_at_the_same_moment_come_to_one_of_their_orders(
     shipping: Make,
 ) -> None:
-    participant = shipping()
-    names = ("do", "do again", "undo", "undo again", "late do")
-    for one in names:
-        for other in names:
-            if one == other:
-                continue
-            empty(participant)
-            _, before = participant.facts()
-            sent = commands()
-            await asyncio.gather(
-                *(participant.service.deliver(sent[name]) for name in (one, other))
-            )
-            rest = [name for name in names if name not in (one, other)]
-            for name in rest:
-                await participant.service.deliver(sent[name])
-            left, did = participant.facts()
-            assert left == [], (one, other)
-            assert did[len(before) :] in ([], ["do", "undo"]), (one, other)
-            told = answers(participant)
-            assert len({a.done for a in told if a.direction == "do"}) == 1, (one, other)
-            assert all(a.done for a in told if a.direction == "undo"), (one, other)
+    assert await in_pairs(shipping()) == 20
+
+
+async def test_without_the_barrier_an_order_is_found_that_leaves_an_effect(
+    shipping: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Participants, "_enter", lambda *_: None)
+
+    with pytest.raises(AssertionError):
+        await in_every_order(shipping())
 
 
 async def test_an_undoing_that_says_no_is_asked_again_and_then_undoes(database_url: str) -> None:

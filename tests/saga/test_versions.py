@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -286,8 +285,8 @@ async def test_the_database_says_whether_a_version_is_still_needed(post: Post, c
     assert (await asked(new, options=())).exit_code == 0
 
 
-async def test_a_file_that_is_no_snapshot_is_said_to_be_none(check: Any) -> None:
-    Path("sagas.json").write_text("[]")
+async def test_a_file_that_is_no_snapshot_is_said_to_be_none(check: Any, tmp_path: Path) -> None:
+    (tmp_path / "sagas.json").write_text("[]")
 
     told = check(parcels())
 

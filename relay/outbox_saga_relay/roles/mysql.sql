@@ -29,6 +29,7 @@ GRANT REFERENCES ON outbox_saga_partition_lease TO {everybody};
 GRANT REFERENCES ON outbox_saga_inbox TO {everybody};
 GRANT REFERENCES ON outbox_saga_inbox_waiting TO {everybody};
 GRANT REFERENCES ON outbox_saga_inbox_claim TO {everybody};
+GRANT REFERENCES ON outbox_saga_barrier TO {everybody};
 GRANT REFERENCES ON outbox_saga_saga TO {everybody};
 GRANT REFERENCES ON outbox_saga_saga_history TO {everybody};
 GRANT REFERENCES ON outbox_saga_process TO {everybody};
@@ -71,6 +72,9 @@ GRANT SELECT, INSERT ON outbox_saga_inbox TO {prefix}_consumer;
 -- What waits for its handler, and whom it waits for.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_inbox_waiting TO {prefix}_consumer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_inbox_claim TO {prefix}_consumer;
+-- What sagas have commanded, and what came of it.
+GRANT SELECT, INSERT, UPDATE (state, answer, updated_at)
+  ON outbox_saga_barrier TO {prefix}_consumer;
 -- That it is alive.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_process TO {prefix}_consumer;
 GRANT SELECT ON outbox_saga_version TO {prefix}_consumer;
@@ -128,6 +132,7 @@ GRANT SELECT{locking} ON outbox_saga_key_lock TO {prefix}_operator;
 GRANT SELECT, INSERT ON outbox_saga_inbox TO {prefix}_operator;
 GRANT SELECT, UPDATE, DELETE ON outbox_saga_inbox_waiting TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_operator;
+GRANT SELECT ON outbox_saga_barrier TO {prefix}_operator;
 GRANT SELECT, UPDATE (state, revision, data, progress, reason, due_at, owner, lease_until, epoch,
     updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_operator;
@@ -155,6 +160,8 @@ GRANT SELECT (position, consumer, message_id, topic, `key`, arrived_at, until, f
     attempts, error_code, error, error_class, owner, lease_until)
   ON outbox_saga_inbox_waiting TO {prefix}_observer;
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_observer;
+GRANT SELECT (saga_id, step, generation, state, updated_at)
+  ON outbox_saga_barrier TO {prefix}_observer;
 GRANT SELECT (id, source, name, version, shape, business_key, correlation_id, state, revision,
     reason, due_at, owner, lease_until, epoch, started_at, updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_observer;
