@@ -1,0 +1,41 @@
+"""What docs/guides/sagas.md shows runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox_saga.saga.operating import SagaOperations
+from outbox_saga.saga.snapshot import compare, take_snapshot
+from outbox_saga_migrations import upgrade
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "sagas.md"
+
+
+@pytest.mark.databases("sqlite")
+async def test_the_guide_s_saga_is_fulfilled_by_its_own_participant(database_url: str) -> None:
+    shown: dict[str, Any] = {"URL": database_url}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(block, shown)
+    shop = shown["shop"]
+    with shop.database.begin() as connection:
+        upgrade(connection)
+
+    await shown["place"](7)
+    operations = SagaOperations(shop.database)
+    orchestrator = shop.orchestrator()
+    while await orchestrator.run_once():
+        await shop.relay_program().run_until_empty()  # the command; its answer
+        await shop.relay_program().run_until_empty()
+    orchestrator.close()
+    ended = await operations.list(state="completed")
+
+    assert ended[0].state.data["parcel"] == "P7"
+    assert ended[0].state.data["charge"].startswith("ch_")
+    new = take_snapshot(shown["shop_2"].sagas)
+    assert [f.kind for f in compare(take_snapshot(shop.sagas), new)] == ["new"]
+    await shown["shop_2"].close()
+    await shop.close()
