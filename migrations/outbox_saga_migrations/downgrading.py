@@ -121,6 +121,12 @@ def _refuse_loss(connection: Connection, tables: Tables, dropped: Iterable[str])
             "dead letters",
             sa.select(sa.func.count()).select_from(tables.dead_letter),
         ),
+        "barrier": (
+            "steps that sagas commanded, which may be undone yet",
+            sa.select(sa.func.count())
+            .select_from(tables.barrier)
+            .where(tables.barrier.c.state == "done"),
+        ),
         "saga": (
             "unfinished sagas",
             sa.select(sa.func.count())

@@ -150,6 +150,7 @@ NOT_EXPLORED: dict[str, str] = {
     "commit_outcome": "it only reads; proof 2.8 asks its async twin after every unknown commit",
     "async_commit_outcome": "it only reads; proof 2.8 asks it after every unknown commit",
     "Service.publisher": PREPARES,
+    "Service.handles": SAGAS,
     "Service.orchestrator": SAGAS,
     "Service.orchestrate": SAGAS,
     "Service.relay": LOOP,
@@ -191,7 +192,9 @@ NOT_EXPLORED: dict[str, str] = {
     **dict.fromkeys(("command run", "command consume", "command orchestrate"), LOOP),
     "command relay": f"{LOOP}; with --once: the operation `relay until empty`",
     "command demo": "it runs the others, and kills them itself",
-    **dict.fromkeys((f"command saga {verb}" for verb in ("list", "show", "graph", "lint")), READS),
+    **dict.fromkeys(
+        (f"command saga {verb}" for verb in ("list", "show", "graph", "lint", "check")), READS
+    ),
     **dict.fromkeys(
         (f"command saga {verb}" for verb in ("retry", "skip", "mark-done", "cancel", "resume")),
         SAGAS,

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from outbox_saga import Command, Event, Failure, Retry, Saga, Service, Success, nothing_to_undo
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.commanding import Asked
+from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.ids import new_id
 from outbox_saga.queries.clock import Clock
@@ -75,13 +76,28 @@ def ordering(*, after: Callable[[Any], Any] | None = None, **options: Any) -> Sa
 
 
 class Shipping:
-    """The participant. `hook` is called inside the handler of the command."""
+    """The participant. `hook` is called inside the handler of the command.
 
-    def __init__(self, url: str, *, threads: bool = False) -> None:
+    Args:
+        watch: Is shown its database, before anything connects to it.
+        later: Seconds that its clock is ahead.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        threads: bool = False,
+        watch: Callable[[Database], None] | None = None,
+        later: float = 0.0,
+    ) -> None:
         self.hook: Callable[[Any], Any] = lambda _: None
         self.keys: list[str] = []
-        self.service = Service("shipping", database=url)
+        self.service = Service("shipping", database=url, clock=Clock(later))
         self._take_part(threads=threads)
+        if watch is not None:
+            watch(self.service.database)
+            return  # its tables are there
         with self.service.database.begin() as connection:
             upgrade(connection)
         with self.service.database.begin() as connection:
@@ -143,21 +159,42 @@ class Shipping:
 
 
 class House:
-    """Both services. What one publishes is handed to both when `carry` is called."""
+    """Both services. What one publishes is handed to both when `carry` is called.
 
-    def __init__(self, orders_url: str, shipping: Shipping, saga: Saga[Order]) -> None:
+    Args:
+        watch: Is shown each database of orders, before anything connects to it.
+        later: Seconds that orders' clock is ahead.
+    """
+
+    def __init__(
+        self,
+        orders_url: str,
+        shipping: Shipping,
+        saga: Saga[Order],
+        *,
+        watch: Callable[[Database], None] | None = None,
+        later: float = 0.0,
+    ) -> None:
         self.saga = saga
         self.shipping = shipping
         self._url = orders_url
+        self._watch = watch
+        self._later = later
+        self.services: list[Service] = []
         self.orders = self._orders()
         self.carried: list[Envelope] = []
+        if watch is not None:
+            return  # its tables are there
         with self.orders.database.begin() as connection:
             upgrade(connection)
 
-    def _orders(self, clock: Clock | None = None) -> Service:
-        return Service(
-            "orders", database=self._url, sagas=[self.saga], clock=clock or Clock(), poll=0.02
-        )
+    def _orders(self, later: float = 0.0) -> Service:
+        clock = Clock(self._later + later)
+        service = Service("orders", database=self._url, sagas=[self.saga], clock=clock, poll=0.02)
+        if self._watch is not None:
+            self._watch(service.database)
+        self.services.append(service)
+        return service
 
     async def start(self, order_id: int = 7) -> UUID:
         async with self.orders.unit_of_work() as uow:
@@ -165,7 +202,7 @@ class House:
 
     async def orchestrate(self, later: float = 0.0) -> None:
         """As far as the sagas go now, or so many seconds later."""
-        service = self._orders(Clock(later))
+        service = self._orders(later)
         orchestrator = service.orchestrator()
         try:
             while await orchestrator.run_once():
@@ -200,6 +237,13 @@ class House:
             " ".join(filter(None, (h.entry.transition, h.entry.step, h.entry.detail)))
             for h in history
         ]
+
+    async def to_and_fro(self, later: float = 0.0) -> None:
+        """Until nothing moves any more."""
+        while True:
+            await self.orchestrate(later)
+            if not await self.carry():
+                return
 
     async def close(self) -> None:
         await self.orders.close()

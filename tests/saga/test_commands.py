@@ -39,19 +39,11 @@ async def house(database: Given, fresh_database: Any) -> Any:
         await each.close()
 
 
-async def to_and_fro(house: House, later: float = 0.0) -> None:
-    """Until nothing moves any more."""
-    while True:
-        await house.orchestrate(later)
-        if not await house.carry():
-            return
-
-
 async def test_a_command_is_carried_out_and_its_answer_goes_into_the_data(house: Any) -> None:
     here = house()
     id_ = await here.start()
 
-    await to_and_fro(here)
+    await here.to_and_fro()
 
     state = await here.state(id_)
     assert (state.status, state.data["parcel"]) == ("completed", "P7")
@@ -75,7 +67,7 @@ async def test_a_participant_that_says_no_undoes_the_saga_and_is_not_asked_to_un
     here.shipping.hook = lambda _: REFUSED
     id_ = await here.start()
 
-    await to_and_fro(here)
+    await here.to_and_fro()
 
     state = await here.state(id_)
     assert (state.status, state.reason) == ("compensated", "ship: nobody ships there")
@@ -90,7 +82,7 @@ async def test_what_was_commanded_is_undone_when_a_later_step_says_no(house: Any
     here = house(ordering(after=no))
     id_ = await here.start()
 
-    await to_and_fro(here)
+    await here.to_and_fro()
 
     assert (await here.state(id_)).status == "compensated"
     assert here.shipping.facts() == ([], ["do", "undo"])
@@ -104,7 +96,7 @@ async def test_a_command_that_is_lost_leaves_again_and_is_carried_out_once(house
     await here.orchestrate()
     assert [each.type for each in await here.carry(lose=True)] == ["ShipOrder"]
 
-    await to_and_fro(here, later=61.0)
+    await here.to_and_fro(later=61.0)
 
     assert (await here.state(id_)).status == "completed"
     assert here.shipping.facts() == ([7], ["do"])
@@ -118,7 +110,7 @@ async def test_an_answer_that_is_lost_is_given_again(house: Any) -> None:
     await here.carry(here.shipping.service, lose=True)
     assert here.shipping.facts() == ([7], ["do"])
 
-    await to_and_fro(here, later=61.0)
+    await here.to_and_fro(later=61.0)
 
     state = await here.state(id_)
     assert (state.status, state.data["parcel"]) == ("completed", "P7")
@@ -134,7 +126,7 @@ async def test_a_command_that_nobody_answers_is_undone_whatever_came_of_it(house
     await here.orchestrate(later=61.0)
     await here.carry(here.orders, lose=True)
 
-    await to_and_fro(here, later=130.0)
+    await here.to_and_fro(later=130.0)
 
     state = await here.state(id_)
     assert state.status == "compensated"
@@ -149,7 +141,7 @@ async def test_a_command_that_comes_after_its_undoing_is_refused(house: Any) -> 
     (held,) = await here.carry(here.orders, lose=True)  # it is on its way for very long
     await here.orchestrate(later=61.0)
     await here.carry(here.orders, lose=True)
-    await to_and_fro(here, later=130.0)
+    await here.to_and_fro(later=130.0)
     assert (await here.state(id_)).status == "compensated"
 
     await here.shipping.service.deliver(held)
@@ -175,7 +167,7 @@ async def test_what_a_saga_undoes_while_it_waits_for_an_answer_waits_for_it_firs
 
     await here.orchestrate()
     assert (await here.state(id_)).status == "compensating"
-    await to_and_fro(here)
+    await here.to_and_fro()
 
     assert (await here.state(id_)).status == "compensated"
     assert here.shipping.facts() == ([], ["do", "undo"])
@@ -242,7 +234,7 @@ async def test_an_answer_that_does_not_fit_the_data_undoes_what_was_done(house: 
     here.shipping.hook = lambda _: {"colour": "blue"}
     id_ = await here.start()
 
-    await to_and_fro(here)
+    await here.to_and_fro()
 
     state = await here.state(id_)
     assert (state.status, state.reason) == (
