@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outbox_saga.retries import Retry
     from outbox_saga.saga.context import StepContext, SyncStepContext
     from outbox_saga.saga.definition import Saga
+    from outbox_saga.saga.events import SagaEvent
     from outbox_saga.saga.steps import hours, minutes, nothing_to_undo
     from outbox_saga.service import Service
     from outbox_saga.unit_retries import retry_unit
@@ -55,6 +56,7 @@ _HOMES = {
     "Result": "results",
     "Retry": "retries",
     "Saga": "saga.definition",
+    "SagaEvent": "saga.events",
     "Service": "service",
     "StepContext": "saga.context",
     "Success": "results",
@@ -89,6 +91,7 @@ __all__ = [
     "Result",
     "Retry",
     "Saga",
+    "SagaEvent",
     "Service",
     "StepContext",
     "Success",

@@ -105,7 +105,7 @@ async def handle_once(
     """
     message = read(message_class, envelope)
     attempt = _Attempt(database, consumer, envelope, source, timeout, turn)
-    run = attempt.in_task if _is_async(handler) else attempt.in_thread
+    run = attempt.in_task if is_async(handler) else attempt.in_thread
     arrival = await run(threads, message, handler)
     if arrival == "repeat":
         logger.info("duplicate dropped: message %s, consumer %s", envelope.id, consumer)
@@ -116,7 +116,8 @@ async def handle_once(
     return arrival
 
 
-def _is_async(handler: Any) -> bool:
+def is_async(handler: Any) -> bool:
+    """Whether it is run as a task, and not in a thread."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
         getattr(handler, "__call__", None)  # noqa: B004  # an object with `async def __call__`
     )

@@ -8,7 +8,6 @@ undoing is refused. What decides is one row, in the transaction of the effect: s
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from outbox_saga.errors import ConfigurationError, HandlerFailed
 from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
 from outbox_saga.handlers import Handlers
 from outbox_saga.ids import idempotency_key
+from outbox_saga.inbox import is_async
 from outbox_saga.messages import Command, Reply
 from outbox_saga.payloads import storable
 from outbox_saga.queries import barriers
@@ -60,7 +60,7 @@ class Participants:
 
     def wrap(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """The handler that takes part: carries out, answers, and never twice."""
-        if inspect.iscoroutinefunction(function):
+        if is_async(function):
 
             async def take_part(handle: HandlerContext[Any]) -> Any:
                 asked = Asked.of(handle.envelope)

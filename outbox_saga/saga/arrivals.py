@@ -19,6 +19,7 @@ from outbox_saga.ids import saga_id
 from outbox_saga.instances import OVER_FOR_GOOD, Instance
 from outbox_saga.messages import Message
 from outbox_saga.queries import sagas, transition
+from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.progress import arrived
 from outbox_saga.saga.steps import Step
@@ -115,6 +116,7 @@ class Arrivals:
             keep_deaths=True,
         )
         assert moved, "it is locked"
+        announce(connection, tables.schema, definition, instance, state, entries)
 
     @staticmethod
     def _step_for(definition: Saga[Any], instance: Instance, message: Message) -> str | None:

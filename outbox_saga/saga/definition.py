@@ -25,6 +25,7 @@ from outbox_saga.messages import Command, Event
 from outbox_saga.retries import Retry
 from outbox_saga.saga import rules
 from outbox_saga.saga.data import SagaData
+from outbox_saga.saga.events import SagaEvent
 from outbox_saga.saga.steps import (
     AFTER_PIVOT_RETRY,
     COMPENSATION_RETRY,
@@ -62,6 +63,8 @@ class Saga(Generic[D]):
             out: then it goes on. What runs at that moment settles first. None: it has all the
             time its steps need.
         max_parallel: Steps of one instance that are carried out at the same time, at most.
+        events: Published with each transition of an instance's life; None: nothing is.
+        step_events: Those of its steps, too.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class Saga(Generic[D]):
         version: int = 1,
         deadline: float | None = None,
         max_parallel: int = MAX_PARALLEL,
+        events: type[SagaEvent] | None = None,
+        step_events: bool = False,
     ) -> None:
         if not rules.NAME.fullmatch(name or ""):
             raise DefinitionError(
@@ -92,6 +97,15 @@ class Saga(Generic[D]):
             )
         if max_parallel < 1:
             raise DefinitionError(f"saga {name}: max_parallel is {max_parallel}; give 1 or more")
+        if events is not None and events.topic is None:
+            raise DefinitionError(
+                f"saga {name}: {events.__name__} has no topic, so it goes nowhere; declare "
+                f'`class {events.__name__}(SagaEvent, topic="…")`'
+            )
+        if step_events and events is None:
+            raise DefinitionError(f"saga {name}: step_events without events; give events=, too")
+        self.events = events
+        self.step_events = step_events
         self.name = name
         self.data = data
         self.version = version

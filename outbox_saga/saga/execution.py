@@ -41,6 +41,7 @@ from outbox_saga.queries import sagas, transition
 from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
 from outbox_saga.results import Failure, Success
+from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import (
@@ -420,6 +421,9 @@ class Execution:
                 break
         else:
             raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
+        announce(
+            connection, tables.schema, hand.definition, seen, decision.state, decision.entries
+        )
         uow = UnitOfWork(connection, schema=tables.schema)
         if isinstance(happened, Done) and not _came_too_late(decision):
             for message in kept:

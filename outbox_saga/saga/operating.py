@@ -22,6 +22,7 @@ from outbox_saga.queries import sagas as rows
 from outbox_saga.queries import sagas_seen, transition
 from outbox_saga.queries.operators import note_action
 from outbox_saga.queries.sagas_seen import Happening
+from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import Resumed, Surroundings, ToDo
 from outbox_saga.saga.interventions import Intervention, intervene
@@ -168,6 +169,7 @@ class SagaOperations:
                 keep_deaths=False,
             )
             assert moved, "it is locked"
+            announce(connection, tables.schema, definition, current, state, entries)
             detail = {
                 "saga": seen.name,
                 "step": action.step,

@@ -22,6 +22,7 @@ from outbox_saga.ids import idempotency_key
 from outbox_saga.instances import OVER_FOR_GOOD, Instance
 from outbox_saga.messages import Message
 from outbox_saga.queries import sagas, transition
+from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import Done, Refused, Send, Surroundings
 from outbox_saga.saga.progress import replied
@@ -111,6 +112,7 @@ class Answers:
             keep_deaths=True,
         )
         assert moved, "it is locked"
+        announce(connection, tables.schema, definition, instance, state, entries)
 
 
 def _happened(answer: Answer) -> Done | Refused:

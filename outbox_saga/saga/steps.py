@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final
 
+from outbox_saga.envelopes import seal
 from outbox_saga.instances import Direction
 from outbox_saga.messages import Command, Message
 from outbox_saga.retries import Retry
@@ -74,10 +75,14 @@ class Commanded:
     undo: type[Command] | None
 
     def fields(self, direction: Direction, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What of the data the command has, by field. Raises as its validation does."""
+        """What of the data the command has, by field.
+
+        Raises as its validation does, and MessageRefused for one that could not travel: once it is
+        decided that a command leaves, nothing may be in its way.
+        """
         command = self._class(direction)
         found = {name: data[name] for name in command.model_fields if name in data}
-        self.message(direction, found)
+        seal(self.message(direction, found))
         return found
 
     def message(self, direction: Direction, fields: Mapping[str, Any]) -> Command:

@@ -138,7 +138,16 @@ NOT_EXPLORED: dict[str, str] = {
         VALUE,
     ),
     **dict.fromkeys(
-        ("Saga", "StepContext", "SyncStepContext", "hours", "minutes", "nothing_to_undo"), SAGAS
+        (
+            "Saga",
+            "SagaEvent",
+            "StepContext",
+            "SyncStepContext",
+            "hours",
+            "minutes",
+            "nothing_to_undo",
+        ),
+        SAGAS,
     ),
     **dict.fromkeys(
         (

@@ -244,6 +244,20 @@ async def test_an_answer_that_does_not_fit_the_data_undoes_what_was_done(house: 
     assert here.shipping.facts() == ([], ["do", "undo"])
 
 
+async def test_a_command_that_is_too_large_to_travel_is_a_failed_step(house: Any) -> None:
+    here = house()
+    async with here.orders.unit_of_work() as uow:
+        id_ = here.saga.start(uow, Order(order_id=7, address="x" * 300_000))
+
+    await here.to_and_fro()
+
+    state = await here.state(id_)
+    assert (state.status, state.reason) == (
+        "compensated",
+        "ship: its command does not take the saga's data (MessageRefused)",
+    )
+
+
 async def test_a_pivot_that_nobody_answers_needs_a_person(house: Any) -> None:
     saga = (
         Saga("ordering", data=Order)

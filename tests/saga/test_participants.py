@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from outbox_saga import Command, Service
+from outbox_saga import Service
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.participants import Participants
@@ -170,8 +170,19 @@ def test_a_command_whose_undoing_nobody_handles_is_refused_before_anything_is_co
         service.publisher()
 
 
-class Odd(Command, topic="odd"):
-    number: int
+async def test_a_handler_may_be_an_object_that_is_called(database_url: str) -> None:
+    class Ships:
+        async def __call__(self, handle: Any) -> dict[str, str]:
+            return {"parcel": "P7"}
+
+    shipping = Shipping(database_url)
+    service = Service("other", database=database_url)
+    service.handles(ShipOrder)(Ships())
+    await service.deliver(commands()["do"])
+
+    assert [answer.data for answer in answers(shipping)] == [{"parcel": "P7"}]
+    await service.close()
+    await shipping.service.close()
 
 
 async def test_an_answer_that_is_no_json_is_a_failed_attempt(database_url: str) -> None:
