@@ -46,6 +46,7 @@ class StepState:
         chosen: Its when= said yes.
         wrote: The fields of the data that it returned, where a parallel step might, too.
         early: What its event brought, which came before the step began.
+        early_no: Why it fails as soon as it begins: the event that says so came before.
         stuck: At what it needs a person.
     """
 
@@ -60,6 +61,7 @@ class StepState:
     chosen: bool = False
     wrote: tuple[str, ...] = ()
     early: Mapping[str, Any] | None = None
+    early_no: str | None = None
     stuck: Direction | None = None
 
 
@@ -155,6 +157,8 @@ def _dump_step(step: StepState) -> dict[str, Any]:
         entry["stuck"] = step.stuck
     if step.early is not None:
         entry["early"] = step.early
+    if step.early_no is not None:
+        entry["early_no"] = step.early_no
     if step.wrote:
         entry["wrote"] = list(step.wrote)
     return entry

@@ -7,7 +7,7 @@ and reads it again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -22,7 +22,7 @@ from outbox_saga.queries import sagas, transition
 from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.progress import arrived
-from outbox_saga.saga.steps import Step
+from outbox_saga.saga.steps import Awaited, Step
 
 Handler: TypeAlias = Callable[[HandlerContext[Any]], Awaitable[None]]
 
@@ -48,8 +48,7 @@ class Arrivals:
         wanted: dict[tuple[str, str], type[Message]] = {}
         for definition in self._definitions.values():
             for step in definition.steps.values():
-                if step.event is not None:
-                    message_class = step.event.message_class
+                for message_class in () if step.event is None else step.event.classes:
                     wanted.setdefault((definition.name, message_class.type_name), message_class)
         for (saga, type_name), message_class in wanted.items():
             yield message_class, f"{self._source}.saga.{saga}.{type_name}", self._handler(saga)
@@ -99,9 +98,8 @@ class Arrivals:
             return
         awaited = definition.steps[name].event
         assert awaited is not None
-        brought = awaited.take(message) if awaited.take is not None else None
         state, entries = arrived(
-            definition, instance.state, name, definition.fields_of(brought) or {}
+            definition, instance.state, name, _brought(definition, awaited, message)
         )
         tables, clock = self._database.tables, self._database.clock
         moved = transition.record(
@@ -127,12 +125,24 @@ class Arrivals:
             n
             for n in names
             if steps[n].phase == "listening"
-            or (steps[n].phase == "waiting" and steps[n].early is None)
+            or (
+                steps[n].phase == "waiting"
+                and steps[n].early is None
+                and steps[n].early_no is None
+            )
         ]
         return next(iter(open_), names[-1] if names else None)
 
 
+def _brought(definition: Saga[Any], awaited: Awaited, message: Message) -> Mapping[str, Any] | str:
+    if awaited.is_no(message):
+        return f"{message.type_name} came"
+    brought = awaited.take(message) if awaited.take is not None else None
+    return definition.fields_of(brought) or {}
+
+
 def _waiting_for(definition: Saga[Any], message: Message) -> Iterable[Step]:
     for step in definition.steps.values():
-        if step.event is not None and step.event.message_class.type_name == message.type_name:
+        event = step.event
+        if event is not None and message.type_name in {each.type_name for each in event.classes}:
             yield step

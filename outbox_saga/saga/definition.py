@@ -228,6 +228,7 @@ class Saga(Generic[D]):
         timeout: float,
         take: Callable[[Any], Mapping[str, Any] | None] | None = None,
         business_key: Callable[[Any], str] | None = None,
+        fails_on: type[Event] | None = None,
         compensation: Action | NothingToUndo = nothing_to_undo,
         compensation_retry: Retry = COMPENSATION_RETRY,
         after: str | Iterable[str] | None = None,
@@ -247,6 +248,8 @@ class Saga(Generic[D]):
             timeout: Seconds that it waits, by the database's clock; then the step has failed.
             take: Gets the event; the fields it returns are merged into the saga's data.
             business_key: Gets the event; it is for the instance with this key instead.
+            fails_on: The class of an event that says that the awaited one will not come: the step
+                has failed then. It is for the same instance as the awaited one would be.
             compensation: What undoes that which the event told of; a local step.
 
         The other arguments are those of `step`, which also says what is raised.
@@ -268,7 +271,7 @@ class Saga(Generic[D]):
                 writes=_fields(writes),
                 when=when,
                 kind="event",
-                event=Awaited(message_class, take, business_key),
+                event=Awaited(message_class, take, business_key, fails_on),
                 seconds=timeout,
             ),
             placed=after is not None,
@@ -376,7 +379,7 @@ class Saga(Generic[D]):
                 list(s.after),
                 s.pivot,
                 s.compensation is not nothing_to_undo,
-                *([s.event.message_class.type_name] if s.event is not None else []),
+                *([each.type_name for each in s.event.classes] if s.event is not None else []),
                 *(_types_of(s.command) if s.command is not None else []),
             ]
             for s in self._steps.values()

@@ -153,6 +153,8 @@ def _listen(
 ) -> SagaState:
     """The step begins to wait; or is done at once, if its event was there before."""
     step = state.steps[rule.name]
+    if step.early_no is not None:
+        return fail(definition, state, rule.name, 0, step.early_no, entries, None)
     if step.early is not None:
         try:
             return finish(

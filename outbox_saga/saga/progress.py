@@ -134,21 +134,29 @@ def _unusable(
 
 
 def arrived(
-    definition: Saga[Any], state: SagaState, name: str, brought: Mapping[str, Any]
+    definition: Saga[Any], state: SagaState, name: str, brought: Mapping[str, Any] | str
 ) -> tuple[SagaState, tuple[Entry, ...]]:
     """The state after the event of this step has come; what follows, `decide` says.
 
     Args:
-        brought: The fields of the data that it brings.
+        brought: The fields of the data that it brings; or why the step fails, if it says that the
+            awaited one will not come.
 
     Raises:
         MessageRefused: They do not fit the saga's data; nothing was decided.
     """
     entries: list[Entry] = []
     step = state.steps[name]
+    open_ = step.early is None and step.early_no is None
     if state.status == "running" and step.phase == "listening":
-        state = finish(definition, state, name, brought, entries, None)
-    elif _goes_forward(state) and step.phase == "waiting" and step.early is None:
+        if isinstance(brought, str):
+            state = fail(definition, state, name, 0, brought, entries, None)
+        else:
+            state = finish(definition, state, name, brought, entries, None)
+    elif _goes_forward(state) and step.phase == "waiting" and open_:
+        if isinstance(brought, str):
+            entries.append(Entry("EVENT_STORED", name, None, brought))
+            return state.with_step(name, early_no=brought), tuple(entries)
         definition.merge(state.data, brought, definition.steps[name].writes)
         entries.append(Entry("EVENT_STORED", name, None, "it came before the step began"))
         state = state.with_step(name, early=dict(brought))

@@ -74,8 +74,7 @@ def check_step(
 
 
 def _check_waiting(where: str, step: Step) -> None:
-    if step.event is not None:
-        awaited: object = step.event.message_class
+    for awaited in () if step.event is None else step.event.classes:
         if not (inspect.isclass(awaited) and issubclass(awaited, Event)):
             raise DefinitionError(f"{where}: it can wait for an Event class, not {awaited!r}")
         if awaited.topic is None:

@@ -55,11 +55,22 @@ class Awaited:
         message_class: Its class.
         take: Which fields of the saga's data it brings; None: none.
         business_key: Of the instance it is for; None: that is told by its correlation id.
+        fails_on: The class of the event that says that it will not come.
     """
 
     message_class: type[Message]
     take: Callable[[Any], Mapping[str, Any] | None] | None = None
     business_key: Callable[[Any], str] | None = None
+    fails_on: type[Message] | None = None
+
+    @property
+    def classes(self) -> tuple[type[Message], ...]:
+        """The events that are for the step."""
+        return (self.message_class, *(() if self.fails_on is None else (self.fails_on,)))
+
+    def is_no(self, message: Message) -> bool:
+        """Whether this one says that the awaited one will not come."""
+        return self.fails_on is not None and message.type_name == self.fails_on.type_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,3 +228,67 @@ async def test_an_event_whose_version_is_gone_waits_and_says_so(
         return connection.execute(sa.select(waiting.c.error)).scalar_one()
 
     assert "deploy the version it was started with" in await shop.service.database.look(read)
+
+
+# --- an event that says that the awaited one will not come ---------------------------------------
+
+
+class Declined(Event, topic="payments"):
+    order_id: int
+
+
+def waiting_for_money(log: list[str]) -> Saga[Order]:
+    async def act(step: StepContext[Order]) -> None:
+        log.append(f"{step.direction} {step.step}")
+
+    return (
+        Saga("collect", data=Order)
+        .step("order", act, compensation=act)
+        .timer("cool", 60)
+        .wait_for("paid", Paid, timeout=3600, fails_on=Declined)
+    )
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["in-time", "early"])
+async def test_a_step_fails_when_the_event_comes_that_says_no(shop: Shop, *, early: bool) -> None:
+    log: list[str] = []
+    saga = waiting_for_money(log)
+
+    async def carry_on(after: float) -> None:
+        service = Service("seller", database=shop.url, sagas=[saga], clock=Clock(after))
+        orchestrator = service.orchestrator()
+        while await orchestrator.run_once():
+            pass
+        orchestrator.close()
+        await service.close()
+
+    service = Service("seller", database=shop.url, sagas=[saga])
+    async with service.unit_of_work() as uow:
+        id_ = saga.start(uow, Order(order_id=1))
+    declined = seal(Declined(order_id=1), source="bank", correlation_id=str(id_))
+    paid = seal(Paid(order_id=1, amount=7), source="bank", correlation_id=str(id_))
+
+    await carry_on(0.0)
+    if not early:
+        await carry_on(61.0)
+    await service.deliver(declined)
+    await service.deliver(paid)  # too late: it was declined before
+    await carry_on(62.0)
+
+    instance = await shop.instance(id_)
+    assert (instance.state.status, instance.state.reason) == (
+        "compensated",
+        "paid: Declined came",
+    )
+    assert log == ["do order", "undo order"]
+    history = await shop.history(id_)
+    assert history.count("EVENT_STORED") == early
+    assert history.count("IGNORED") == 1
+    await service.close()
+
+
+def test_what_says_no_is_part_of_the_shape() -> None:
+    without = Saga("collect", data=Order).wait_for("paid", Paid, timeout=60)
+    with_ = Saga("collect", data=Order).wait_for("paid", Paid, timeout=60, fails_on=Declined)
+
+    assert without.shape != with_.shape
