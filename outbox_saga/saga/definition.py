@@ -44,6 +44,7 @@ from outbox_saga.saga.steps import (
 from outbox_saga.unit_of_work import UnitOfWork
 
 D = TypeVar("D", bound=BaseModel)
+F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_PARALLEL = 8  # steps of one instance at the same time
 
@@ -201,6 +202,26 @@ class Saga(Generic[D]):
             placed=after is not None,
             lasting=retry is None,
         )
+
+    def does(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Adds the decorated function as a step, as `step` does; the function stays what it is.
+
+            @fulfil.does(compensation=release)
+            async def reserve(step: StepContext[OrderData]) -> dict[str, str]: ...
+
+        Args:
+            name: Of the step; the function's own when left out.
+            options: Those of `step`.
+
+        Raises:
+            DefinitionError: A rule is broken.
+        """
+
+        def add(function: F) -> F:
+            self.step(name if name is not None else function.__name__, function, **options)
+            return function
+
+        return add
 
     def _commanded(self, name: str, action: object, compensation: object) -> Commanded | None:
         undo = compensation if rules.is_command(compensation) else None

@@ -29,6 +29,21 @@ class Nowhere(Event):
 async def act(step: Any) -> None: ...
 
 
+def test_a_decorated_function_is_a_step_and_stays_a_function() -> None:
+    saga = Saga("decorated", data=Data)
+
+    @saga.does(compensation=nothing_to_undo)
+    async def reserve(step: Any) -> None: ...
+
+    @saga.does("bill", compensation=nothing_to_undo, timeout=5.0)
+    def charge(step: Any) -> None: ...
+
+    assert list(saga.check().steps) == ["reserve", "bill"]
+    assert saga.steps["reserve"].action is reserve
+    assert (saga.steps["bill"].action, saga.steps["bill"].timeout) == (charge, 5.0)
+    assert saga.steps["bill"].after == ("reserve",)
+
+
 def saga() -> Saga[Data]:
     return Saga("fulfil", data=Data)
 
