@@ -44,7 +44,7 @@ def announce(
                 definition.events(
                     saga_id=seen.id,
                     saga=seen.name,
-                    version=seen.version,
+                    saga_version=seen.version,
                     business_key=seen.business_key,
                     transition=entry.transition,
                     state=state.status,

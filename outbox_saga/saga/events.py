@@ -26,7 +26,7 @@ class SagaEvent(Event):
 
     saga_id: UUID
     saga: str
-    version: int
+    saga_version: int
     business_key: str | None = None
     transition: str
     state: str

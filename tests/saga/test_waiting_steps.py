@@ -282,8 +282,8 @@ async def test_a_step_fails_when_the_event_comes_that_says_no(shop: Shop, *, ear
     )
     assert log == ["do order", "undo order"]
     history = await shop.history(id_)
-    assert history.count("EVENT_STORED") == early
-    assert history.count("IGNORED") == 1
+    assert history.count("EVENT_STORED paid") == early
+    assert history.count("IGNORED paid") == 1
     await service.close()
 
 
