@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
+from typing import Any
 
 from outbox_saga.errors import DefinitionError
 from outbox_saga.messages import Command, Event
@@ -74,6 +75,7 @@ def check_step(
 
 
 def _check_waiting(where: str, step: Step) -> None:
+    awaited: Any  # what users gave may be anything
     for awaited in () if step.event is None else step.event.classes:
         if not (inspect.isclass(awaited) and issubclass(awaited, Event)):
             raise DefinitionError(f"{where}: it can wait for an Event class, not {awaited!r}")
