@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from outbox_saga.database import Database
 from outbox_saga.database_urls import sync_url
 from outbox_saga_migrations import upgrade
-from outbox_saga_relay import db_command, opened_database, waiting_command
+from outbox_saga_relay import db_command, opened_database
 from outbox_saga_relay.cli import main
 from tests.crash import handling, keeping_house, operating
 from tests.crash.operation import Operation
@@ -44,7 +44,6 @@ def _our_engines(process: Process) -> Iterator[None]:
 
     with (
         patch.object(opened_database, "Database", database),
-        patch.object(waiting_command, "Database", database),
         patch.object(db_command, "sa", Watched()),
     ):
         yield
