@@ -78,6 +78,7 @@ def test_the_environment_names_database_and_schema(
             assert check(connection) != []
 
 
+@pytest.mark.needs_a_session("names asyncpg, which is refused where a pooler is said to be")
 @pytest.mark.databases("postgres18", "mariadb")
 def test_common_spellings_of_the_url_work(run: Run, database_url: str, engine: sa.Engine) -> None:
     spellings = ["postgres", "postgresql", "postgresql+asyncpg"]

@@ -24,7 +24,8 @@ def run_plainly(url: sa.URL, script: str) -> None:
             lite.executescript(script)
         lite.close()
     elif url.get_backend_name() == "postgresql":
-        conninfo = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        known = url.set(drivername="postgresql").difference_update_query(["pooler"])
+        conninfo = known.render_as_string(hide_password=False)
         with psycopg.connect(conninfo, autocommit=True) as postgres:
             postgres.execute(script.encode())
     else:

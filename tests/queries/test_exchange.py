@@ -116,6 +116,7 @@ def test_whoever_wraps_do_execute_sees_every_statement(
     assert seen == ["BEGIN", "WITH", "COMMIT", "SELECT", "SELECT"]
 
 
+@pytest.mark.needs_a_session("ends its session by its number")
 def test_a_lost_connection_is_a_transient_error(ours: Database, kept: sa.Connection) -> None:
     published = rows(ours)
     raw: Any = kept.connection.driver_connection

@@ -210,6 +210,7 @@ async def test_housekeeping_gives_a_round_up_and_keeps_house_in_the_next_one(
     await keeping.run_once()
 
 
+@pytest.mark.needs_a_session("LISTENs")
 @pytest.mark.parametrize("frozen", [Postgres18], indirect=True)
 async def test_a_listener_that_is_not_answered_makes_another_connection(
     frozen: Frozen, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -236,6 +237,7 @@ async def test_a_listener_that_is_not_answered_makes_another_connection(
 # --- what the server ends by itself --------------------------------------------------------------
 
 
+@pytest.mark.needs_a_session("a session has limits, and through a pooler none is given any")
 async def test_a_relay_that_waits_for_a_lock_stops_waiting_and_goes_on_later(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,6 +262,7 @@ async def test_a_relay_that_waits_for_a_lock_stops_waiting_and_goes_on_later(
     assert "did not answer" not in caplog.text  # the server, or the driver, was first to say no
 
 
+@pytest.mark.needs_a_session("a session has limits, and through a pooler none is given any")
 @pytest.mark.databases("postgres18", "mariadb")
 async def test_only_the_sessions_of_programs_have_limits(house: House) -> None:
     database = house.another_database(deadline=5.0)

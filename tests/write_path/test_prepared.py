@@ -25,7 +25,10 @@ from tests.fixtures.databases import Database
 from tests.write_path.between import When, between
 from tests.write_path.shop import Order, Said, Shop
 
-pytestmark = pytest.mark.databases("postgres18", "postgres15")
+pytestmark = [
+    pytest.mark.databases("postgres18", "postgres15"),
+    pytest.mark.needs_a_session("has psycopg prepare statements, which are one session's"),
+]
 
 AT_ONCE = {"prepare_threshold": 0}  # psycopg prepares what it sees the first time
 LOST: list[When] = ["before the server has it", "before the answer comes back"]

@@ -128,9 +128,11 @@ class _PgBouncerProcess(LocalProcess):
             "unix_socket_dir": "",
             "auth_type": "trust",
             "auth_file": users,
+            "auth_user": user,  # whom it asks for users that tests make
             "pool_mode": "transaction",
             "default_pool_size": self.pool_size,
             "max_client_conn": 500,
+            "server_login_retry": 0.1,  # seconds: tests kill servers and start them again
             "query_wait_timeout": 30,  # seconds: a test says "too few connections" before its end
         }
         if self.prepared is not None:
