@@ -1,6 +1,7 @@
 """`python -m proofs N.M` runs one proof; `python -m proofs --list` names all of them.
 
 Prints exactly one JSON object on standard output and exits 0 if the bar was met, 1 if not.
+With `--without RULE` one rule of ours is taken out (`proofs/plants.py`), and it must exit 1.
 """
 
 from __future__ import annotations
@@ -39,7 +40,16 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("number", nargs="?", metavar="N.M", help="the proof's number")
     what.add_argument("--list", action="store_true", help="name all proofs and their bars")
+    parser.add_argument(
+        "--without", metavar="RULE", help="with this rule of ours taken out: it must be missed"
+    )
     arguments = parser.parse_args()
+    if arguments.without is not None:
+        from proofs import plants
+
+        if arguments.without not in plants.PLANTS:
+            parser.error(f"no such rule; there are {list(plants.PLANTS)}")
+        plants.begin(arguments.without)
     if arguments.list:
         written = modules()
         for number, bar in PROMISED.items():
@@ -53,6 +63,8 @@ def main() -> int:
     report_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     report = run(promise)
+    if arguments.without is not None:
+        report["without"] = arguments.without
     with report_to:
         report_to.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return 0 if report["ok"] else 1

@@ -34,7 +34,8 @@ PIECES = {
     "sagas": ["tests/saga"],
     "operators": ["tests/operating", "tests/cli", "tests/queries", "tests/migrations"],
     "crashes": ["tests/crash"],
-    "other": ["tests/doctor", "tests/found_by_attack", "tests/examples", "tests/values"],
+    "other": ["tests/doctor", "tests/found_by_attack", "tests/examples", "tests/demo"],
+    "servers": ["tests/test_servers.py"],
 }
 WHERE = "postgres18"
 PATIENCE = 600.0  # seconds for one piece

@@ -20,7 +20,8 @@ from proofs.peril.load import load
 from proofs.registry import Outcome, say
 from proofs.scenes.world import World, told, world
 
-TIMES = int(os.environ.get("OUTBOX_SAGA_PROOF_TIMES", "200"))
+FULL = 200
+TIMES = int(os.environ.get("OUTBOX_SAGA_PROOF_TIMES", FULL))
 SEED = os.environ.get("OUTBOX_SAGA_PROOF_SEED", "28")
 GRACE = 8.0  # seconds: as `tests/relay/test_sigterm` allows on a busy machine
 BACKLOG = 400  # messages that wait for the relay, about
@@ -73,7 +74,7 @@ def show() -> Outcome:
         wrong = [one for one in ends if not one.in_good_order]
         took = sorted(one.took for one in ends)
         at_work = [one for one in ends if one.published]
-        good = len(at_work) >= TIMES / 2  # else there was no load
+        good = TIMES >= FULL and len(at_work) >= TIMES / 2  # else there was no load
         return Outcome(
             good and not violations and not wrong and not heard.repeated,
             {
