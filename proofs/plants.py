@@ -25,6 +25,7 @@ from outbox_saga.queries import relay as verbs
 from outbox_saga_relay import listening, outage
 from outbox_saga_relay import relay as relays
 from outbox_saga_relay import store as stores
+from outbox_saga_relay.rate import Rate
 
 RULE = "OUTBOX_SAGA_PROOF_WITHOUT"
 PROCESSES = Path(__file__).with_name("planted")
@@ -114,8 +115,7 @@ def _all_probe() -> None:
 
 
 def _any_rate() -> None:
-    original = outage.Rate
-    setattr(outage, "Rate", lambda _most=None: original(None))  # noqa: B010
+    setattr(outage, "Rate", lambda _most=None: Rate(None))  # noqa: B010
 
 
 # --- the database --------------------------------------------------------------------------------
@@ -123,9 +123,8 @@ def _any_rate() -> None:
 
 def _known_by_its_text() -> None:
     """A deadlock is one if the server says so in English."""
-    dialects._TRANSIENT_SQLSTATES = tuple(
-        code for code in dialects._TRANSIENT_SQLSTATES if code != "40P01"
-    )
+    others = [code for code in dialects._TRANSIENT_SQLSTATES if code != "40P01"]
+    setattr(dialects, "_TRANSIENT_SQLSTATES", others)  # noqa: B010
 
 
 def _reads_with_locks() -> None:
