@@ -2,7 +2,8 @@
 
 `python -m proofs.peril.producer DATABASE_URL NAME SECONDS A_SECOND`. A transaction is one insert
 into the service's own table and one keyed message. It waits for a lock for two seconds at most,
-so that an error 1205 (lock wait timeout) shows.
+so that an error 1205 (lock wait timeout) shows. It says "ready" once it is connected, and begins
+when it is sent a line.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ def main() -> None:
     chance = random.Random(name)
     took: list[float] = []
     errors: Counter[str] = Counter()
-    began = due = time.perf_counter()
     with database.engine.connect():
         pass  # connected
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began = due = time.perf_counter()
     while due < began + float(seconds):
         due += chance.expovariate(float(rate))
         time.sleep(max(0.0, due - time.perf_counter()))

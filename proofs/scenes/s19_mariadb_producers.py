@@ -24,7 +24,7 @@ from proofs.outages.relaying import ROOT
 from proofs.peril.brood import born, end, until
 from proofs.peril.child import command
 from proofs.registry import Outcome, say
-from proofs.scenes.world import TOPIC, TYPE, World, intended, intent, told, world
+from proofs.scenes.world import TOPIC, TYPE, World, intended, told, world
 
 ROUNDS = int(os.environ.get("OUTBOX_SAGA_PROOF_ROUNDS", "3"))  # of each kind, in turn
 SECONDS = 12.0  # each
@@ -109,26 +109,34 @@ def _round(on: World, log: Path, *, relay: bool, seconds: float) -> Round:
     if _waiting(on) > BACKLOG:
         with on.relay():
             on.quiesce()
-    _fill(on)
-    filled = _filled(on)
     with ExitStack() as stack:
-        if relay:
-            stack.enter_context(_relay(on, log))
         url = on.database.url.render_as_string(hide_password=False)
         program = [sys.executable, "-m", "proofs.peril.producer", url]
         producers = [
             subprocess.Popen(
                 [*program, f"{time.time()} {n}", str(seconds), str(RATE)],
                 cwd=ROOT,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
             for n in range(PRODUCERS)
         ]
+        for producer in producers:
+            assert producer.stdout is not None
+            assert producer.stdout.readline() == b"ready\n"
+        if relay:  # it works from here on, and publishes as much as they write
+            stack.enter_context(_relay(on, log))
+        # nothing but the relay, and these looks, may come between the producers and the database
+        _fill(on)
+        before = _waiting(on)
+        for producer in producers:
+            assert producer.stdin is not None
+            producer.stdin.write(b"go\n")
+            producer.stdin.flush()
         backlog = []
-        while any(producer.poll() is None for producer in producers):
+        until_then = time.monotonic() + seconds
+        while time.monotonic() < until_then:
             backlog.append(_waiting(on))
-            if relay:  # it also publishes while producers start and end
-                _fill(on)
             time.sleep(0.25)
         took: list[float] = []
         errors: Counter[str] = Counter()
@@ -136,7 +144,7 @@ def _round(on: World, log: Path, *, relay: bool, seconds: float) -> Round:
             said: dict[str, Any] = json.loads(producer.communicate()[0])
             took += said["took"]
             errors.update(said["errors"])
-        published = BACKLOG + len(took) + _filled(on) - filled - _waiting(on)
+        published = before + len(took) - _waiting(on)
     return Round(took, errors, backlog, published)
 
 
@@ -167,13 +175,6 @@ def _fill(on: World) -> None:
             body = b'{"n":%d}' % n  # without a key: a producer must not wait for this
             id_ = uow.publish_body(body, topic=TOPIC, type=TYPE)
             connection.execute(intended(id_, None, body))
-
-
-def _filled(on: World) -> int:
-    """Rows that no producer has written, so far."""
-    with on.database.engine.connect() as connection:
-        asked = sa.select(sa.func.count()).select_from(intent).where(intent.c.key.is_(None))
-        return connection.execute(asked).scalar_one()
 
 
 def _waiting(on: World) -> int:
