@@ -8,11 +8,13 @@ that has been answered and nobody has been told yet (then a COMMIT has happened)
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Literal
 from uuid import UUID
 
@@ -69,14 +71,20 @@ class Suspensions:
         self.count += 1
         if self.count != self.at:
             return
-        self.place, waits_for = _place(work)
-        self.place += f", {self.when}"
-        # before Python 3.12 a cancellation there is lost when the answer has come as well
-        self.excused = waits_for and self.when == "answered" and sys.version_info < (3, 12)
+        self.place = f"{_place(work)}, {self.when}"
+        # before Python 3.12 a cancellation there is lost when the answer has come as well, be it
+        # to the task itself or to the one that `wait_for` has made
+        lost = self.when == "answered" and sys.version_info < (3, 12)
+        self.excused = lost and (_waits_for(work) or _waits_for(self._target_work()))
         if self.when == "at once" or future is None:
             self._cancel()
         else:  # before the task itself is told: its own callback comes after ours
             future.add_done_callback(lambda _: self._cancel())
+
+    def _target_work(self) -> Any:
+        assert self.target is not None
+        counted = self.target.get_coro()
+        return counted.work if isinstance(counted, _Counted) else counted
 
     def _cancel(self) -> None:
         assert self.target is not None
@@ -87,35 +95,51 @@ class _Counted(Coroutine[Any, Any, Any]):
     """The work, and a look at each of its suspensions."""
 
     def __init__(self, suspensions: Suspensions, work: Coroutine[Any, Any, Any]) -> None:
-        self._suspensions, self._work = suspensions, work
+        self._suspensions, self.work = suspensions, work
 
     def send(self, value: Any) -> Any:
-        return self._seen(self._work.send(value))
+        return self._seen(self.work.send(value))
 
     def throw(self, *error: Any) -> Any:
-        return self._seen(self._work.throw(*error))
+        return self._seen(self.work.throw(*error))
 
     def close(self) -> None:
-        self._work.close()
+        self.work.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return (yield from self._work.__await__())
+        return (yield from self.work.__await__())
 
     def _seen(self, future: Any) -> Any:
-        self._suspensions.suspended(self._work, future)
+        self._suspensions.suspended(self.work, future)
         return future
 
 
-def _place(work: Any) -> tuple[str, bool]:
-    """The innermost function of ours that waits, and its line; and whether in `wait_for`."""
-    found, waits_for = "?", False
+def _place(work: Any) -> str:
+    """The innermost function of ours that waits, and its line."""
+    ours = [frame for frame in _frames(work) if "outbox_saga" in frame.f_code.co_filename]
+    return f"{ours[-1].f_code.co_qualname}:{ours[-1].f_lineno}" if ours else "?"
+
+
+def _waits_for(work: Any) -> bool:
+    """Whether it stands in `asyncio.wait_for`, mostly a driver's."""
+    return any(frame.f_code is asyncio.wait_for.__code__ for frame in _frames(work))
+
+
+def _frames(work: Any) -> Iterator[FrameType]:
+    """What is suspended, from the outermost."""
     while work is not None:
         frame = getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None)
-        if frame is not None and "outbox_saga" in frame.f_code.co_filename:
-            found = f"{frame.f_code.co_qualname}:{frame.f_lineno}"
-        waits_for |= frame is not None and frame.f_code is asyncio.wait_for.__code__
-        work = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None)
-    return found, waits_for
+        if frame is not None:
+            yield frame
+        inner = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None)
+        if inner is not None and not _shows_what_it_waits_for(inner):
+            # asyncmy is compiled: what `__await__` gives there does not say what it stands for
+            inner = next(filter(_shows_what_it_waits_for, gc.get_referents(inner)), None)
+        work = inner
+
+
+def _shows_what_it_waits_for(work: Any) -> bool:
+    return hasattr(work, "cr_await") or hasattr(work, "gi_yieldfrom")
 
 
 @dataclass
