@@ -3,9 +3,9 @@
 At each point it comes to (singles), at another one of its recovery (pairs), at each suspension of
 its tasks (cancel); and with bugs planted, each of which has to be caught.
 
-Parts: `OUTBOX_SAGA_PROOF_PART="mariadb relaying"`, `"sqlite cancel"`, `"planted"`, and so on; and of
-those some operations only: `OUTBOX_SAGA_PROOF_OPERATIONS="relay refusals:relay delayed"`. The bar
-is met only by all operations of all parts.
+Parts: `OUTBOX_SAGA_PROOF_PART="mariadb relaying"`, `"sqlite cancel"`, `"planted"`, and so on; some
+operations of those: `OUTBOX_SAGA_PROOF_OPERATIONS="relay refusals:relay delayed"`. The bar is met
+only by all operations of all parts.
 """
 
 from __future__ import annotations

@@ -34,7 +34,13 @@ from tests.crash.world import World
 When = Literal["at once", "answered"]
 SOON = 5.0  # seconds until whatever was interrupted has been tidied up
 # seconds; MariaDB shows its transactions as they were a while ago to whoever asks more often
-LOOK_AGAIN = {"sqlite": 0.005, "postgresql": 0.005, "mysql": 0.12, "mariadb": 0.12}
+LOOK_AGAIN = {
+    "a pool": 0.005,
+    "sqlite": 0.005,
+    "postgresql": 0.005,
+    "mysql": 0.12,
+    "mariadb": 0.12,
+}
 _OPEN = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
     "AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'",
@@ -42,6 +48,7 @@ _OPEN = {
     "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id "
     "WHERE p.db = database() AND p.id <> connection_id() AND p.command = 'Sleep'",
 }
+_AWAITS = ("cr_await", "ag_await", "gi_yieldfrom")
 
 
 class Suspensions:
@@ -128,18 +135,23 @@ def _waits_for(work: Any) -> bool:
 def _frames(work: Any) -> Iterator[FrameType]:
     """What is suspended, from the outermost."""
     while work is not None:
-        frame = getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None)
+        frame = _first(work, "cr_frame", "ag_frame", "gi_frame")
         if frame is not None:
             yield frame
-        inner = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None)
-        if inner is not None and not _shows_what_it_waits_for(inner):
-            # asyncmy is compiled: what `__await__` gives there does not say what it stands for
-            inner = next(filter(_shows_what_it_waits_for, gc.get_referents(inner)), None)
+        inner = _first(work, *_AWAITS)
+        if inner is not None and not _says_what_it_awaits(inner):
+            # a step of an async generator, or the wrapper of a coroutine of asyncmy, which is
+            # compiled: they do not say what they stand for
+            inner = next(filter(_says_what_it_awaits, gc.get_referents(inner)), None)
         work = inner
 
 
-def _shows_what_it_waits_for(work: Any) -> bool:
-    return hasattr(work, "cr_await") or hasattr(work, "gi_yieldfrom")
+def _first(work: Any, *names: str) -> Any:
+    return next(filter(None, (getattr(work, name, None) for name in names)), None)
+
+
+def _says_what_it_awaits(work: Any) -> bool:
+    return any(hasattr(work, name) for name in _AWAITS)
 
 
 @dataclass
@@ -239,14 +251,17 @@ class Canceller:
         deadline = time.monotonic() + SOON
         while True:
             held, threads = process.held(), process.in_threads()
-            left = self._open_transactions()
+            late = time.monotonic() > deadline
+            # what is held has its transaction; a server is asked once nothing is
+            left = 0 if (held or threads) and not late else self._open_transactions()
             if not (held or threads or left):
                 return []
-            if time.monotonic() > deadline:
+            if late:
                 about = f"checked out {held}, transactions open {left}, in threads {threads}"
                 return [Violation("I18", "connections", about)]
             # neither a pool nor a server tells when it is done
-            await asyncio.sleep(LOOK_AGAIN[self.world.observer.dialect.name])
+            dialect = self.world.observer.dialect.name if left else "a pool"
+            await asyncio.sleep(LOOK_AGAIN[dialect])
 
     def _open_transactions(self) -> int:
         observer = self.world.observer

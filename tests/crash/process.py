@@ -28,7 +28,7 @@ from tests.crash.planted import SOUND, Code
 from tests.crash.provider import Provider
 from tests.crash.recording import RecordingPublisher
 from tests.crash.shop import CONSUMERS, Shop
-from tests.crash.world import World
+from tests.crash.world import World, connect_without_certificates
 
 A_WHILE = 120.0  # seconds: every lease has run out, and most backoffs
 ROUNDS = 60  # a run that has not come to rest by then never will
@@ -96,6 +96,7 @@ class Process:
     def adopt(self, database: Database) -> Database:
         """Another database's engines, or others of the same, die with this process."""
         database.clock = self.database.clock
+        connect_without_certificates(database.engine, database.program_engine)
         self.points.watch(database)
         self._others.append(database)
         return database

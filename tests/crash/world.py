@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from outbox_saga.database import Database
 from outbox_saga.queries import archive_partitions
@@ -56,6 +57,20 @@ class Facts:
     messages: MessageFacts
 
 
+def connect_without_certificates(*engines: sa.Engine) -> None:
+    """PyMySQL loads all certificates of the machine for each connection that may be encrypted.
+
+    It takes longer than all that is sent, and here every process connects anew.
+    """
+    for engine in engines:
+        if engine.driver == "pymysql":
+            event.listen(engine, "do_connect", _unencrypted)
+
+
+def _unencrypted(*told: Any) -> None:
+    told[-1]["ssl_disabled"] = True
+
+
 class World:
     """One database and one folder, prepared once and emptied before each run."""
 
@@ -67,6 +82,9 @@ class World:
         self.observer = sa.create_engine(url, poolclass=sa.pool.SingletonThreadPool)
         self.bare_observer = sa.create_engine(self.bare, poolclass=sa.NullPool)
         self._engines = Database(url, pool_size=5)
+        connect_without_certificates(
+            self.bare_observer, self._engines.engine, self._engines.program_engine
+        )
         self.broker = AppendLog(folder / "broker.jsonl")
         self.ledger = AppendLog(folder / "ledger.jsonl")
         self.arrivals = AppendLog(folder / "arrivals.jsonl")  # what a broker has for our handlers
