@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 LINGER = 0.05  # seconds an acknowledged row may wait for others to be removed with it
+COMPANY = 0.1  # seconds a failure may wait for others to be stored with it
+DUE = 0.1  # seconds between two looks at the blocked keys whose time has come, at least
 
 _TIE = 0.001  # seconds: a look and a renewal that are due at once
 
@@ -32,6 +34,8 @@ class Pace:
         self.remove_at = now
         self.renew_at = now + renew
         self.enter_at = now
+        self.store_at = now
+        self.due_at = now
 
     @property
     def idle(self) -> bool:
@@ -62,6 +66,16 @@ class Pace:
     def removed(self, now: float) -> None:
         """Acknowledged rows were removed; the next ones may wait for company."""
         self.remove_at = now + LINGER
+
+    def stored(self, now: float) -> None:
+        """Failures were stored; the next ones may wait for company."""
+        self.store_at = now + COMPANY
+
+    def asked(self, now: float) -> None:
+        """It was asked which blocked keys are due: each of them is read again from where it was
+        left, over all that was removed since, so that is not to be done for every page.
+        """
+        self.due_at = now + DUE
 
     def renews(self, now: float) -> None:
         """The lease is about to be renewed."""

@@ -48,7 +48,7 @@ MESSAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=60.0)
 OUTAGE_RETRY = Retry(max_attempts=1_000_000, initial=0.2, max_delay=5.0)
 MAX_PAGE = 5000  # rows; SQLite allows 32,766 parameters a statement
 FIRST_PAGE = 100  # rows, before the size of the bodies is known
-FAILURES_AT_ONCE = 50  # stored in one transaction
+FAILURES_AT_ONCE = 200  # stored in one transaction
 PAGES_AT_ONCE = 4  # in memory, on their way or waiting
 
 
@@ -359,16 +359,17 @@ class Relay:
         """What the database is asked for next; None: nothing for now."""
         now, sending = time.monotonic(), self._sending
         # told once: what is due and cannot be read yet must not keep us awake
-        if self.store.take_due() or self._hinted:
+        if (now >= pace.due_at and self.store.take_due()) or self._hinted:
             self._hinted = False
             pace.hinted(now)
         if now >= pace.renew_at:
             pace.renews(now)
             return self._renew(pace)
         # in turn with everything else: many that fail at once keep no others waiting
-        if sending.failures and not self._failures_were_last:
+        failures = bool(sending.failures) and (stopping or self._waits_no_longer(pace, now))
+        if failures and not self._failures_were_last:
             self._failures_were_last = True
-            return self._store_failures()
+            return self._store_some(pace)
         self._failures_were_last = False
         if self.store.leaving and not self._lanes.flying_of(self.store.leaving):
             return self._hand_over()
@@ -394,7 +395,12 @@ class Relay:
         if sending.acknowledged and (many or stopping or now >= pace.remove_at):
             pace.removed(now)
             return self._remove()
-        return self._store_failures() if sending.failures else None
+        return self._store_some(pace) if failures else None
+
+    def _waits_no_longer(self, pace: Pace, now: float) -> bool:
+        """What failed has waited for company, or is many, or is all that can fail now."""
+        count = len(self._sending.failures)
+        return now >= pace.store_at or count >= min(FAILURES_AT_ONCE, self._lanes.flying)
 
     def _patience(self, pace: Pace, *, busy: bool) -> float:
         """Seconds until something is due by itself."""
@@ -403,8 +409,10 @@ class Relay:
             return self._head_start.left or min(self._lease, self._sends_again_in)
         moments = [pace.renew_at - now, self._sends_again_in]
         if (due := self.store.next_due) is not None:
-            moments.append(due)
-        if self._may_read and self._has_room():
+            moments.append(max(due, pace.due_at - now))
+        if self._sending.failures:
+            moments.append(pace.store_at - now)
+        if not self._is_stopping() and self._may_read and self._has_room():
             moments += [pace.read_at - now, pace.enter_at - now]
         if self._sending.acknowledged:
             moments.append(pace.remove_at - now)
@@ -445,7 +453,9 @@ class Relay:
         if idle and not await self.store.anything_to_do(self._lanes.positions(-1)):
             pace.looked(begun, time.monotonic(), found=False)
             return
-        page = await self._exchange(self._sending.take_acknowledged())
+        if due := begun >= pace.due_at:
+            pace.asked(begun)
+        page = await self._exchange(self._sending.take_acknowledged(), due=due)
         pace.looked(begun, time.monotonic(), found=bool(page.rows))
         if idle:
             pace.enter_at = begun  # it may be a delayed message that the look has seen
@@ -460,8 +470,8 @@ class Relay:
     def _is_idle(self, pace: Pace) -> bool:
         return pace.idle and not self._sending.acknowledged
 
-    async def _exchange(self, acknowledged: list[OutboxRow]) -> Page:
-        """Removes these and reads the next page into the lanes."""
+    async def _exchange(self, acknowledged: list[OutboxRow], *, due: bool = True) -> Page:
+        """Removes these and reads the next page into the lanes; `due` as of the store's."""
         lanes = self._lanes
         again, self._again = self._again, None
         page = await self.store.exchange(
@@ -472,6 +482,7 @@ class Relay:
             held=lanes.held,
             again=again,
             sent=self._head_start.teller() if self._head_start.left else None,
+            due=due,
         )
         self._over(acknowledged)
         lanes.removed(acknowledged)
@@ -508,6 +519,10 @@ class Relay:
         limit = max(16, self._page_rows // 8)
         page = await self.store.more_of(key, self._lanes.held[key], limit, room=self._page_bytes)
         self._lanes.more_of(key, page.rows, all_of_it=not page.full)
+
+    async def _store_some(self, pace: Pace) -> None:
+        pace.stored(time.monotonic())
+        await self._store_failures()
 
     async def _store_all_failures(self) -> None:
         while self._sending.failures:

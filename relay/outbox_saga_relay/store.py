@@ -116,6 +116,7 @@ class Store:
         self._clock = database.clock
         self._blocked: dict[BlockedKey, Waiting] = {}
         self._dues: list[float] = []  # a heap: when blocked keys are to be looked at again
+        self._told: set[int] = set()  # the positions whose keys wait no longer, as pages take it
         self._checked = False
         self._lease_ends = 0.0
         self._before: dict[int, int] = {}  # the epochs of the lease it lost
@@ -312,6 +313,10 @@ class Store:
 
     def _know_blocked(self, blocked: Mapping[BlockedKey, verbs.Blocked]) -> None:
         now = time.monotonic()
+        # nobody else lets a key wait longer while we have the lease; before we had it, others did
+        self._told.intersection_update(
+            key[2] for key, found in blocked.items() if found.wait is not None and found.wait <= 0
+        )
         self._blocked = {
             key: Waiting(found.attempts, math.inf if found.wait is None else now + found.wait)
             for key, found in blocked.items()
@@ -398,6 +403,7 @@ class Store:
         held: Collection[str] = (),
         again: int | None = None,
         sent: Callable[[], None] | None = None,
+        due: bool = True,
     ) -> Page:
         """Removes what was acknowledged and reads the next page, in one transaction.
 
@@ -408,9 +414,11 @@ class Store:
             held: Keys of which nothing is read.
             again: Look again above this position.
             sent: Called by another thread when the server is at work.
+            due: Look for blocked keys whose time has come. If not, those are due of which a look
+                before has told; any other waits for the next one.
         """
         return await self._in_thread(
-            self._exchange, acknowledged, limit, room, list(known), list(held), again, sent
+            self._exchange, acknowledged, limit, room, list(known), list(held), again, sent, due
         )
 
     def _exchange(
@@ -422,12 +430,14 @@ class Store:
         held: list[str],
         again: int | None,
         sent: Callable[[], None] | None = None,
+        due: bool = True,  # noqa: FBT001, FBT002 - as `exchange` hands it over
     ) -> Page:
         if again is not None:
             self.mark.lower(again)
         blocked = self._blocked
         marks = exchange.can_exchange(self._engine)
-        due = self._look_at_due(frozenset(known)) if blocked and limit and marks else None
+        if due and blocked and limit and marks:
+            self._look_at_due(frozenset(known))
         lowest = self.mark.lowest
         settled = [r for r in acknowledged if _blocked_key(r) in blocked] if blocked else []
         wanted = Wanted(
@@ -440,7 +450,7 @@ class Store:
             known=_without(known, acknowledged, lowest),
             held=held,
             look_for_blocked=bool(blocked),
-            due=due,
+            due=list(self._told) if marks else None,
             none_if_put_back=marks,
         )
         if not settled and marks:
@@ -466,26 +476,34 @@ class Store:
 
     def _forget_gone(self, page: Page, known: Collection[int]) -> None:
         """A key whose time has come and whose row the page should have had waits for nothing."""
-        now, reading = time.monotonic(), frozenset(self._reading())
+        seen = {row.position for row in page.rows}.union(known)
+        if exchange.can_exchange(self._engine):
+            due = self._told - seen
+        else:
+            now = time.monotonic()
+            due = {key[2] for key, waiting in self._blocked.items() if waiting.due <= now} - seen
+        if not due:
+            return
+        reading = frozenset(self._reading())
         end = page.rows[-1].position if page.full else math.inf
-        seen = {row.position for row in page.rows} | set(known)
-        missed = [
-            key
-            for key, waiting in self._blocked.items()
-            if waiting.due <= now and key[0] in reading and key[2] < end and key[2] not in seen
-        ]
+        missed = [k[2] for k in self._blocked if k[2] in due and k[2] < end and k[0] in reading]
         if missed:
-            positions = [position for _, _, position in missed]
-            gone = self._write(verbs.unblock_gone, self._tables, positions)
+            gone = self._write(verbs.unblock_gone, self._tables, missed)
             self._blocked = {k: w for k, w in self._blocked.items() if k[2] not in gone}
+            self._told.difference_update(gone)
 
-    def _look_at_due(self, known: Collection[int]) -> list[int]:
-        """The mark is below every key whose time has come, until it has been read."""
+    def _look_at_due(self, known: Collection[int]) -> None:
+        """The mark is below every key whose time has come, until it has been read.
+
+        Each of them is due for every page from now on, until something has become of it: a page
+        that took it for waiting would leave out what stands behind it, and the mark would pass
+        that.
+        """
         due = verbs.due_positions(self._kept_or_new(), self._tables, self._clock, self._reading())
+        self._told = set(due)
         for position in due:
             if position not in known:
                 self.mark.lower(position - 1)
-        return due
 
     def _whole(self, page: Page, room: int | None) -> Page:
         if not any(map(is_left_out, page.rows)):
@@ -517,6 +535,7 @@ class Store:
         rows = self._write(both) if acknowledged else self._look(both)
         for row in settled:
             self._blocked.pop(_blocked_key(row), None)
+            self._told.discard(row.position)
         return rows
 
     def _exchange_at_once(
@@ -635,7 +654,6 @@ class Store:
 
     def _store_failures(self, failures: Sequence[Failed]) -> None:
         mine = {f.row.partition: self.epochs.get(f.row.partition, -1) for f in failures}
-        begun = time.monotonic()
 
         def store(connection: sa.Connection) -> list[Failed]:
             if not partitions.holds_lease(connection, self._tables, self._clock, self.owner, mine):
@@ -645,10 +663,12 @@ class Store:
             return failed_rows.store_failures(connection, self._tables, self._clock, counted)
 
         stored = self._write(store)
+        now = time.monotonic()  # not before: by the database's clock it is not due before that
         for failed in stored:
             key = _blocked_key(failed.row)
+            self._told.discard(failed.row.position)
             if failed.blocks:
-                due = math.inf if failed.delay is None else begun + failed.delay
+                due = math.inf if failed.delay is None else now + failed.delay
                 self._blocked[key] = Waiting(self.attempts(failed.row) + 1, due)
                 if failed.delay is not None:
                     heapq.heappush(self._dues, due)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox_saga_relay.pace import Pace
+from outbox_saga_relay.pace import COMPANY, DUE, Pace
 from tests.relay.house import House, Recorder
 from tests.relay.test_running import Broker, running, until
 
@@ -42,6 +42,20 @@ def test_a_database_that_answers_slowly_is_not_asked_without_a_pause() -> None:
         pace.looked(0.0, 0.0, found=False)
     pace.looked(1.0, 11.0, found=False)
     assert pace.read_at > 11.1
+
+
+def test_failures_wait_a_moment_for_company_after_others_were_stored() -> None:
+    pace = Pace(0.25, 1000.0, 5.0)
+    assert pace.store_at <= 5.0
+    pace.stored(5.0)
+    assert pace.store_at == 5.0 + COMPANY
+
+
+def test_it_is_not_asked_for_each_page_which_keys_are_due() -> None:
+    pace = Pace(0.25, 1000.0, 5.0)
+    assert pace.due_at <= 5.0
+    pace.asked(5.0)
+    assert pace.due_at == 5.0 + DUE
 
 
 async def test_a_renewal_finds_what_was_committed_between_two_looks(house: House) -> None:

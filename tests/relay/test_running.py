@@ -12,13 +12,16 @@ import sqlalchemy as sa
 
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import BrokerDown, PublishUnconfirmed, Unpublishable
+from outbox_saga.errors import BrokerDown, BrokerUnavailable, PublishUnconfirmed, Unpublishable
 from outbox_saga.ids import new_id
 from outbox_saga.queries.outbox import write_messages
+from outbox_saga.queries.relay import Failed
 from outbox_saga.retries import Retry
+from outbox_saga_relay import pace
 from outbox_saga_relay.relay import Relay
 from tests.relay.house import PATIENCE, House, Recorder, Said, word_of
 
+REFUSED = Refused(BrokerUnavailable("not now", code="full"))
 QUICK = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.05)
 
 
@@ -34,6 +37,7 @@ class Broker:
         self.attempts: list[str] = []
         self.record = [] if record is None else record  # of several brokers that are one
         self.held: dict[str, asyncio.Event] = {}
+        self.refuses: set[str] = set()
         self.came = asyncio.Condition()
         self.flying = self.most = 0
 
@@ -63,7 +67,7 @@ class Broker:
         if word in self.held:
             await self.held[word].wait()
         self.flying -= 1
-        settled(index, ACCEPTED)
+        settled(index, REFUSED if word in self.refuses else ACCEPTED)
 
     async def until(self, *words: object) -> None:
         """All of these have come."""
@@ -134,6 +138,65 @@ async def test_a_relay_that_is_told_to_end_sends_nothing_behind_what_is_on_its_w
     await asyncio.wait_for(ending, PATIENCE)
     assert broker.attempts == ["first"]
     assert house.waiting() == ["second"]
+
+
+async def test_what_fails_waits_for_company_as_long_as_something_is_on_its_way(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "COMPANY", 3600.0)
+    broker = Broker()
+    slow = broker.hold("slow")
+    house.say("slow", key="a")
+    relay = house.relay(broker, poll=0.02)
+    stored: list[int] = []
+    store_failures = relay.store.store_failures
+
+    async def counted(failures: Sequence[Failed]) -> None:
+        await store_failures(failures)
+        stored.append(len(failures))
+
+    monkeypatch.setattr(relay.store, "store_failures", counted)
+    async with running(relay):
+        await broker.until("slow")
+        broker.refuses |= {"first", "second", "third"}
+        house.say("first", key="b")  # alone: none before it has been stored
+        await until(house, lambda: stored == [1], "the first one is stored")
+        for word, key in (("second", "c"), ("third", "d")):
+            house.say(word, key=key)
+            await broker.until(word)
+        house.say("free")
+        await broker.until("free")
+        await until(house, lambda: house.waiting()[-1] != "free", "others have gone their way")
+        assert len(house.blocked()) == 1
+        slow.set()
+        await until(house, lambda: len(house.blocked()) == 3, "all of them are stored")
+    assert stored == [1, 2]
+
+
+async def test_a_relay_that_is_told_to_end_waits_for_what_is_on_its_way_and_not_in_circles(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Broker()
+    slow = broker.hold("slow")
+    house.say("slow", key="a")
+    relay = house.relay(broker, poll=0.02)
+    stop, rounds = asyncio.Event(), list[float]()
+    patience = relay._patience
+
+    def counted(*args: Any, **kwargs: Any) -> float:
+        rounds.append(patience(*args, **kwargs))
+        return rounds[-1]
+
+    monkeypatch.setattr(relay, "_patience", counted)
+    ending = asyncio.create_task(relay.run(stop))
+    await broker.until("slow")
+    await until(house, lambda: relay._lanes.flying == 1, "it is on its way")
+    stop.set()
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert rounds[-1] > 1.0
+    slow.set()
+    await asyncio.wait_for(ending, PATIENCE)
 
 
 async def test_a_relay_that_is_cancelled_sends_nothing_it_gives_up_once_more(

@@ -9,8 +9,11 @@ import pytest
 from outbox_saga.dead_letters import DeadLetters
 from outbox_saga.decisions import Decision
 from outbox_saga.queries import relay as verbs
+from outbox_saga.queries.exchange import can_exchange
+from outbox_saga.queries.relay import Failed
 from outbox_saga_relay.relay import Relay
-from tests.relay.house import House, Recorder
+from outbox_saga_relay.store import Page
+from tests.relay.house import House, Recorder, word_of
 from tests.relay.test_outcomes import IMPOSSIBLE, UNCONFIRMED, scripted
 from tests.relay.test_running import running, until
 
@@ -19,6 +22,10 @@ ADA = Decision("ada", "it was mended")
 
 def of_k(recorder: Recorder) -> list[str]:
     return [word for word in recorder.words if word.startswith("k")]
+
+
+def words(page: Page) -> list[str]:
+    return [word_of(row.body) for row in page.rows]
 
 
 async def passed(house: House, relay: Relay) -> None:
@@ -121,3 +128,52 @@ async def test_a_key_whose_time_comes_while_a_page_is_read_goes_on_where_it_stop
     await relay.run_once()
     assert of_k(recorder) == ["k1", "k1", "k2", "k3"]
     assert (house.waiting(), house.blocked()) == ([], [])
+
+
+async def test_a_key_that_is_due_is_due_for_pages_that_do_not_ask_for_it(house: House) -> None:
+    """Else they would leave out what stands behind it, and the mark would pass that."""
+    relay = house.relay(scripted(k1=[UNCONFIRMED]))
+    house.say("k1", key="k")
+    await relay.run_once()
+    await passed(house, relay)
+    house.advance(61)
+    first = await relay.store.exchange([], 10)
+    assert words(first) == ["k1"]
+    known = [row.position for row in first.rows]
+    house.say("k2", key="k")
+    assert words(await relay.store.exchange([], 10, known=known, due=False)) == ["k2"]
+    failed = Failed(first.rows[0], 30.0, "timeout", "no answer")
+    await relay.store.store_failures([failed])
+    assert words(await relay.store.exchange([], 10, due=False)) == []
+
+
+async def test_a_key_whose_time_has_come_waits_for_a_page_that_asks(house: House) -> None:
+    relay = house.relay(scripted(k1=[UNCONFIRMED]))
+    house.say("k1", key="k")
+    await relay.run_once()
+    await passed(house, relay)
+    house.say("k2", key="k")
+    house.advance(61)
+    early = await relay.store.exchange([], 10, due=False)
+    # without a mark a page begins at the bottom, and goes by the clock
+    assert words(early) == ([] if can_exchange(house.database.engine) else ["k1", "k2"])
+    assert words(await relay.store.exchange([], 10)) == ["k1", "k2"]
+
+
+async def test_what_is_due_as_one_owner_was_told_waits_as_the_next_one_stored_it(
+    house: House,
+) -> None:
+    """It gets the partition back, and remembers nothing of what it was told before."""
+    relay, other = house.relay(scripted(k1=[UNCONFIRMED])), house.relay(scripted(k1=[UNCONFIRMED]))
+    house.say("k1", key="k")
+    await relay.run_once()
+    house.advance(61)
+    assert words(await relay.store.exchange([], 10)) == ["k1"]
+    await relay.store.release_lease()
+    await other.run_once()
+    await other.store.release_lease()
+    assert await relay.store.take_lease()
+    assert words(await relay.store.exchange([], 10, due=False)) == []
+    assert words(await relay.store.exchange([], 10)) == []
+    house.advance(61)
+    assert words(await relay.store.exchange([], 10)) == ["k1"]
