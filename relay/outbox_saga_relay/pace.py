@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 LINGER = 0.05  # seconds an acknowledged row may wait for others to be removed with it
-COMPANY = 0.1  # seconds a failure may wait for others to be stored with it
-DUE = 0.1  # seconds between two looks at the blocked keys whose time has come, at least
+COMPANY = 0.25  # seconds a failure may wait for others to be stored with it
+DUE = 0.25  # seconds between two looks at the blocked keys whose time has come, at least
 
 _TIE = 0.001  # seconds: a look and a renewal that are due at once
 
