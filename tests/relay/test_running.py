@@ -416,7 +416,7 @@ async def test_a_publisher_that_raises_leaves_its_messages_for_another_attempt(
 async def test_two_relays_share_the_partitions_and_a_third_gets_its_own(house: House) -> None:
     record: list[str] = []
     brokers = [Broker(record) for _ in range(3)]
-    relays = [house.relay(broker, lease=0.6, poll=0.02) for broker in brokers]
+    relays = [house.relay(broker, lease=1.5, poll=0.02) for broker in brokers]
 
     def shares() -> list[int]:
         held = [row.owner for row in house.rows(house.tables.partition_lease)]
