@@ -199,7 +199,7 @@ def _is_blocked(
         waits = blocked.c.position != sa.func.all(_array("due", sa.BigInteger()))
     else:
         waits = blocked.c.position.not_in(due)
-    found = sa.select(sa.literal_column("1")).where(
+    found: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
         blocked.c.partition == outbox.c.partition,
         # one equality, which the primary key serves: an OR here is tried with each blocked key
         # of the partition
