@@ -81,6 +81,7 @@ class Shipping:
     Args:
         watch: Is shown its database, before anything connects to it.
         later: Seconds that its clock is ahead.
+        broker: As of its Service.
     """
 
     def __init__(
@@ -90,10 +91,11 @@ class Shipping:
         threads: bool = False,
         watch: Callable[[Database], None] | None = None,
         later: float = 0.0,
+        broker: str = "local",
     ) -> None:
         self.hook: Callable[[Any], Any] = lambda _: None
         self.keys: list[str] = []
-        self.service = Service("shipping", database=url, clock=Clock(later))
+        self.service = Service("shipping", database=url, broker=broker, clock=Clock(later))
         self._take_part(threads=threads)
         if watch is not None:
             watch(self.service.database)
