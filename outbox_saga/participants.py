@@ -23,7 +23,7 @@ from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
 from outbox_saga.handlers import Handlers
 from outbox_saga.ids import idempotency_key
 from outbox_saga.inbox import is_async
-from outbox_saga.messages import Command, Reply
+from outbox_saga.messages import Command, Message, Reply
 from outbox_saga.payloads import storable
 from outbox_saga.queries import barriers
 from outbox_saga.results import Failure, Success
@@ -151,7 +151,9 @@ def _answer(
 
 def _fields(value: object) -> dict[str, Any] | None:
     """The fields of an answer; None: it is something else."""
-    if isinstance(value, Reply) or (isinstance(value, BaseModel) and not _is_message(value)):
+    if isinstance(value, Reply) or (
+        isinstance(value, BaseModel) and not isinstance(value, Message)
+    ):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         try:
@@ -164,10 +166,6 @@ def _fields(value: object) -> dict[str, Any] | None:
             ) from None
         return dict(found)
     return {} if value is None else None
-
-
-def _is_message(value: BaseModel) -> bool:
-    return hasattr(type(value), "type_name")
 
 
 def _reply(

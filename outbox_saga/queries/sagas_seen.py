@@ -63,6 +63,17 @@ def history(connection: sa.Connection, tables: Tables, id_: UUID) -> Sequence[Ha
     ]
 
 
+def went_on(connection: sa.Connection, tables: Tables, id_: UUID, revision: int) -> bool:
+    """Whether anything but a start, or being parked, had happened to it by that revision."""
+    table = tables.saga_history
+    moved = sa.select(table.c.number).where(
+        table.c.saga_id == id_,
+        table.c.revision <= revision,
+        table.c.transition.not_in(("STARTED", "PARKED")),
+    )
+    return bool(connection.execute(sa.select(moved.exists())).scalar_one())
+
+
 def alive(
     connection: sa.Connection, tables: Tables, source: str
 ) -> dict[tuple[str, int, str], int]:

@@ -8,7 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from outbox_saga.instances import Entry, Instance, SagaState
+from outbox_saga.queries.sagas_seen import went_on
 from outbox_saga.saga.definition import Saga
+from outbox_saga.tables import tables_in
 from outbox_saga.unit_of_work import UnitOfWork
 
 LIFE_CYCLE = frozenset({"COMPLETED", "COMPENSATION_STARTED", "COMPENSATED", "FAILED", "UNPARKED"})
@@ -35,8 +37,12 @@ def announce(
     uow = UnitOfWork(
         connection, schema=schema, source=seen.source, correlation_id=seen.correlation_id
     )
-    # it was written by the caller's transaction, where its own messages are not ours to delay
-    told = [Entry("STARTED"), *entries] if seen.revision == 0 else entries
+    # not by the start itself: key locks have to be the last ones of the caller's transaction
+    first = seen.revision == 0 or (
+        seen.state.parked is not None  # by processes without its definition, which tell nothing
+        and not went_on(connection, tables_in(schema), seen.id, seen.revision)
+    )
+    told = [Entry("STARTED"), *entries] if first else entries
     for entry in told:
         whole = entry.transition in LIFE_CYCLE or entry.transition == "STARTED"
         if whole or (definition.step_events and entry.step is not None):

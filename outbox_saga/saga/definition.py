@@ -103,6 +103,14 @@ class Saga(Generic[D]):
                 f"saga {name}: {events.__name__} has no topic, so it goes nowhere; declare "
                 f'`class {events.__name__}(SagaEvent, topic="…")`'
             )
+        if events is not None:
+            known = SagaEvent.model_fields
+            for field, info in events.model_fields.items():
+                if info.is_required() and field not in known:
+                    raise DefinitionError(
+                        f"saga {name}: {events.__name__} needs {field!r}, which nobody gives it; "
+                        "give it a default"
+                    )
         if step_events and events is None:
             raise DefinitionError(f"saga {name}: step_events without events; give events=, too")
         self.events = events
@@ -268,7 +276,8 @@ class Saga(Generic[D]):
                 everything does that was published in answer to what the saga published.
             timeout: Seconds that it waits, by the database's clock; then the step has failed.
             take: Gets the event; the fields it returns are merged into the saga's data.
-            business_key: Gets the event; it is for the instance with this key instead.
+            business_key: Gets the event, also that of `fails_on`; it is for the instance with this
+                key instead.
             fails_on: The class of an event that says that the awaited one will not come: the step
                 has failed then. It is for the same instance as the awaited one would be.
             compensation: What undoes that which the event told of; a local step.

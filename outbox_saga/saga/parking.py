@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from outbox_saga.database import Database
 from outbox_saga.instances import Entry, Instance
 from outbox_saga.queries import leases, transition
+from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.leases import Known
 from outbox_saga.saga.definition import Saga
 
@@ -68,6 +69,8 @@ class Parking:
         return len(found)
 
     def _park(self, connection: sa.Connection, seen: Instance) -> None:
+        # a process that stands still here must not keep the row from whoever can carry it on
+        limit_idle_transaction(connection, leases.RELEASE_SECONDS)
         reason = self.why_not(seen)
         entries = [] if seen.state.parked == reason else [Entry("PARKED", detail=reason)]
         state = replace(seen.state, parked=reason)

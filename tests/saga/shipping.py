@@ -179,7 +179,7 @@ class House:
     ) -> None:
         self.saga = saga
         self.shipping = shipping
-        self._url = orders_url
+        self.url = orders_url
         self._watch = watch
         self._later = later
         self.services: list[Service] = []
@@ -192,7 +192,7 @@ class House:
 
     def _orders(self, later: float = 0.0) -> Service:
         clock = Clock(self._later + later)
-        service = Service("orders", database=self._url, sagas=[self.saga], clock=clock, poll=0.02)
+        service = Service("orders", database=self.url, sagas=[self.saga], clock=clock, poll=0.02)
         if self._watch is not None:
             self._watch(service.database)
         self.services.append(service)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from outbox_saga import Failure, Retry, Saga, SagaEvent, nothing_to_undo
+from outbox_saga import Failure, Retry, Saga, SagaEvent, Service, nothing_to_undo
 from outbox_saga.errors import DefinitionError
+from outbox_saga.queries.clock import Clock
+from outbox_saga.saga.parking import OVERDUE
 from tests.fixtures.databases import Database as Given
 from tests.saga.shipping import CancelShipment, House, Order, ShipOrder, Shipping, pay, unpay
 
@@ -113,6 +115,24 @@ async def test_a_saga_that_was_started_before_tells_nothing_again(house: Any) ->
     assert [t for t, _, _ in told(here)] == ["STARTED", "COMPLETED"]
 
 
+async def test_one_that_was_parked_before_anything_else_is_told_to_have_started(
+    house: Any,
+) -> None:
+    here = house(ordering())
+    await here.start()
+    for later in (OVERDUE + 1, 2 * OVERDUE + 2):  # nobody knows it, twice
+        empty = Service("orders", database=here.url, clock=Clock(later))
+        orchestrator = empty.orchestrator()
+        await orchestrator.run_once()
+        orchestrator.close()
+        await empty.close()
+
+    await here.orchestrate(later=3 * OVERDUE)
+    await here.to_and_fro(later=3 * OVERDUE)
+
+    assert [t for t, _, _ in told(here)] == ["STARTED", "UNPARKED", "COMPLETED"]
+
+
 async def test_without_events_nothing_is_told(house: Any) -> None:
     here = house(Saga("ordering", data=Order).step("pay", pay, compensation=unpay))
     await here.start()
@@ -129,5 +149,11 @@ def test_events_that_would_go_nowhere_are_refused() -> None:
 
     with pytest.raises(DefinitionError, match="Homeless has no topic, so it goes nowhere"):
         Saga("s", data=Order, events=Homeless)
+
+    class Demanding(SagaEvent, topic="sagas"):
+        colour: str
+
+    with pytest.raises(DefinitionError, match="Demanding needs 'colour', which nobody gives it"):
+        Saga("s", data=Order, events=Demanding)
     with pytest.raises(DefinitionError, match="step_events without events"):
         Saga("s", data=Order, step_events=True)
