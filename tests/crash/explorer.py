@@ -126,7 +126,7 @@ class Explorer:
         )
         if child.returncode != KILLED:
             raise PointNotReached(f"point {at} of {self.operation.name!r}: {child.stderr[-2000:]}")
-        self._earlier += self.world.facts().history
+        self._earlier += self.world.history()
         recovery = self._recover(CrashPoints())
         return self._judge((at,), ("SIGKILL",), recovery.count)
 
@@ -168,7 +168,7 @@ class Explorer:
             runner.run(_lived(process, work))
         if points.dead:
             self.world.let_go()
-            self._earlier += self.world.facts().history
+            self._earlier += self.world.history()
         elif points.at is not None:
             raise PointNotReached(
                 f"operation {self.operation.name!r} on {self.world.name}: "

@@ -215,6 +215,11 @@ class World:
         with self.observer.connect() as connection:
             return self._facts(connection)
 
+    def history(self) -> list[HistoryRow]:
+        """What sagas have written of themselves so far."""
+        with self.observer.connect() as connection:
+            return _history(connection)
+
     def _facts(self, connection: sa.Connection) -> Facts:
         def rows(table: sa.Table, *order: Any) -> list[Any]:
             return list(connection.execute(sa.select(table).order_by(*order)))
@@ -251,14 +256,7 @@ class World:
                 )
                 for r in rows(OURS.saga)
             ],
-            history=[
-                HistoryRow(
-                    str(r.saga_id), r.number, r.revision, r.transition, r.step, r.attempt, r.detail
-                )
-                for r in rows(
-                    OURS.saga_history, OURS.saga_history.c.saga_id, OURS.saga_history.c.number
-                )
-            ],
+            history=_history(connection),
             changes=[
                 Change(
                     str(UUID(r.saga_id)),
@@ -298,6 +296,15 @@ class World:
                 connection, entries, self.broker.read(), self.reports.read()
             ),
         )
+
+
+def _history(connection: sa.Connection) -> list[HistoryRow]:
+    history = OURS.saga_history
+    rows = connection.execute(sa.select(history).order_by(history.c.saga_id, history.c.number))
+    return [
+        HistoryRow(str(r.saga_id), r.number, r.revision, r.transition, r.step, r.attempt, r.detail)
+        for r in rows
+    ]
 
 
 def _is_said(body: bytes) -> bool:
