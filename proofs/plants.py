@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from outbox_saga.brokers import nats_publishing
 from outbox_saga.brokers.contract import ACCEPTED
-from outbox_saga.queries import dialects, failures
+from outbox_saga.queries import dialects, failures, failures_at_once
 from outbox_saga.queries import outbox as writing
 from outbox_saga.queries import relay as verbs
 from outbox_saga_relay import listening, outage
@@ -144,6 +144,15 @@ def _reads_with_locks() -> None:
     setattr(verbs, "read_page", read_page)  # noqa: B010
 
 
+def _nothing_is_blocked() -> None:
+    _instead(failures, "_block", lambda *_: None)()
+    _instead(failures_at_once, "store_retries", _all_stored)()
+
+
+def _all_stored(*told: Any, **_: Any) -> list[Any]:
+    return [failed for failed, _ in told[-1]]
+
+
 def _keeps_its_lease() -> None:
     """A relay that ends leaves its partitions leased until the lease is over."""
 
@@ -155,7 +164,7 @@ def _keeps_its_lease() -> None:
 
 PLANTS: dict[str, Callable[[], None]] = {
     # 2.6; scenarios 6, 7, 8
-    "a refused key waits": _instead(failures, "_block", lambda *_: None),
+    "a refused key waits": _nothing_is_blocked,
     "removed after the ack": _removed_before_the_ack,
     "writers of one key wait for each other": _instead(writing, "lock_numbers", lambda _: []),
     # scenario 9

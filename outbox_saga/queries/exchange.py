@@ -11,25 +11,26 @@ wraps that function (crash points, tracing) sees these too, COMMIT included. Ins
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.deadlines import transaction_limit
 from outbox_saga.queries.clock import Clock
+from outbox_saga.queries.pipelines import (
+    BEGIN,
+    COMMIT,
+    LIMITED,
+    can_limit,
+    milliseconds,
+    told_as_sqlalchemy_does,
+)
 from outbox_saga.queries.relay import OutboxRow, Wanted, page_statement
 from outbox_saga.tables import Tables
-
-# Not conn.commit(), which costs a round trip of its own in a pipeline. The level is said because
-# the server's default may be another: there, a row that an overlapping owner removed is an error.
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
-_COMMIT = "COMMIT"
 
 # Its transaction id is younger than any transaction that was open when the page before was read
 _DELETE = """
@@ -46,11 +47,6 @@ SELECT pg_current_xact_id()::text::bigint, (SELECT count(*) FROM gone) {limited}
 _LEASED = """AND partition = ANY(ARRAY(
     SELECT partition FROM {lease} WHERE owner = CAST(%(owner)s AS uuid)
     AND until > {now}))"""
-
-# A client that stands still between this and the COMMIT holds the rows locked. In a pipeline the
-# session is not idle meanwhile, so that only this limit ends it.
-_LIMITED = ", set_config('transaction_timeout', %(milliseconds)s, true)"
-_LIMITS_SINCE = (17,)
 
 # The same, and what goes is kept: one reading of the clock for all, so that within it the
 # positions say what came first
@@ -175,7 +171,7 @@ def exchange(
     asks = bool(wanted.limit and wanted.none_if_put_back and wanted.owner is not None)
     found = Exchanged([])
     with (
-        _told_as_sqlalchemy_does(connection, raw),
+        told_as_sqlalchemy_does(connection, raw),
         raw.cursor(binary=True) as page,
         raw.cursor() as beginning,
         raw.cursor() as writing,
@@ -185,15 +181,15 @@ def exchange(
         page.row_factory = _row_factory
         with raw.pipeline():
             if published:
-                send(beginning, _BEGIN, None)
+                send(beginning, BEGIN, None)
                 if limit is not None:
                     send(beginning, transaction_limit(limit), None)
-                if lease is not None and not _can_limit(connection.dialect):
+                if lease is not None and not can_limit(connection.dialect):
                     lease = None
                 leased, limited = wanted.owner is not None, lease is not None
                 delete = _delete_sql(connection.dialect, tables, clock, archive, leased, limited)
                 send(writing, delete, _done(published, clock, wanted.owner, lease))
-                send(beginning, _COMMIT, None)
+                send(beginning, COMMIT, None)
             if wanted.limit:
                 send(snapshot, _SNAPSHOT, None)
                 send(page, statement, values)
@@ -228,8 +224,7 @@ def _done(
         "ids": "{" + ",".join([row.id.hex for row in published]) + "}",
         "shift": str(clock.microseconds()),
         "owner": str(owner),
-        # 0 would switch the limit off
-        "milliseconds": str(min(max(1, round((lease or 0.0) * 1000)), 2_147_483_647)),
+        "milliseconds": milliseconds(lease or 0.0),
     }
 
 
@@ -286,32 +281,10 @@ def _delete_sql(
         outbox=named(tables.outbox),
         archive=named(tables.archive),
         leased=_LEASED.format(lease=named(tables.partition_lease), now=now) if leased else "",
-        limited=_LIMITED if limited else "",
+        limited=LIMITED if limited else "",
     )
-
-
-def _can_limit(dialect: sa.Dialect) -> bool:
-    version: tuple[int, ...] | None = getattr(dialect, "server_version_info", None)
-    return version is not None and version >= _LIMITS_SINCE
 
 
 @functools.lru_cache(maxsize=64)
 def _put_back_sql(dialect: sa.Dialect, tables: Tables) -> str:
     return _PUT_BACK.format(lease=dialect.identifier_preparer.format_table(tables.partition_lease))
-
-
-@contextlib.contextmanager
-def _told_as_sqlalchemy_does(connection: sa.Connection, raw: Any) -> Iterator[None]:
-    """The driver's errors as SQLAlchemy's, so that `is_transient` reads them as all others."""
-    dbapi: Any = connection.dialect.loaded_dbapi
-    try:
-        yield
-    except dbapi.Error as error:
-        raise DBAPIError.instance(
-            None,
-            None,
-            error,
-            dbapi.Error,
-            connection_invalidated=bool(raw.closed),
-            dialect=connection.dialect,
-        ) from error

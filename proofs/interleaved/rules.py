@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from outbox_saga.queries import exchange, failures
+from outbox_saga.queries import exchange, failures, failures_at_once
 from outbox_saga.queries import outbox as writing
 from outbox_saga.queries.relay import Wanted
 from outbox_saga_relay import store as stores
@@ -76,9 +77,16 @@ def due_by_the_clock() -> Any:
     return _wanted_without(due=None)
 
 
-def nothing_is_blocked() -> Any:
+@contextlib.contextmanager
+def nothing_is_blocked() -> Iterator[None]:
     """A refused key does not wait."""
-    return patch.object(failures, "_block", lambda *_: None)
+    with (
+        patch.object(failures, "_block", lambda *_: None),
+        patch.object(
+            failures_at_once, "store_retries", lambda *told, **_: [f for f, _ in told[-1]]
+        ),
+    ):
+        yield
 
 
 def row_of_a_failure_is_not_locked() -> Any:

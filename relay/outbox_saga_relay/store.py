@@ -22,7 +22,7 @@ from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.deadlines import limit_transaction
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
-from outbox_saga.queries import exchange, partitions, processes
+from outbox_saga.queries import exchange, failures_at_once, partitions, processes
 from outbox_saga.queries import failures as failed_rows
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
@@ -43,6 +43,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BlockedKey = tuple[int, str, int]
+_DECIDES = "another relay owns the partitions; its own attempts decide"
 
 
 @dataclass(frozen=True, slots=True)
@@ -653,16 +654,17 @@ class Store:
         await self._in_thread(self._store_failures, failures)
 
     def _store_failures(self, failures: Sequence[Failed]) -> None:
-        mine = {f.row.partition: self.epochs.get(f.row.partition, -1) for f in failures}
+        counted = [(failed, self.attempts(failed.row) + 1) for failed in failures]
+        # a row that is gone was published by an owner before us: nothing waits for it
+        if not exchange.can_exchange(self._engine):
+            self._know_stored(self._store_in_steps(counted))
+            return
+        if retried := [pair for pair in counted if pair[0].delay is not None]:
+            self._know_stored(self._store_retries(retried))
+        if others := [pair for pair in counted if pair[0].delay is None]:
+            self._know_stored(self._store_in_steps(others))
 
-        def store(connection: sa.Connection) -> list[Failed]:
-            if not partitions.holds_lease(connection, self._tables, self._clock, self.owner, mine):
-                raise LeaseLost("another relay owns the partitions; its own attempts decide")
-            counted = [(failed, self.attempts(failed.row) + 1) for failed in failures]
-            # a row that is gone was published by an owner before us: nothing waits for it
-            return failed_rows.store_failures(connection, self._tables, self._clock, counted)
-
-        stored = self._write(store)
+    def _know_stored(self, stored: Sequence[Failed]) -> None:
         now = time.monotonic()  # not before: by the database's clock it is not due before that
         for failed in stored:
             key = _blocked_key(failed.row)
@@ -674,6 +676,38 @@ class Store:
                     heapq.heappush(self._dues, due)
             else:
                 self._blocked.pop(key, None)
+
+    def _store_in_steps(self, counted: Sequence[tuple[Failed, int]]) -> list[Failed]:
+        mine = self._epochs_of(counted)
+
+        def store(connection: sa.Connection) -> list[Failed]:
+            if not partitions.holds_lease(connection, self._tables, self._clock, self.owner, mine):
+                raise LeaseLost(_DECIDES)
+            return failed_rows.store_failures(connection, self._tables, self._clock, counted)
+
+        return self._write(store)
+
+    def _store_retries(self, counted: Sequence[tuple[Failed, int]]) -> list[Failed]:
+        try:
+            stored = failures_at_once.store_retries(
+                self._kept_or_new(),
+                self._tables,
+                self._clock,
+                counted,
+                owner=self.owner,
+                epochs=self._epochs_of(counted),
+                limit=self._database.deadline if self._database.pooler else None,
+                lease=self._lease,
+            )
+        except BaseException:
+            self._give_up_kept()
+            raise
+        if stored is None:
+            raise LeaseLost(_DECIDES)
+        return stored
+
+    def _epochs_of(self, counted: Sequence[tuple[Failed, int]]) -> dict[int, int]:
+        return {f.row.partition: self.epochs.get(f.row.partition, -1) for f, _ in counted}
 
     def close(self) -> None:
         """Gives the thread and its connection back."""
