@@ -20,6 +20,7 @@ from outbox_saga.unit_of_work import UnitOfWork, unit_of_work
 
 if TYPE_CHECKING:
     from outbox_saga.archive import Archive
+    from outbox_saga.breaker import Breaker
     from outbox_saga.commit_outcomes import async_commit_outcome, commit_outcome
     from outbox_saga.commits import interrupted_commit
     from outbox_saga.database import Database
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from outbox_saga.messages import Command, Event, Reply
     from outbox_saga.results import Failure, Result, Success, is_failure, is_success
     from outbox_saga.retries import Retry
+    from outbox_saga.saga.breakers import Breakers
     from outbox_saga.saga.context import StepContext, SyncStepContext
     from outbox_saga.saga.definition import Saga
     from outbox_saga.saga.events import SagaEvent
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Archive": "archive",
+    "Breaker": "breaker",
+    "Breakers": "saga.breakers",
     "Command": "messages",
     "CommitUnknown": "errors",
     "Database": "database",
@@ -76,6 +80,8 @@ _HOMES = {
 
 __all__ = [
     "Archive",
+    "Breaker",
+    "Breakers",
     "Command",
     "CommitUnknown",
     "Database",

@@ -239,6 +239,18 @@ class Tables:
             sa.Index(PREFIX + "barrier_updated", "updated_at"),
             **options,
         )
+        self.breaker = sa.Table(  # one for each that has ever failed
+            PREFIX + "breaker",
+            metadata,
+            sa.Column("name", Bytewise, primary_key=True),
+            sa.Column("failures", sa.Integer, nullable=False),
+            sa.Column("until", Moment),  # NULL: closed; then one call goes
+            sa.Column("probe_until", Moment),  # one is on its way, and lost after this
+            sa.Column("trips", sa.BigInteger, nullable=False),
+            sa.Column("opened_at", Moment),
+            sa.Column("changed_at", Moment, nullable=False),
+            **options,
+        )
         self.saga = sa.Table(
             PREFIX + "saga",
             metadata,

@@ -20,7 +20,8 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from outbox_saga.errors import DefinitionError
+from outbox_saga.breaker import Breaker, agreed, named
+from outbox_saga.errors import ConfigurationError, DefinitionError
 from outbox_saga.messages import Command, Event
 from outbox_saga.retries import Retry
 from outbox_saga.saga import rules
@@ -124,6 +125,7 @@ class Saga(Generic[D]):
         self._steps: dict[str, Step] = {}
         self._shape: str | None = None
         self._parallel: dict[str, frozenset[str]] = {}
+        self._breakers: dict[str, Breaker] = {}
 
     def step(
         self,
@@ -142,6 +144,7 @@ class Saga(Generic[D]):
         reads: str | Iterable[str] | None = None,
         writes: str | Iterable[str] | None = None,
         when: Predicate | None = None,
+        breaker: Breaker | str | bool | None = None,
     ) -> Self:
         """Adds a step and returns the saga.
 
@@ -180,10 +183,13 @@ class Saga(Generic[D]):
             when: Gets the data when the steps it waits for are done; False leaves the step out,
                 and those that wait for it go on. Asked once, or again with the same data: no
                 clock, no I/O.
+            breaker: Of an external step: a `Breaker`, the name of one that steps share (5
+                failures, 60 s), or True for one of its own.
 
         Raises:
             DefinitionError: A rule is broken; the message names the rule and the mend.
         """
+        where = f"saga {self.name}, step {name!r}"
         command = self._commanded(name, action, compensation)
         acts, undoes = cast("Action", action), cast("Action | NothingToUndo | None", compensation)
         return self._add(
@@ -206,6 +212,7 @@ class Saga(Generic[D]):
                 kind="action" if command is None else "command",
                 seconds=0.0 if command is None else timeout,
                 command=command,
+                breaker=named(breaker, where, f"{self.name}.{name}"),
             ),
             placed=after is not None,
             lasting=retry is None,
@@ -367,6 +374,12 @@ class Saga(Generic[D]):
         """The steps by name, in the order of definition, which is a topological one."""
         return self._steps
 
+    @property
+    def breakers(self) -> Mapping[str, Breaker]:
+        """Those of its steps, by name."""
+        self.check()
+        return self._breakers
+
     def before(self, name: str) -> set[str]:
         """All steps that this one waits for, directly or not."""
         return all_before(self._steps, name)
@@ -393,6 +406,10 @@ class Saga(Generic[D]):
         if self._shape is not None:
             return self
         rules.check_graph(self.name, self._steps)
+        try:
+            self._breakers = agreed(s.breaker for s in self._steps.values() if s.breaker)
+        except ConfigurationError as error:
+            raise DefinitionError(f"saga {self.name}: {error}") from error
         self._parallel = {name: frozenset(self.parallel_to(name)) for name in self._steps}
         document = json.dumps([self.name, self.version, *self.outline()], sort_keys=True)
         self._shape = hashlib.sha256(document.encode()).hexdigest()

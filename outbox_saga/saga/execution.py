@@ -42,6 +42,7 @@ from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
 from outbox_saga.results import Failure, Success
 from outbox_saga.saga.announcing import announce
+from outbox_saga.saga.breaking import guarded, let_through, note_outcome
 from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import (
@@ -132,7 +133,8 @@ class Execution:
             decision = decide(
                 hand.definition, hand.instance.state, happened, hand.surroundings(None)
             )
-            if decision.state == hand.instance.state and not decision.entries:
+            nothing = decision.state == hand.instance.state and not decision.entries
+            if nothing and not guarded(hand.definition, decision.todo):
                 return decision
         decision, instance = await self.database.run(self._record_alone, hand, happened, [])
         hand.advance(instance)
@@ -398,13 +400,26 @@ class Execution:
             flight = (happened.step, "do")
         around = hand.surroundings(flight)
         seen = hand.instance
+        opened = note_outcome(connection, tables, clock, hand.definition, happened)
         for locked in (False, True):
             if locked:
                 current = sagas.read(connection, tables, seen.id, lock=True)
                 if current is None or current.epoch != seen.epoch:
                     raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
                 seen = current
-            decision = decide(hand.definition, seen.state, happened, around)
+            state = seen.state
+            decision = let_through(
+                connection,
+                tables,
+                clock,
+                hand.definition,
+                lambda gates, state=state: decide(  # type: ignore[misc]
+                    hand.definition, state, happened, replace(around, gates=gates)
+                ),
+                hand.lease,
+            )
+            if opened is not None:
+                decision = replace(decision, entries=(*decision.entries, opened))
             if decision.state == seen.state and not decision.entries:
                 return decision, seen  # nothing to write: an instance taken up to run a local step
             if transition.record(

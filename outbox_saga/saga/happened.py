@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from outbox_saga.breaker import Gates
 from outbox_saga.instances import Direction, Entry, SagaState
 
 # --- what happened -------------------------------------------------------------------------------
@@ -129,6 +130,7 @@ class Send:
 
 
 Flight: TypeAlias = tuple[str, Direction]
+EVERY_GATE_IS_OPEN = Gates()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ class Surroundings:
         lease: Seconds after which another process takes the instance over.
         seed: Of the jitter: the instance's id.
         started_at: When the instance was started, by the database's clock.
+        gates: What breakers let through.
     """
 
     now: dt.datetime
@@ -148,6 +151,7 @@ class Surroundings:
     lease: float = 30.0
     seed: str = ""
     started_at: dt.datetime | None = None
+    gates: Gates = EVERY_GATE_IS_OPEN
 
 
 @dataclass(frozen=True, slots=True)

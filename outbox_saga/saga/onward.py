@@ -113,7 +113,7 @@ def _forward(
             else:
                 state = send(definition, state, rule, "do", around, entries, sends)
         elif step.phase == "calling" and _has_room(definition, around, todo):
-            state = _settle(state, rule, around, entries, todo)
+            state = _settle(definition, state, rule, around, entries, todo)
         elif step.phase == "listening":
             state = _heard_nothing(definition, state, rule, entries)
         if state.status != "running":
@@ -143,7 +143,7 @@ def _begin(
         return _listen(definition, state, rule, around, entries)
     if _has_room(definition, around, todo):
         if rule.external:
-            return _call(state, rule, "do", around, entries, todo)
+            return _call(definition, state, rule, "do", around, entries, todo)
         todo.append(Run(rule.name, "do", step.attempts + 1))
     return state
 
@@ -230,7 +230,7 @@ def _backward(
         if rule.kind == "command":
             state = unanswered(definition, state, rule, entries)
         elif _has_room(definition, around, todo):
-            state = _settle(state, rule, around, entries, todo)
+            state = _settle(definition, state, rule, around, entries, todo)
     unsettled = any(s.phase == "calling" for s in state.steps.values())
     if unsettled or any(direction == "do" for _, direction in around.in_flight):
         return state  # let the running settle, then undo
@@ -271,7 +271,7 @@ def _undo(
     if rule.kind == "command":
         return send(definition, state, rule, "undo", around, entries, sends)
     if rule.external:
-        return _call(state, rule, "undo", around, entries, todo)
+        return _call(definition, state, rule, "undo", around, entries, todo)
     todo.append(Run(rule.name, "undo", step.undo_attempts + 1))
     return state
 
@@ -280,7 +280,29 @@ def _is_due(step: StepState, around: Surroundings) -> bool:
     return step.due is None or step.due <= around.now
 
 
+def _held_back(
+    definition: Saga[Any],
+    state: SagaState,
+    rule: Step,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
+) -> SagaState | None:
+    """The state in which the step waits for its breaker; None: its call may go."""
+    if rule.breaker is None:
+        return None
+    asked = [definition.steps[t.step].breaker for t in todo]
+    names = [each.name for each in asked if each is not None and each.name is not None]
+    seed = f"{around.seed}:{rule.name}"
+    until = around.gates.held_until(rule.breaker, names, around.now, seed)
+    if until is None:
+        return None
+    entries.append(Entry("HELD_BACK", rule.name, None, f"breaker {rule.breaker.name} is open"))
+    return state.with_step(rule.name, due=until)
+
+
 def _call(
+    definition: Saga[Any],
     state: SagaState,
     rule: Step,
     direction: Direction,
@@ -289,6 +311,9 @@ def _call(
     todo: list[ToDo],
 ) -> SagaState:
     """The intent: the attempt and its input are committed before the call is made."""
+    held = _held_back(definition, state, rule, around, entries, todo)
+    if held is not None:
+        return held
     step = state.steps[rule.name]
     # every attempt gets what the first one got: the same key with another request is an error at
     # the other side
@@ -312,7 +337,12 @@ def _call(
 
 
 def _settle(
-    state: SagaState, rule: Step, around: Surroundings, entries: list[Entry], todo: list[ToDo]
+    definition: Saga[Any],
+    state: SagaState,
+    rule: Step,
+    around: Surroundings,
+    entries: list[Entry],
+    todo: list[ToDo],
 ) -> SagaState:
     """A call whose outcome nobody knows.
 
@@ -322,7 +352,11 @@ def _settle(
     if rule.idempotent:
         if SETTLING.exhausted(step.attempts - rule.retry.max_attempts + 1):
             return _lost(state, rule, "do", entries)
-        return _call(state.with_step(rule.name, unknown=True), rule, "do", around, entries, todo)
+        asked = state.with_step(rule.name, unknown=True)
+        return _call(definition, asked, rule, "do", around, entries, todo)
+    held = _held_back(definition, state, rule, around, entries, todo)
+    if held is not None:
+        return held
     if not step.unknown:  # a question changes nothing; that its caller died does
         entries.append(Entry("RUNNING", rule.name, step.attempts, "nobody knows its outcome"))
     todo.append(Query(rule.name, step.attempts))

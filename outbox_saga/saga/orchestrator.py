@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from outbox_saga.breaker import agreed
 from outbox_saga.calling import place
 from outbox_saga.database import Database
 from outbox_saga.errors import ConfigurationError, LeaseLost
@@ -73,6 +74,8 @@ class Orchestrator:
                     f"saga {key[0]} version {key[1]} is registered twice; give the newer one "
                     f"version={key[1] + 1}"
                 )
+        # one name, one rule: for all sagas of this process
+        agreed(b for d in self._definitions.values() for b in d.breakers.values())
         self._known = Known(
             sorted({name for name, _ in self._definitions}),
             sorted(definition.shape for definition in self._definitions.values()),

@@ -57,6 +57,11 @@ def check_step(
         )
     _check_waiting(where, step)
     _check_command(where, step, fields)
+    if step.breaker is not None and not step.external:
+        raise DefinitionError(
+            f"{where}: a breaker guards calls outside this database; make the step external=True, "
+            "or leave breaker= out"
+        )
     if step.when is not None and not callable(step.when):
         raise DefinitionError(f"{where}: when= must be a function of the data, not {step.when!r}")
     for other in step.after:

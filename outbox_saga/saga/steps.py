@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final
 
+from outbox_saga.breaker import Breaker
 from outbox_saga.envelopes import seal
 from outbox_saga.instances import Direction
 from outbox_saga.messages import Command, Message
@@ -135,6 +136,7 @@ class Step:
     event: Awaited | None = None
     seconds: float | Callable[[Any], float] = 0.0
     command: Commanded | None = None
+    breaker: Breaker | None = None
 
 
 def all_before(steps: Mapping[str, Step], name: str) -> set[str]:

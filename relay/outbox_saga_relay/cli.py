@@ -66,6 +66,10 @@ COMMANDS = {
         "outbox_saga_relay.saga_command:saga",
         "Look at sagas, and decide about those that are stuck.",
     ),
+    "breaker": Lazy(
+        "outbox_saga_relay.breaker_command:breaker",
+        "Look at circuit breakers, or close one.",
+    ),
     "status": Lazy(
         "outbox_saga_relay.status_command:status",
         "Show what waits, for whom, and who is at work.",

@@ -139,6 +139,8 @@ NOT_EXPLORED: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "Breaker",
+            "Breakers",
             "Saga",
             "SagaEvent",
             "StepContext",

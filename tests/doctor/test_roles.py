@@ -36,6 +36,7 @@ inbox             -        SI        -             SD     SI        s
 inbox_waiting     -        SIUD      -             -      SUD       s
 inbox_claim       -        SIUD      -             -      S         S
 barrier           -        SIu       -             -      S         s
+breaker           -        -         SIu           -      Su        S
 saga              sIu      sIu       SIu           -      Su        s
 saga_history      I        I         SI            -      SI        S
 process           -        SIUD      SIUD          SIUD   SIU       S
@@ -75,6 +76,10 @@ SOME = {
         "error error_class owner lease_until"
     ),
     ("consumer", "barrier", "UPDATE"): "state answer updated_at",
+    **{
+        (role, "breaker", "UPDATE"): "failures until probe_until trips opened_at changed_at"
+        for role in ("orchestrator", "operator")
+    },
     ("observer", "barrier", "SELECT"): "saga_id step generation state updated_at",
     ("observer", "saga", "SELECT"): (
         "id source name version shape business_key correlation_id state revision reason due_at "

@@ -139,15 +139,17 @@ def test_whoever_does_not_hold_every_lease_stores_nothing(
     lease = ours.tables.partition_lease
     mine = {failed.row.partition for failed, _ in failures}
     assert len(mine) > 1
-    taken = {
+    taken: dict[str, Any] = {
         "to another": {"owner": new_id()},
         "and had again": {"epoch": lease.c.epoch + 1},
         "by time": {"until": ours.clock.now(-1.0)},
         "in part": {"owner": None},
-    }[lost]
+    }
     which = {min(mine)} if lost == "in part" else mine
     with ours.begin() as connection:
-        connection.execute(sa.update(lease).where(lease.c.partition.in_(which)).values(**taken))
+        connection.execute(
+            sa.update(lease).where(lease.c.partition.in_(which)).values(**taken[lost])
+        )
     assert stored(ours, kept, failures, epochs) is None
     assert blocked(ours) == []
 

@@ -30,6 +30,7 @@ GRANT REFERENCES ON outbox_saga_inbox TO {everybody};
 GRANT REFERENCES ON outbox_saga_inbox_waiting TO {everybody};
 GRANT REFERENCES ON outbox_saga_inbox_claim TO {everybody};
 GRANT REFERENCES ON outbox_saga_barrier TO {everybody};
+GRANT REFERENCES ON outbox_saga_breaker TO {everybody};
 GRANT REFERENCES ON outbox_saga_saga TO {everybody};
 GRANT REFERENCES ON outbox_saga_saga_history TO {everybody};
 GRANT REFERENCES ON outbox_saga_process TO {everybody};
@@ -94,6 +95,9 @@ GRANT SELECT, INSERT, UPDATE (state, revision, data, progress, reason, due_at, o
   ON outbox_saga_saga TO {prefix}_orchestrator;
 -- Appended to, never changed.
 GRANT SELECT, INSERT ON outbox_saga_saga_history TO {prefix}_orchestrator;
+-- Breakers, which all orchestrators share.
+GRANT SELECT, INSERT, UPDATE (failures, until, probe_until, trips, opened_at, changed_at)
+  ON outbox_saga_breaker TO {prefix}_orchestrator;
 -- That it is alive.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_process TO {prefix}_orchestrator;
 GRANT SELECT ON outbox_saga_version TO {prefix}_orchestrator;
@@ -133,6 +137,8 @@ GRANT SELECT, INSERT ON outbox_saga_inbox TO {prefix}_operator;
 GRANT SELECT, UPDATE, DELETE ON outbox_saga_inbox_waiting TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_barrier TO {prefix}_operator;
+GRANT SELECT, UPDATE (failures, until, probe_until, trips, opened_at, changed_at)
+  ON outbox_saga_breaker TO {prefix}_operator;
 GRANT SELECT, UPDATE (state, revision, data, progress, reason, due_at, owner, lease_until, epoch,
     updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_operator;
@@ -162,6 +168,7 @@ GRANT SELECT (position, consumer, message_id, topic, `key`, arrived_at, until, f
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_observer;
 GRANT SELECT (saga_id, step, generation, state, updated_at)
   ON outbox_saga_barrier TO {prefix}_observer;
+GRANT SELECT ON outbox_saga_breaker TO {prefix}_observer;
 GRANT SELECT (id, source, name, version, shape, business_key, correlation_id, state, revision,
     reason, due_at, owner, lease_until, epoch, started_at, updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_observer;

@@ -1,0 +1,121 @@
+"""Breakers at a transition: what its outcome does to them, and which calls they let through.
+
+In the transition's own transaction: a probe that is taken is given back if the intent of its call
+does not commit, and a failure counts once for each attempt that is recorded.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from outbox_saga.breaker import SPREAD, Breaker, Gates, gates_of
+from outbox_saga.instances import Entry
+from outbox_saga.queries import breakers
+from outbox_saga.queries.clock import Clock
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.happened import (
+    EVERY_GATE_IS_OPEN,
+    Decision,
+    Errored,
+    Happened,
+    Resumed,
+    Run,
+    ToDo,
+)
+from outbox_saga.tables import Tables
+
+
+def guarded(definition: Saga[Any], todo: tuple[ToDo, ...]) -> dict[str, float]:
+    """The breakers that these calls and questions have to pass, with the longest of their
+    timeouts in seconds.
+    """
+    found: dict[str, float] = {}
+    for each in todo:
+        step = definition.steps[each.step]
+        if step.breaker is not None and not isinstance(each, Run):
+            name = _name(step.breaker)
+            found[name] = max(found.get(name, 0.0), step.timeout)
+    return found
+
+
+def note_outcome(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    definition: Saga[Any],
+    happened: Happened,
+) -> Entry | None:
+    """The breaker of the step knows what came of its call; what the history says if it opened.
+
+    A business no is an answer, and so is that a query found nothing.
+    """
+    if isinstance(happened, Resumed):
+        return None
+    breaker = definition.steps[happened.step].breaker
+    if breaker is None:
+        return None
+    name = _name(breaker)
+    if not isinstance(happened, Errored):
+        # mostly it is closed, and then nobody waits for its row
+        known = breakers.read(connection, tables, clock, [name])
+        if not any(stand.failures or stand.until for stand in known):
+            return None
+        stand = breakers.lock(connection, tables, clock, name)
+        if (answered := stand.answered()) != stand:
+            breakers.note(connection, tables, clock, answered)
+        return None
+    stand = breakers.lock(connection, tables, clock, name)
+    failed = stand.failed(breaker)
+    if failed != stand:
+        breakers.note(connection, tables, clock, failed)
+    if failed.trips == stand.trips:
+        return None
+    told = f"breaker {name}: {failed.failures} failures in a row, open for {breaker.seconds:g} s"
+    return Entry("BREAKER_OPENED", happened.step, happened.attempt, told)
+
+
+def let_through(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    definition: Saga[Any],
+    decide: Callable[[Gates], Decision],
+    lease: float,
+) -> Decision:
+    """The decision, with only such calls as breakers let through.
+
+    Args:
+        decide: With these gates. It asks nobody.
+        lease: Seconds by which a probe may be later than its timeout, before it counts as lost.
+    """
+    decision = decide(EVERY_GATE_IS_OPEN)
+    if not guarded(definition, decision.todo):
+        return decision
+    rules = definition.breakers
+    gates = gates_of(breakers.read(connection, tables, clock, rules), rules)
+    taken: set[str] = set()
+    while gates.shut or gates.ajar:
+        decision = decide(gates)
+        asked = guarded(definition, decision.todo)
+        lost = {
+            name
+            for name in sorted(gates.ajar.intersection(asked) - taken)
+            if not breakers.take_probe(connection, tables, clock, name, asked[name] + lease)
+        }
+        if not lost:
+            break
+        taken |= gates.ajar.intersection(asked) - lost
+        now = clock.read(connection)
+        soon = {n: now + dt.timedelta(seconds=rules[n].seconds * SPREAD) for n in lost}
+        gates = replace(gates, shut={**gates.shut, **soon}, ajar=gates.ajar - lost)
+    return decision
+
+
+def _name(breaker: Breaker) -> str:
+    assert breaker.name is not None, "a definition names every one"
+    return breaker.name
