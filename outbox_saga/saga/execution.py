@@ -35,7 +35,7 @@ from outbox_saga.calling import (
 from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
 from outbox_saga.ids import idempotency_key
-from outbox_saga.instances import Direction, Instance
+from outbox_saga.instances import ENDED, Direction, Instance
 from outbox_saga.lent_session import LentSession
 from outbox_saga.queries import sagas, transition
 from outbox_saga.queries.delayed import Delayed
@@ -61,7 +61,7 @@ from outbox_saga.saga.happened import (
     ToDo,
     Unusable,
 )
-from outbox_saga.saga.progress import decide
+from outbox_saga.saga.progress import came_late, decide
 from outbox_saga.saga.remote import command_of
 from outbox_saga.saga.steps import Action, Step
 from outbox_saga.unit_of_work import UnitOfWork
@@ -350,6 +350,17 @@ class Execution:
 
     async def _report(self, hand: Hand, happened: Happened, kept: list[Delayed]) -> Decision:
         try:
+            return await self._report_in_time(hand, happened, kept)
+        except LeaseLost:
+            if isinstance(happened, Done) and happened.direction == "do":
+                # what was done has to be undone, whoever did it and whoever has the instance now
+                await self.database.run(self._record_late, hand, happened, kept)
+            raise
+
+    async def _report_in_time(
+        self, hand: Hand, happened: Happened, kept: list[Delayed]
+    ) -> Decision:
+        try:
             decision, instance = await self.database.run(self._record_alone, hand, happened, kept)
         except MessageRefused as error:
             if not isinstance(happened, Done):
@@ -367,6 +378,34 @@ class Execution:
             )
         hand.advance(instance)
         return decision
+
+    def _record_late(
+        self, connection: sa.Connection, hand: Hand, happened: Done, kept: list[Delayed]
+    ) -> None:
+        """Another process has the instance: it is told, and finds it at its next transition."""
+        tables, clock = self.database.tables, self.database.clock
+        limit_idle_transaction(connection, hand.lease)
+        current = sagas.read(connection, tables, hand.instance.id, lock=True)
+        if current is None:
+            return
+        state, entries = came_late(hand.definition, current.state, happened)
+        moved = transition.record(
+            connection,
+            tables,
+            clock,
+            current,
+            state,
+            None if state.status in ENDED else clock.read(connection),
+            entries,
+            keep_lease=True,
+            keep_deaths=True,
+        )
+        assert moved, "it is locked"
+        announce(connection, tables.schema, hand.definition, current, state, entries)
+        if not any(entry.transition == "IGNORED" for entry in entries):
+            uow = UnitOfWork(connection, schema=tables.schema)
+            for message in kept:
+                uow.keep_sealed(*message)
 
     # --- the transition --------------------------------------------------------------------------
 

@@ -196,6 +196,24 @@ def replied(
     return state, tuple(entries)
 
 
+def came_late(
+    definition: Saga[Any], state: SagaState, happened: Done
+) -> tuple[SagaState, tuple[Entry, ...]]:
+    """The state after a call has succeeded that was made by whoever had the instance before, and
+    what follows, `decide` says.
+
+    If nobody expected it any more, it is undone.
+    """
+    entries: list[Entry] = []
+    try:
+        state = _done(definition, state, happened, entries)
+    except MessageRefused as refused:
+        reason = f"its answer does not fit the saga's data ({refused.path})"
+        unusable = Unusable(happened.step, happened.attempt, reason)
+        state = _unusable(definition, state, unusable, entries)
+    return state, tuple(entries)
+
+
 def _goes_forward(state: SagaState) -> bool:
     """Now, or once a person has helped."""
     return state.status == "running" or (
