@@ -1,0 +1,1 @@
+"""Proof 3.6: workers whose own clocks are wrong."""

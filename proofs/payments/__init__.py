@@ -1,0 +1,1 @@
+"""Proof 3.4: a payment whose outcome nobody knows."""
