@@ -118,5 +118,5 @@ def test_an_order_is_whole_or_nothing_of_it_is_left(database_url: str, tmp_path:
 @pytest.mark.databases("postgres18", "mariadb")
 def test_the_order_is_the_same_on_other_databases(database_url: str, tmp_path: Path) -> None:
     example = Example("order_processing", tmp_path, database_url)
-    assert example.run("python orders.py ada ada@example.com 1x2 3x1")[-1] == "COMPLETED"
-    assert "declined" in said(example.run("python orders.py ada ada@example.com 4x1"))
+    assert example.run("python order_saga.py ada ada@example.com 1x2 3x1")[-1] == "COMPLETED"
+    assert "declined" in said(example.run("python order_saga.py ada ada@example.com 4x1"))

@@ -1,6 +1,6 @@
 """An order of several items: validated, reserved, paid, created and confirmed; or nothing of it.
 
-python orders.py ada ada@example.com 1x2 3x1     (product x quantity)
+python order_saga.py ada ada@example.com 1x2 3x1     (product x quantity)
 """
 
 from __future__ import annotations
