@@ -89,6 +89,7 @@ class Hand:
     )  # by this process's monotonic clock: then somebody else may have it
     in_flight: set[Flight] = field(default_factory=set)
     untouched: bool = True  # nothing was committed since it was claimed
+    lag: float = 0.0  # seconds that reading the database's time took
 
     def advance(self, instance: Instance) -> None:
         """Takes over what was committed.
@@ -109,7 +110,12 @@ class Hand:
             frozenset(self.in_flight - {reporting}) if reporting else frozenset(self.in_flight)
         )
         return Surroundings(
-            now, in_flight, self.lease, str(self.instance.id), self.instance.started_at
+            now,
+            in_flight,
+            self.lease,
+            str(self.instance.id),
+            self.instance.started_at,
+            lag=self.lag,
         )
 
 

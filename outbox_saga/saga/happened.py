@@ -138,12 +138,13 @@ class Surroundings:
     """What `decide` must know and may not ask for.
 
     Args:
-        now: By the database's clock.
+        now: By the database's clock, or a little earlier: what is due by it is due there, too.
         in_flight: Steps that this process is carrying out, without the one that is being reported.
         lease: Seconds after which another process takes the instance over.
         seed: Of the jitter: the instance's id.
         started_at: When the instance was started, by the database's clock.
         gates: What breakers let through.
+        lag: Seconds that `now` may be earlier than the database's clock, at most.
     """
 
     now: dt.datetime
@@ -152,6 +153,11 @@ class Surroundings:
     seed: str = ""
     started_at: dt.datetime | None = None
     gates: Gates = EVERY_GATE_IS_OPEN
+    lag: float = 0.0
+
+    def after(self, seconds: float) -> dt.datetime:
+        """The moment so many seconds from now: not before that by the database's clock."""
+        return self.now + dt.timedelta(seconds=self.lag + seconds)
 
 
 @dataclass(frozen=True, slots=True)

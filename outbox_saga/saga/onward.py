@@ -168,7 +168,7 @@ def _listen(
     except Exception as error:  # noqa: BLE001  # users' code
         reason = f"how long to wait could not be told ({type(error).__name__})"
         return fail(definition, state, rule.name, 0, reason, entries, None)
-    due = around.now + dt.timedelta(seconds=seconds)
+    due = around.after(seconds)
     entries.append(Entry("RUNNING", rule.name, None, f"waits for {seconds:g} s"))
     return state.with_step(rule.name, phase="listening", due=due)
 
@@ -331,7 +331,7 @@ def _call(
     changes["due"] = (
         None
         if rule.idempotent or direction == "undo"
-        else around.now + dt.timedelta(seconds=around.lease + rule.timeout)
+        else around.after(around.lease + rule.timeout)
     )
     return state.with_step(rule.name, **changes)
 

@@ -185,13 +185,15 @@ class Orchestrator:
             logger.warning("the database did not let us claim (%s); trying again", brief(error))
             await asyncio.sleep(TROUBLE_PAUSE)
             return set()
-        # read after the database's time: what is due here is due there, too
+        # read after the database's time: what is due here is due there, too. What becomes due
+        # counts from the other end of that, or it would be due there a little early
         read_at = time.monotonic()
+        lag = read_at - begun
         drives = set()
         for instance in instances:
             definition = self._definitions[instance.name, instance.version]
             ends = begun + self.lease
-            hand = Hand(definition, instance, self.owner, now, read_at, self.lease, ends)
+            hand = Hand(definition, instance, self.owner, now, read_at, self.lease, ends, lag=lag)
             self._hands[instance.id] = hand
             drives.add(asyncio.create_task(self._drive(hand)))
         return drives

@@ -257,7 +257,7 @@ def _errored(
     seed = f"{around.seed}:{name}:{happened.direction}"
 
     def wait(seconds: float) -> dt.datetime:
-        return around.now + dt.timedelta(seconds=seconds)
+        return around.after(seconds)
 
     if happened.direction == "undo":
         if step.phase not in ("done", "undoing"):

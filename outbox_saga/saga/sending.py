@@ -5,7 +5,6 @@ Pure.
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import Any
 
 from outbox_saga.instances import Direction, Entry, SagaState, StepState
@@ -26,6 +25,7 @@ def send(
 ) -> SagaState:
     """The command leaves with this transition; if no answer comes in time, it leaves again."""
     assert rule.command is not None
+    assert not callable(rule.seconds)
     step = state.steps[rule.name]
     fields = step.input if is_open(step, direction) else None
     if fields is None:
@@ -40,7 +40,7 @@ def send(
             return stick(
                 state, rule.name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True
             )
-    changes: dict[str, Any] = {"input": fields, "due": _seconds_from(around, rule)}
+    changes: dict[str, Any] = {"input": fields, "due": around.after(rule.seconds)}
     if direction == "do":
         attempt = step.attempts + 1
         changes |= {"phase": "calling", "attempts": attempt}
@@ -51,11 +51,6 @@ def send(
         entries.append(Entry("COMPENSATING_STEP", rule.name, attempt, "its command leaves"))
     sends.append(Send(rule.name, direction, attempt, step.generation, fields))
     return state.with_step(rule.name, **changes)
-
-
-def _seconds_from(around: Surroundings, rule: Step) -> dt.datetime:
-    assert not callable(rule.seconds)
-    return around.now + dt.timedelta(seconds=rule.seconds)
 
 
 def unanswered(

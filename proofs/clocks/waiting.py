@@ -58,7 +58,7 @@ waits = (
 )
 times_out = (
     Saga("times_out", data=Times)
-    .step("begins", noted, compensation=noted)
+    .step("begins", noted, compensation=nothing_to_undo)
     .wait_for("never", Never, timeout=4.0)
     .check()
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +16,10 @@ from pydantic import BaseModel
 
 from outbox_saga import Event, Saga, Service, StepContext
 from outbox_saga.envelopes import Envelope, seal
+from outbox_saga.queries import leases
 from outbox_saga.queries.clock import Clock
+from outbox_saga.saga import orchestrator as orchestrators
+from outbox_saga.saga.operating import SagaOperations
 from tests.fixtures.databases import Database
 from tests.saga.shop import Shop
 
@@ -292,3 +298,36 @@ def test_what_says_no_is_part_of_the_shape() -> None:
     with_ = Saga("collect", data=Order).wait_for("paid", Paid, timeout=60, fails_on=Declined)
 
     assert without.shape != with_.shape
+
+
+async def test_no_timer_is_early_though_it_takes_long_to_read_the_databases_time(
+    shop: Shop, seller: Seller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = 0.0
+
+    def claim(*told: Any, **options: Any) -> Any:
+        nonlocal slow
+        found = leases.claim(*told, **options)
+        slow = 5.0  # seconds until its answer has come
+        return found
+
+    def monotonic() -> float:
+        return time.monotonic() + slow
+
+    monkeypatch.setattr(
+        orchestrators, "leases", SimpleNamespace(**vars(leases) | {"claim": claim})
+    )
+    monkeypatch.setattr(orchestrators, "time", SimpleNamespace(monotonic=monotonic))
+    id_ = await seller.start()
+    service = seller.later(0)
+    orchestrator = service.orchestrator()
+    while await orchestrator.run_once():
+        pass
+    orchestrator.close()
+    step = (await shop.instance(id_)).state.steps["paid"]
+    _, history = await SagaOperations(service.database).show(id_)
+    (began,) = [each.at for each in history if each.entry.transition == "RUNNING"]
+    await service.close()
+
+    assert step.due is not None
+    assert step.due - began >= dt.timedelta(seconds=3600)
