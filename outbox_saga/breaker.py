@@ -93,9 +93,12 @@ class Stand:
         """A probe is on its way."""
         return self.probe_until is not None and self.probe_until > self.now
 
-    def failed(self, breaker: Breaker) -> Stand:
-        """After another failure. One that began before it opened changes nothing."""
-        if self.state == "open":
+    def failed(self, breaker: Breaker, began: dt.datetime | None = None) -> Stand:
+        """After another failure, of a call that began then; None: that is not known.
+
+        One from before it opened changes nothing.
+        """
+        if self._opened_since(began):
             return self
         failures = self.failures + 1
         if self.until is None and failures < breaker.failures:
@@ -109,9 +112,18 @@ class Stand:
             opened_at=self.now,
         )
 
-    def answered(self) -> Stand:
-        """After an answer. One to a call from before it opened changes nothing."""
-        return self if self.state == "open" else self.closed()
+    def answered(self, began: dt.datetime | None = None) -> Stand:
+        """After an answer to a call that began then; None: that is not known.
+
+        One from before it opened changes nothing.
+        """
+        return self if self._opened_since(began) else self.closed()
+
+    def _opened_since(self, began: dt.datetime | None) -> bool:
+        # a call may last longer than it is open: then a probe is on its way, and stays the only one
+        if self.state != "half-open" or began is None or self.opened_at is None:
+            return self.state == "open"
+        return began < self.opened_at
 
     def closed(self) -> Stand:
         """As if it had never failed, but for how often it has opened."""

@@ -60,17 +60,18 @@ def note_outcome(
     if breaker is None:
         return None
     name = _name(breaker)
+    began = getattr(happened, "started_at", None)
     if not isinstance(happened, Errored):
         # mostly it is closed, and then nobody waits for its row
         known = breakers.read(connection, tables, clock, [name])
         if not any(stand.failures or stand.until for stand in known):
             return None
         stand = breakers.lock(connection, tables, clock, name)
-        if (answered := stand.answered()) != stand:
+        if (answered := stand.answered(began)) != stand:
             breakers.note(connection, tables, clock, answered)
         return None
     stand = breakers.lock(connection, tables, clock, name)
-    failed = stand.failed(breaker)
+    failed = stand.failed(breaker, began)
     if failed != stand:
         breakers.note(connection, tables, clock, failed)
     if failed.trips == stand.trips:
