@@ -388,7 +388,8 @@ class Execution:
         current = sagas.read(connection, tables, hand.instance.id, lock=True)
         if current is None:
             return
-        state, entries = came_late(hand.definition, current.state, happened)
+        generation = hand.instance.state.steps[happened.step].generation
+        state, entries = came_late(hand.definition, current.state, happened, generation)
         moved = transition.record(
             connection,
             tables,
