@@ -271,6 +271,8 @@ class Orchestrator:
                 todos = (*calls, *(t for t in decision.todo if t not in calls))
         except LeaseLost as error:
             logger.warning("%s", error)
+            # what they do outside has to be told, too, and a call in a thread goes on anyway
+            await self._settle_running(running)
         except Exception as error:  # noqa: BLE001  # logged; the instance is taken up again
             if is_transient(error):
                 logger.warning(
