@@ -99,8 +99,9 @@ def _done(
             unknown=False,
             error=None,
         )
-    over = rule.external and state.status in ENDED  # it goes nowhere, and undoes nothing, by itself
-    if step.phase in ("waiting", "calling") and not over:
+    # what has ended undoes nothing by itself
+    over = rule.external and state.status in ENDED
+    if step.phase == "calling" or (step.phase == "waiting" and not over):
         attempt, started = happened.attempt, happened.started_at
         return finish(
             definition,
@@ -112,7 +113,7 @@ def _done(
             attempt=attempt,
             started_at=started,
         )
-    # under one key it is the effect that has been undone, and so is the call that was known as done
+    # under one key it is the effect that has been undone; and so is the call that was found done
     same = rule.idempotent or happened.attempt == step.attempts
     undone = step.phase == "undone" and same
     if rule.external and step.phase in ("waiting", "failed", "undone") and not undone:

@@ -56,9 +56,7 @@ def told(entries: tuple[Entry, ...]) -> list[str]:
 
 def test_a_call_that_was_not_found_is_undone_if_the_saga_has_been_undone_meanwhile() -> None:
     definition = paying(idempotent=False, beside=True)
-    ended = after(
-        definition, Resumed(), NotFound("pay", 1), Refused("reserve", "do", 1, NO)
-    )
+    ended = after(definition, Resumed(), NotFound("pay", 1), Refused("reserve", "do", 1, NO))
     assert (ended.status, ended.steps["pay"].phase) == ("compensated", "waiting")
 
     state, entries = came_late(definition, ended, Done("pay", "do", 1, {"receipt": "r1"}), 0)
@@ -70,9 +68,7 @@ def test_a_call_that_was_not_found_is_undone_if_the_saga_has_been_undone_meanwhi
 
 def test_it_is_undone_though_another_step_of_the_undone_saga_is_stuck() -> None:
     definition = paying(idempotent=False, beside=True)
-    ended = after(
-        definition, Resumed(), NotFound("pay", 1), Refused("reserve", "do", 1, NO)
-    )
+    ended = after(definition, Resumed(), NotFound("pay", 1), Refused("reserve", "do", 1, NO))
     before: tuple[Status, str] = ("compensating", NO)
     stuck = replace(ended, status="stuck", reason="a person is needed", before=before)
 
