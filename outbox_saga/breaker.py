@@ -19,7 +19,9 @@ FAILURES = 5  # one after another
 SECONDS = 60.0
 SPREAD = 0.1  # of `seconds`: those that were held back do not come all at the same moment
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,199}")
+MAX_SECONDS = 100 * 366 * 86_400.0  # dates end at some time
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,200}")  # as any saga's and any step's, with a dot
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,8 @@ class Breaker:
         seconds: That it is open before the next probe.
 
     Raises:
-        ValueError: A bound that is not positive, or a name with other characters than letters,
-            digits, '.', '_' and '-'.
+        ValueError: A bound that is not positive or has no end, or a name with other characters
+            than letters, digits, '.', '_' and '-'.
     """
 
     name: str | None = None
@@ -50,12 +52,14 @@ class Breaker:
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"{self.name!r} is not a breaker's name: use letters, digits, '.', '_' and '-', "
-                "starting with a letter, 200 at most"
+                "starting with a letter or '_', 201 at most"
             )
         if isinstance(self.failures, bool) or self.failures < 1:
             raise ValueError(f"failures is {self.failures}; give 1 or more")
-        if not 0 < self.seconds < float("inf"):
-            raise ValueError(f"seconds is {self.seconds}; give more than 0, and finite")
+        if not 0 < self.seconds < MAX_SECONDS:
+            raise ValueError(
+                f"seconds is {self.seconds}; give more than 0, and less than a century"
+            )
 
 
 State = Literal["closed", "open", "half-open"]
@@ -93,9 +97,12 @@ class Stand:
         """A probe is on its way."""
         return self.probe_until is not None and self.probe_until > self.now
 
-    def failed(self, breaker: Breaker) -> Stand:
-        """After another failure. One that began before it opened changes nothing."""
-        if self.state == "open":
+    def failed(self, breaker: Breaker, began: dt.datetime | None = None) -> Stand:
+        """After another failure, of a call that began then; None: that is not known.
+
+        One from before it opened changes nothing.
+        """
+        if self._opened_since(began):
             return self
         failures = self.failures + 1
         if self.until is None and failures < breaker.failures:
@@ -109,9 +116,18 @@ class Stand:
             opened_at=self.now,
         )
 
-    def answered(self) -> Stand:
-        """After an answer. One to a call from before it opened changes nothing."""
-        return self if self.state == "open" else self.closed()
+    def answered(self, began: dt.datetime | None = None) -> Stand:
+        """After an answer to a call that began then; None: that is not known.
+
+        One from before it opened changes nothing.
+        """
+        return self if self._opened_since(began) else self.closed()
+
+    def _opened_since(self, began: dt.datetime | None) -> bool:
+        # a call may last longer than it is open: a probe may be on its way, and stays the only one
+        if self.state != "half-open" or began is None or self.opened_at is None:
+            return self.state == "open"
+        return began < self.opened_at
 
     def closed(self) -> Stand:
         """As if it had never failed, but for how often it has opened."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from outbox_saga.breaker import Stand
 from outbox_saga.queries.clock import Clock
-from outbox_saga.queries.dialects import for_update, insert_or_ignore
+from outbox_saga.queries.dialects import for_update, make_sure_of_row, skip_locked
 from outbox_saga.tables import Tables
 
 
@@ -34,7 +34,7 @@ def lock(connection: sa.Connection, tables: Tables, clock: Clock, name: str) -> 
     row = connection.execute(there).one_or_none()
     if row is None:
         connection.execute(
-            insert_or_ignore(connection, breaker).values(
+            make_sure_of_row(connection, breaker).values(
                 name=name, failures=0, trips=0, changed_at=clock.now()
             )
         )
@@ -63,20 +63,38 @@ def take_probe(
 ) -> bool:
     """True when this transaction may send the one call that a half-open breaker lets through.
 
+    It waits for nobody: who asks may hold another breaker, and an instance, that somebody waits
+    for who has this one.
+
     Args:
         seconds: After which it counts as lost.
     """
     breaker = tables.breaker
-    statement = (
+    free = sa.select(breaker.c.name).where(
+        breaker.c.name == name,
+        breaker.c.until <= clock.now(),
+        sa.or_(breaker.c.probe_until.is_(None), breaker.c.probe_until <= clock.now()),
+    )
+    if connection.execute(skip_locked(connection, free)).first() is None:
+        return False
+    connection.execute(
         sa.update(breaker)
-        .where(
-            breaker.c.name == name,
-            breaker.c.until <= clock.now(),
-            sa.or_(breaker.c.probe_until.is_(None), breaker.c.probe_until <= clock.now()),
-        )
+        .where(breaker.c.name == name)
         .values(probe_until=clock.now(seconds), changed_at=clock.now())
     )
-    return bool(connection.execute(statement).rowcount)
+    return True
+
+
+def give_back(
+    connection: sa.Connection, tables: Tables, clock: Clock, names: Collection[str]
+) -> None:
+    """The probes that this transaction has taken may be taken again."""
+    if names:
+        connection.execute(
+            sa.update(tables.breaker)
+            .where(tables.breaker.c.name.in_(sorted(names)))
+            .values(probe_until=None, changed_at=clock.now())
+        )
 
 
 def _select(tables: Tables, clock: Clock) -> sa.Select[Any]:

@@ -149,7 +149,8 @@ def compare_and_set(
     if not keep_deaths:
         values["deaths"] = 0
     if state.status in ENDED:
-        values["ended_at"] = clock.now()
+        if state.status != seen.state.status:
+            values["ended_at"] = clock.now()
     elif seen.state.status in ENDED:
         values["ended_at"] = None
     return bool(

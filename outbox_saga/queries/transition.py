@@ -98,8 +98,8 @@ def record(
 
 
 def _ending(seen: Instance, state: SagaState) -> _Ending:
-    if state.status in ENDED:
-        return "now"
+    if state.status in ENDED:  # what comes after the end is noted, and moves it no further
+        return "as it was" if state.status == seen.state.status else "now"
     return "never" if seen.state.status in ENDED else "as it was"
 
 

@@ -60,17 +60,18 @@ def note_outcome(
     if breaker is None:
         return None
     name = _name(breaker)
+    began = getattr(happened, "started_at", None)
     if not isinstance(happened, Errored):
         # mostly it is closed, and then nobody waits for its row
         known = breakers.read(connection, tables, clock, [name])
         if not any(stand.failures or stand.until for stand in known):
             return None
         stand = breakers.lock(connection, tables, clock, name)
-        if (answered := stand.answered()) != stand:
+        if (answered := stand.answered(began)) != stand:
             breakers.note(connection, tables, clock, answered)
         return None
     stand = breakers.lock(connection, tables, clock, name)
-    failed = stand.failed(breaker)
+    failed = stand.failed(breaker, began)
     if failed != stand:
         breakers.note(connection, tables, clock, failed)
     if failed.trips == stand.trips:
@@ -86,8 +87,11 @@ def let_through(
     definition: Saga[Any],
     decide: Callable[[Gates], Decision],
     lease: float,
-) -> Decision:
-    """The decision, with only such calls as breakers let through.
+) -> tuple[Decision, frozenset[str]]:
+    """The decision, with only such calls as breakers let through; the probes among them.
+
+    Whoever does not go on with it gives the probes back, or ends the transaction: as long as
+    they are on their way, nobody else's call goes.
 
     Args:
         decide: With these gates. It asks nobody.
@@ -95,7 +99,7 @@ def let_through(
     """
     decision = decide(EVERY_GATE_IS_OPEN)
     if not guarded(definition, decision.todo):
-        return decision
+        return decision, frozenset()
     rules = definition.breakers
     gates = gates_of(breakers.read(connection, tables, clock, rules), rules)
     taken: set[str] = set()
@@ -107,13 +111,13 @@ def let_through(
             for name in sorted(gates.ajar.intersection(asked) - taken)
             if not breakers.take_probe(connection, tables, clock, name, asked[name] + lease)
         }
+        taken |= gates.ajar.intersection(asked) - lost
         if not lost:
             break
-        taken |= gates.ajar.intersection(asked) - lost
         now = clock.read(connection)
         soon = {n: now + dt.timedelta(seconds=rules[n].seconds * SPREAD) for n in lost}
         gates = replace(gates, shut={**gates.shut, **soon}, ajar=gates.ajar - lost)
-    return decision
+    return decision, frozenset(taken)
 
 
 def _name(breaker: Breaker) -> str:

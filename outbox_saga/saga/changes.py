@@ -80,11 +80,12 @@ def _wrote(definition: Saga[Any], state: SagaState, name: str, added: object) ->
 
 
 def turn_back(state: SagaState, reason: str, entries: list[Entry]) -> SagaState:
-    """From now on it is undone."""
+    """From now on it is undone; also where a person was waited for, about another step."""
     if state.status == "compensating":
         return state
     entries.append(Entry("COMPENSATION_STARTED", None, None, reason))
-    return replace(state, status="compensating", reason=state.reason or reason)
+    known = state.reason if state.before is None else state.before[1]
+    return replace(state, status="compensating", reason=known or reason, before=None)
 
 
 def stick(

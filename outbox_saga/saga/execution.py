@@ -37,7 +37,7 @@ from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
 from outbox_saga.ids import idempotency_key
 from outbox_saga.instances import ENDED, Direction, Instance
 from outbox_saga.lent_session import LentSession
-from outbox_saga.queries import sagas, transition
+from outbox_saga.queries import breakers, sagas, transition
 from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
 from outbox_saga.results import Failure, Success
@@ -394,7 +394,8 @@ class Execution:
         current = sagas.read(connection, tables, hand.instance.id, lock=True)
         if current is None:
             return
-        state, entries = came_late(hand.definition, current.state, happened)
+        generation = hand.instance.state.steps[happened.step].generation
+        state, entries = came_late(hand.definition, current.state, happened, generation)
         moved = transition.record(
             connection,
             tables,
@@ -446,14 +447,17 @@ class Execution:
         around = hand.surroundings(flight)
         seen = hand.instance
         opened = note_outcome(connection, tables, clock, hand.definition, happened)
+        probes: frozenset[str] = frozenset()
         for locked in (False, True):
             if locked:
+                # the first decision's; left there they would hold back the calls of this one
+                breakers.give_back(connection, tables, clock, probes)
                 current = sagas.read(connection, tables, seen.id, lock=True)
                 if current is None or current.epoch != seen.epoch:
                     raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
                 seen = current
             state = seen.state
-            decision = let_through(
+            decision, probes = let_through(
                 connection,
                 tables,
                 clock,

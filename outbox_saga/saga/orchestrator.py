@@ -23,7 +23,7 @@ from outbox_saga.queries.leases import Known
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.execution import Execution, Hand
-from outbox_saga.saga.happened import Call, Decision, Flight, Query, Resumed
+from outbox_saga.saga.happened import Decision, Flight, Query, Resumed, Run
 from outbox_saga.saga.parking import Parking
 from outbox_saga.worker_threads import WorkerThreads
 
@@ -264,8 +264,9 @@ class Orchestrator:
                     hand.in_flight.discard(running.pop(task))
                 decisions = [task.result() for task in done]
                 # Only the newest decision may say what to run: of an older one the local steps may
-                # be done already. Calls whose intent is committed are made, whoever decided them.
-                calls = [t for d in decisions for t in d.todo if isinstance(t, Call)]
+                # be done already. Calls whose intent is committed are made, whoever decided them,
+                # and so are questions: one may have a breaker's probe, for which all others wait.
+                calls = [t for d in decisions for t in d.todo if not isinstance(t, Run)]
                 newest = next((d for d in decisions if d.state is hand.instance.state), None)
                 if newest is None:
                     newest = await self._execution.resume(hand, Resumed())
@@ -273,6 +274,8 @@ class Orchestrator:
                 todos = (*calls, *(t for t in decision.todo if t not in calls))
         except LeaseLost as error:
             logger.warning("%s", error)
+            # what they do outside has to be told, too, and a call in a thread goes on anyway
+            await self._settle_running(running)
         except Exception as error:  # noqa: BLE001  # logged; the instance is taken up again
             if is_transient(error):
                 logger.warning(

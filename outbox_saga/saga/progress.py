@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from outbox_saga.errors import MessageRefused
-from outbox_saga.instances import Entry, SagaState, StepState
+from outbox_saga.instances import ENDED, Entry, SagaState, StepState
 from outbox_saga.payloads import storable
 from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
 from outbox_saga.saga.definition import Saga
@@ -83,6 +83,7 @@ def _done(
     definition: Saga[Any], state: SagaState, happened: Done, entries: list[Entry]
 ) -> SagaState:
     name, step = happened.step, state.steps[happened.step]
+    rule = definition.steps[name]
     if happened.direction == "undo":
         if step.phase not in ("done", "undoing", "stuck"):
             return _ignored(state, happened, entries)
@@ -98,7 +99,9 @@ def _done(
             unknown=False,
             error=None,
         )
-    if step.phase in ("waiting", "calling"):
+    # what has ended undoes nothing by itself
+    over = rule.external and state.status in ENDED
+    if step.phase == "calling" or (step.phase == "waiting" and not over):
         attempt, started = happened.attempt, happened.started_at
         return finish(
             definition,
@@ -110,9 +113,12 @@ def _done(
             attempt=attempt,
             started_at=started,
         )
-    if step.phase in ("failed", "undone") and definition.steps[name].external:
+    # under one key it is the effect that has been undone; and so is the call that was found done
+    same = rule.idempotent or happened.attempt == step.attempts
+    undone = step.phase == "undone" and same
+    if rule.external and step.phase in ("waiting", "failed", "undone") and not undone:
         # A late success: nobody expected it any more, but the effect is there and must be undone
-        data = definition.merge(state.data, happened.added, definition.steps[name].writes)
+        data = definition.merge(state.data, happened.added, rule.writes)
         entries.append(
             Entry("STEP_COMPLETED", name, happened.attempt, "late", happened.started_at)
         )
@@ -197,14 +203,20 @@ def replied(
 
 
 def came_late(
-    definition: Saga[Any], state: SagaState, happened: Done
+    definition: Saga[Any], state: SagaState, happened: Done, generation: int
 ) -> tuple[SagaState, tuple[Entry, ...]]:
     """The state after a call has succeeded that was made by whoever had the instance before, and
     what follows, `decide` says.
 
     If nobody expected it any more, it is undone.
+
+    Args:
+        generation: Of the key that it was made under. Under a new one a person has it called
+            again because it certainly had not acted; which of both is true, only a person can say.
     """
     entries: list[Entry] = []
+    if state.steps[happened.step].generation != generation:
+        return _ignored(state, happened, entries), tuple(entries)
     try:
         state = _done(definition, state, happened, entries)
     except MessageRefused as refused:

@@ -348,12 +348,23 @@ def undone_once(
             Violation("I10", f"{about}, step {step}", "completed without its effect")
             for step in set(undoable) - seen
         ]
-    completed = [h.step for h in history if h.transition == "STEP_COMPLETED"]
-    compensated = [h.step for h in history if h.transition == "STEP_COMPENSATED"]
-    if compensated and compensated != [s for s in reversed(completed) if s in compensated]:
-        told = f"history: completed {completed}, compensated {compensated}: not in reverse"
-        found.append(Violation("I10", about, told))
+    for rows in _undoings(history):
+        completed = [h.step for h in rows if h.transition == "STEP_COMPLETED"]
+        compensated = [h.step for h in rows if h.transition == "STEP_COMPENSATED"]
+        if compensated and compensated != [s for s in reversed(completed) if s in compensated]:
+            told = f"history: completed {completed}, compensated {compensated}: not in reverse"
+            found.append(Violation("I10", about, told))
     return found
+
+
+def _undoings(history: Sequence[HistoryRow]) -> list[list[HistoryRow]]:
+    """The history in parts: a late success re-opens a saga of which nothing was left."""
+    parts: list[list[HistoryRow]] = [[]]
+    for row in history:
+        parts[-1].append(row)
+        if row.transition == "COMPENSATED":
+            parts.append([])
+    return parts
 
 
 def same_request(requests: Iterable[Request]) -> list[Violation]:

@@ -72,6 +72,21 @@ def test_effects_are_undone_once_and_in_reverse() -> None:
     assert seen("una", "a") == {"I11"}
 
 
+def test_a_saga_that_a_late_success_re_opened_is_undone_in_reverse_each_time() -> None:
+    saga = SagaRow("s", "x", "compensated", 9, {})
+
+    def seen(*steps: str) -> list[str]:
+        names = {"": "COMPENSATED", "+": "STEP_COMPLETED", "-": "STEP_COMPENSATED"}
+        history = [
+            row(number, names[step[:1]], step[1:] or None) for number, step in enumerate(steps)
+        ]
+        return [v.invariant for v in invariants.undone_once(saga, [], history, set())]
+
+    assert seen("+b", "-b", "", "+a", "-a", "") == []
+    assert seen("+a", "+b", "-a", "-b", "") == ["I10"]
+    assert seen("+c", "-c", "", "+a", "+b", "-a", "-b", "") == ["I10"]
+
+
 def test_a_completed_saga_has_each_effect_once_and_nothing_undone() -> None:
     saga = SagaRow("s", "x", "completed", 1, {})
     assert not invariants.undone_once(saga, [effects("a")], [], {"a"})

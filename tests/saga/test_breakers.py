@@ -355,6 +355,8 @@ def test_those_that_were_held_back_do_not_come_all_at_once() -> None:
         ({"failures": True}, "failures is True"),
         ({"seconds": 0}, "seconds is 0"),
         ({"seconds": float("inf")}, "seconds is inf"),
+        ({"seconds": 1e12}, "seconds is 1000000000000"),  # a date that no database has
+        ({"name": "n" * 202}, "is not a breaker's name"),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_refused(told: dict[str, Any], says: str) -> None:
@@ -379,6 +381,14 @@ def test_only_what_is_outside_has_a_breaker() -> None:
             "two", _nothing, compensation=nothing_to_undo, external=True, idempotent=True,
             breaker="a b",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["_pay", "p" * 100])
+def test_each_saga_and_step_may_have_a_breaker_of_its_own(name: str) -> None:
+    saga = Saga(name, data=Order).step(
+        name, _nothing, compensation=nothing_to_undo, external=True, idempotent=True, breaker=True
+    )
+    assert set(saga.check().breakers) == {f"{name}.{name}"}
 
 
 def test_each_name_has_one_rule() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 from pydantic import BaseModel
 
 from outbox_saga import (
@@ -181,6 +182,25 @@ async def test_what_it_did_is_no_second_effect_where_the_saga_has_completed(
     assert (ended.state.status, ended.state.data["receipt"]) == ("completed", "r1")
     assert payer.log == ["pay 2: yes", "pay 1: yes"]
     assert (await payer.history(id_))[-2:] == ["COMPLETED", "IGNORED pay"]
+
+
+async def test_when_the_saga_ended_stays_when_it_ended(database: Database, threads: bool) -> None:
+    payer = Payer(database.url, threads=threads)
+    payer.next_answer = {"receipt": "r1"}
+    id_ = await payer.start()
+    service = payer.later(0)
+    moments: list[Any] = []
+
+    async def ended() -> None:
+        saga = service.database.tables.saga
+        asked = sa.select(saga.c.ended_at).where(saga.c.id == id_)
+        moments.append(await service.database.look(lambda c: c.scalar(asked)))
+
+    await payer.passed(id_, before=ended)
+    await ended()
+    await service.close()
+    assert moments[0] is not None
+    assert moments[0] == moments[1]
 
 
 async def test_what_it_answers_need_not_fit_to_be_undone(
