@@ -14,7 +14,6 @@ from outbox_saga.breaker import Breaker, Stand
 from outbox_saga.queries import breakers as rows
 from outbox_saga.queries import transition
 from outbox_saga.queries.clock import Clock
-from outbox_saga.saga import execution
 from outbox_saga.saga.breaking import note_outcome
 from outbox_saga.saga.happened import Done, Errored, Happened
 from outbox_saga.testing.interleaving import Play, Run, explore, replay
@@ -74,7 +73,7 @@ async def test_a_probe_that_was_taken_is_sent_though_the_instance_had_moved(
                 )
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(execution.transition, "record", moved_meanwhile)
+    monkeypatch.setattr(transition, "record", moved_meanwhile)
     assert await payer.carry_on(after=AJAR) == 1
     assert await payer.state(id_) == "completed"
     assert (await payer.stand(after=AJAR)).state == "closed"
