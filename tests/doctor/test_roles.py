@@ -10,9 +10,12 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from sqlalchemy.exc import DBAPIError
 
+from outbox_saga.breaker import Breaker
 from outbox_saga.database import Database
 from outbox_saga.errors import ConfigurationError
-from outbox_saga.tables import PREFIX
+from outbox_saga.queries import breakers
+from outbox_saga.queries.clock import DATABASE_CLOCK
+from outbox_saga.tables import PREFIX, tables_in
 from outbox_saga_relay.cli import main
 from outbox_saga_relay.doctor import examine_database
 from outbox_saga_relay.roles import DIALECTS, ROLES, rights_of, roles_sql
@@ -36,7 +39,7 @@ inbox             -        SI        -             SD     SI        s
 inbox_waiting     -        SIUD      -             -      SUD       s
 inbox_claim       -        SIUD      -             -      S         S
 barrier           -        SIu       -             -      S         s
-breaker           -        -         SIu           -      Su        S
+breaker           -        -         SIU           -      Su        S
 saga              sIu      sIu       SIu           -      Su        s
 saga_history      I        I         SI            -      SI        S
 process           -        SIUD      SIUD          SIUD   SIU       S
@@ -76,10 +79,7 @@ SOME = {
         "error error_class owner lease_until"
     ),
     ("consumer", "barrier", "UPDATE"): "state answer updated_at",
-    **{
-        (role, "breaker", "UPDATE"): "failures until probe_until trips opened_at changed_at"
-        for role in ("orchestrator", "operator")
-    },
+    ("operator", "breaker", "UPDATE"): "failures until probe_until trips opened_at changed_at",
     ("observer", "barrier", "SELECT"): "saga_id step generation state updated_at",
     ("observer", "saga", "SELECT"): (
         "id source name version shape business_key correlation_id state revision reason due_at "
@@ -232,6 +232,19 @@ def test_the_sql_can_run_again_and_ends_at_the_same_rights(logins: Logins) -> No
     logins.grant()
 
     assert allowed(engine, logins.dialect) == expected("relay", logins.dialect)
+
+
+@pytest.mark.databases("postgres18", "postgres15", "mariadb")
+def test_an_orchestrator_may_count_a_breakers_first_failure_and_send_its_probe(
+    logins: Logins,
+) -> None:
+    tables, rule = tables_in(), Breaker("psp", failures=1, seconds=0.000001)
+    with logins.engine("orchestrator").begin() as connection:
+        for _ in range(2):
+            stand = breakers.lock(connection, tables, DATABASE_CLOCK, "psp")
+            breakers.note(connection, tables, DATABASE_CLOCK, stand.failed(rule))
+        assert breakers.take_probe(connection, tables, DATABASE_CLOCK, "psp", 30.0)
+        breakers.give_back(connection, tables, DATABASE_CLOCK, ["psp"])
 
 
 @pytest.mark.databases("postgres18", "postgres15")

@@ -86,9 +86,9 @@ GRANT SELECT, INSERT, UPDATE (state, revision, data, progress, reason, due_at, o
   ON outbox_saga_saga TO {prefix}_orchestrator;
 -- Appended to, never changed.
 GRANT SELECT, INSERT ON outbox_saga_saga_history TO {prefix}_orchestrator;
--- Breakers, which all orchestrators share.
-GRANT SELECT, INSERT, UPDATE (failures, until, probe_until, trips, opened_at, changed_at)
-  ON outbox_saga_breaker TO {prefix}_orchestrator;
+-- Breakers, which all orchestrators share; each row has to be made sure of, which MariaDB lets only
+-- those do who may update its key.
+GRANT SELECT, INSERT, UPDATE ON outbox_saga_breaker TO {prefix}_orchestrator;
 -- That it is alive.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_process TO {prefix}_orchestrator;
 GRANT SELECT ON outbox_saga_version TO {prefix}_orchestrator;
