@@ -83,7 +83,8 @@ class Orchestrator:
         )
         self._parking = Parking(database, self._definitions, self._known)
         longest = max(
-            (s.timeout for d in self._definitions.values() for s in d.steps.values()), default=0.0
+            (s.timeout for d in self._definitions.values() for s in d.steps.values() if s.runs),
+            default=0.0,
         )
         self.lease = max(lease, longest + LEASE_MARGIN)
         if self.lease > lease:

@@ -138,6 +138,12 @@ class Step:
     command: Commanded | None = None
     breaker: Breaker | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Whether anything of it is carried out by who has the instance, for its timeout."""
+        undoes = self.compensation is not None and self.compensation is not nothing_to_undo
+        return self.kind == "action" or (self.kind != "command" and undoes)
+
 
 def all_before(steps: Mapping[str, Step], name: str) -> set[str]:
     """All steps that this one waits for, directly or not."""

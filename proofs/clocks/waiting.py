@@ -11,6 +11,8 @@ from outbox_saga import Event, Saga, Service, StepContext, SyncStepContext, noth
 from outbox_saga.column_types import Moment
 from outbox_saga.queries.clock import DATABASE_CLOCK
 
+TIMEOUT = 2.0  # seconds of a step: leases are longer than the longest
+
 metadata = sa.MetaData()
 passed = sa.Table(
     "passed",
@@ -51,14 +53,14 @@ def noted_now(step: SyncStepContext[Times]) -> None:
 waits = (
     Saga("waits", data=Times)
     .timer("first", lambda data: data.first)
-    .step("after_first", noted, compensation=nothing_to_undo)
+    .step("after_first", noted, compensation=nothing_to_undo, timeout=TIMEOUT)
     .timer("second", lambda data: data.second)
-    .step("after_second", noted_now, compensation=nothing_to_undo)
+    .step("after_second", noted_now, compensation=nothing_to_undo, timeout=TIMEOUT)
     .check()
 )
 times_out = (
     Saga("times_out", data=Times)
-    .step("begins", noted, compensation=nothing_to_undo)
+    .step("begins", noted, compensation=nothing_to_undo, timeout=TIMEOUT)
     .wait_for("never", Never, timeout=4.0)
     .check()
 )

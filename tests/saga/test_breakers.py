@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -323,7 +324,8 @@ def test_failures_in_a_row_open_it_and_an_answer_closes_it() -> None:
     assert (opened.state, opened.trips, opened.opened_at) == ("open", 1, NOW)
     assert opened.failed(rule) == opened
     assert opened.answered() == opened  # of a call that began before
-    later = Stand(**{f: getattr(opened, f) for f in Stand.__slots__} | {"now": opened.until})
+    assert opened.until is not None
+    later = replace(opened, now=opened.until)
     assert later.state == "half-open"
     assert later.answered().state == "closed"
     again = later.failed(rule)
