@@ -182,7 +182,8 @@ def _plan(step: str, kind: Kind) -> Plan:
     others = [each for each in STEPS if each != step]
     turn = KINDS.index(kind)
     plan: Plan = {each: KINDS[(turn + n + 1) % len(KINDS)] for n, each in enumerate(others)}
-    return plan | {step: kind}
+    plan[step] = kind
+    return plan
 
 
 def _order(history: list[tuple[str, str | None]]) -> list[str]:
