@@ -396,6 +396,8 @@ class Execution:
             return
         generation = hand.instance.state.steps[happened.step].generation
         state, entries = came_late(hand.definition, current.state, happened, generation)
+        if state == current.state:
+            return  # it is known already: who was passed changes nothing
         moved = transition.record(
             connection,
             tables,
@@ -409,10 +411,9 @@ class Execution:
         )
         assert moved, "it is locked"
         announce(connection, tables.schema, hand.definition, current, state, entries)
-        if not any(entry.transition == "IGNORED" for entry in entries):
-            uow = UnitOfWork(connection, schema=tables.schema)
-            for message in kept:
-                uow.keep_sealed(*message)
+        uow = UnitOfWork(connection, schema=tables.schema)
+        for message in kept:
+            uow.keep_sealed(*message)
 
     # --- the transition --------------------------------------------------------------------------
 
