@@ -70,6 +70,8 @@ def note_outcome(
         if (answered := stand.answered(began)) != stand:
             breakers.note(connection, tables, clock, answered)
         return None
+    if not happened.asked:
+        return None  # of this process or this saga: it says nothing of the other side
     stand = breakers.lock(connection, tables, clock, name)
     failed = stand.failed(breaker, began)
     if failed != stand:

@@ -309,7 +309,8 @@ class Execution:
                 StepContext if asynchronous else SyncStepContext, hand, todo, None
             )
         except Exception as error:  # noqa: BLE001  # users' validators
-            return _errored(todo, f"its data does not load ({place(error)})", started), []
+            failed = _errored(todo, f"its data does not load ({place(error)})", started)
+            return replace(failed, asked=False), []
 
         def called() -> Any:
             if time.monotonic() >= hand.lease_ends:
@@ -334,7 +335,9 @@ class Execution:
                 self._keep_late(hand, todo, error.task)
             late = f"no answer within {step.timeout} s" if not str(error) else told(error)
             return _errored(todo, late, started, unknown=True), []
-        except (NotDone, NothingRan) as error:
+        except NothingRan as error:
+            return replace(_errored(todo, told(error), started), asked=False), []
+        except NotDone as error:
             return _errored(todo, told(error), started), []
         except Exception as error:  # noqa: BLE001  # users' code
             # whatever it was: the request may have arrived

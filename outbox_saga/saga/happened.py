@@ -49,7 +49,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Errored:
-    """A technical failure. `unknown`: it may have been done all the same."""
+    """A technical failure.
+
+    Args:
+        unknown: It may have been done all the same.
+        asked: The other side was asked, or may have been; its breaker hears of nothing else.
+    """
 
     step: str
     direction: Direction
@@ -57,6 +62,7 @@ class Errored:
     error: str
     unknown: bool = False
     started_at: dt.datetime | None = None
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

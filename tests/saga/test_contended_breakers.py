@@ -146,3 +146,30 @@ def test_first_failures_at_the_same_moment_do_not_wait_in_a_circle(service: Serv
 
 def _no_error(run: Run) -> str | None:
     return repr(run.errors) if run.errors else None
+
+
+@pytest.mark.databases("sqlite", *SERVERS)
+def test_trouble_of_this_process_says_nothing_of_the_other_side(
+    payer: Payer, service: Service
+) -> None:
+    database = service.database
+    told = Errored("pay", "do", 1, "NoThread: all threads are taken", asked=False)
+    with database.begin() as connection:
+        for _ in range(5):
+            found = note_outcome(connection, database.tables, database.clock, payer.saga, told)
+            assert found is None
+        assert rows.read(connection, database.tables, database.clock) == []
+
+
+@pytest.mark.databases("sqlite")
+async def test_data_that_does_not_load_does_not_open_a_breaker(payer: Payer) -> None:
+    ids = await payer.start(3)
+    service = payer.later(0)
+    saga = service.database.tables.saga
+    with service.database.begin() as connection:
+        connection.execute(sa.update(saga).values(data='{"receipt": 7}'))
+    await payer.carry_on()
+    stands = await payer.look(0, rows.read, service.database.clock)
+    assert (stands, payer.calls) == ([], [])
+    assert [await payer.state(id_) for id_ in ids] == ["running"] * 3  # they are tried again
+    service.database.dispose()
