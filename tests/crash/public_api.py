@@ -210,6 +210,8 @@ NOT_EXPLORED: dict[str, str] = {
         (f"command saga {verb}" for verb in ("retry", "skip", "mark-done", "cancel", "resume")),
         SAGAS,
     ),
+    "command breaker list": READS,
+    "command breaker reset": SAGAS,
 }
 
 
