@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,14 +19,15 @@ pytestmark = pytest.mark.databases("sqlite", "postgres18", "mariadb")
 
 
 @pytest.fixture
-def ours(database: Given) -> Database:
+def ours(database: Given) -> Iterator[Database]:
     ours = Database(database.url)
     with ours.begin() as connection:
         upgrade(connection)
     with ours.begin() as connection:
         stand = rows.lock(connection, ours.tables, ours.clock, "psp")
         rows.note(connection, ours.tables, ours.clock, stand.failed(Breaker("psp", failures=1)))
-    return ours
+    yield ours
+    ours.dispose()
 
 
 def run(ours: Database, *words: str) -> Result:
