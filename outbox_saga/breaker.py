@@ -30,8 +30,7 @@ class Breaker:
 
     Failures of every process that shares the database count together. While it is open, calls,
     compensations and questions of its steps wait, and use up no attempt; then one call goes as a
-    probe. A business no counts as an answer. One that stops a step's calls does not stop its
-    timeouts, its saga's deadline, or its operators.
+    probe. A business no counts as an answer. The saga's deadline goes on meanwhile.
 
     Args:
         name: Steps of all sagas that give the same name share it; None: the step's own, called

@@ -29,6 +29,9 @@ from outbox_saga.errors import ConfigurationError, DefinitionError, SeenChanged
 from outbox_saga.queries import breakers as rows
 from outbox_saga.queries import sagas, sagas_seen
 from outbox_saga.queries.clock import Clock
+from outbox_saga.saga.happened import Decision as Decided
+from outbox_saga.saga.happened import Resumed, Surroundings
+from outbox_saga.saga.progress import decide, initial
 from outbox_saga_migrations import upgrade
 from tests.fixtures.databases import Database
 
@@ -339,6 +342,34 @@ def test_one_call_goes_through_a_breaker_that_is_half_open() -> None:
     held = gates.held_until(PSP, ["psp"], NOW, "seed")
     assert held is not None
     assert NOW < held <= NOW + dt.timedelta(seconds=12)
+
+
+def test_a_saga_whose_deadline_passes_while_it_is_held_back_is_undone() -> None:
+    definition = (
+        Saga("late", data=Order, deadline=10)
+        .step(
+            "pay",
+            _nothing,
+            compensation=nothing_to_undo,
+            external=True,
+            idempotent=True,
+            breaker=PSP,
+        )
+        .check()
+    )
+    state = initial(definition, {})
+
+    def decided(after: float) -> Decided:
+        now = NOW + dt.timedelta(seconds=after)
+        shut = Gates({"psp": NOW + dt.timedelta(seconds=60)})
+        around = Surroundings(now, seed="seed", started_at=NOW, gates=shut)
+        return decide(definition, state, Resumed(), around)
+
+    held = decided(0)
+    state = held.state
+    assert [entry.transition for entry in held.entries] == ["HELD_BACK"]
+    assert held.due == NOW + dt.timedelta(seconds=10)
+    assert decided(11).state.status == "compensated"
 
 
 def test_those_that_were_held_back_do_not_come_all_at_once() -> None:
