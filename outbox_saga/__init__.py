@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from outbox_saga.saga.context import StepContext, SyncStepContext
     from outbox_saga.saga.definition import Saga
     from outbox_saga.saga.events import SagaEvent
-    from outbox_saga.saga.steps import hours, minutes, nothing_to_undo
+    from outbox_saga.saga.steps import external, hours, local, minutes, nothing_to_undo
     from outbox_saga.service import Service
     from outbox_saga.unit_retries import retry_unit
     from outbox_saga.upcasting import upcaster
@@ -68,10 +68,12 @@ _HOMES = {
     "SyncStepContext": "saga.context",
     "async_commit_outcome": "commit_outcomes",
     "commit_outcome": "commit_outcomes",
+    "external": "saga.steps",
     "hours": "saga.steps",
     "interrupted_commit": "commits",
     "is_failure": "results",
     "is_success": "results",
+    "local": "saga.steps",
     "minutes": "saga.steps",
     "nothing_to_undo": "saga.steps",
     "retry_unit": "unit_retries",
@@ -106,10 +108,12 @@ __all__ = [
     "UnitOfWork",
     "async_commit_outcome",
     "commit_outcome",
+    "external",
     "hours",
     "interrupted_commit",
     "is_failure",
     "is_success",
+    "local",
     "minutes",
     "nothing_to_undo",
     "retry_unit",

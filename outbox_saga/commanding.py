@@ -19,7 +19,12 @@ ANSWER = "outbox_saga.answer"  # the type of every answer
 
 _SAGA, _STEP, _DIRECTION = "saga-id", "saga-step", "saga-direction"
 _GENERATION, _ATTEMPT, _REPLY_TO = "saga-generation", "saga-attempt", "saga-reply-to"
-_DIRECTIONS: dict[str, Direction] = {"do": "do", "undo": "undo"}
+# as the header says it: direction, and whether it undoes what no command has done
+_DIRECTIONS: dict[str, tuple[Direction, bool]] = {
+    "do": ("do", False),
+    "undo": ("undo", False),
+    "undo-alone": ("undo", True),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class Asked:
         generation: As of the step's idempotency key; only an operator raises it.
         attempt: Which sending it is; all of one generation are about one effect.
         reply_to: The topic that the answer goes to.
+        alone: It undoes what no command has done: whoever gets it carries it out, once, though
+            nothing came before it.
     """
 
     saga: UUID
@@ -39,13 +46,19 @@ class Asked:
     generation: int
     attempt: int
     reply_to: str
+    alone: bool = False
+
+    @property
+    def acts(self) -> bool:
+        """Whether it is carried out by itself, and not as the undoing of what came before."""
+        return self.direction == "do" or self.alone
 
     def headers(self) -> dict[str, str]:
         """What the command carries."""
         return {
             _SAGA: str(self.saga),
             _STEP: self.step,
-            _DIRECTION: self.direction,
+            _DIRECTION: f"{self.direction}-alone" if self.alone else self.direction,
             _GENERATION: str(self.generation),
             _ATTEMPT: str(self.attempt),
             _REPLY_TO: self.reply_to,
@@ -61,13 +74,15 @@ class Asked:
         if _SAGA not in headers:
             return None
         try:
+            direction, alone = _DIRECTIONS[headers[_DIRECTION]]
             return cls(
                 UUID(headers[_SAGA]),
                 headers[_STEP],
-                _DIRECTIONS[headers[_DIRECTION]],
+                direction,
                 int(headers[_GENERATION]),
                 int(headers[_ATTEMPT]),
                 headers[_REPLY_TO],
+                alone,
             )
         except (KeyError, ValueError) as error:
             raise MessageRefused(

@@ -106,11 +106,11 @@ class Participants:
     def _enter(self, connection: sa.Connection, asked: Asked) -> Answer | None:
         """The answer that is known already; None: the handler has to act."""
         tables, clock = self._database.tables, self._database.clock
-        doing = asked.direction == "do"
+        doing = asked.acts
         known = barriers.enter(connection, tables, clock, asked, "doing" if doing else "cancelled")
         if doing:
-            if known is None:
-                return None
+            if known is None or (asked.alone and known.state == "refused"):
+                return None  # who would not undo it before may do so now
             if known.answer is not None:
                 original = Answer.model_validate_json(known.answer)
                 return original.model_copy(update={"attempt": asked.attempt})
@@ -122,7 +122,7 @@ class Participants:
 
     def _note(self, connection: sa.Connection, asked: Asked, answer: Answer) -> None:
         tables, clock = self._database.tables, self._database.clock
-        if asked.direction == "do":
+        if asked.acts:
             state: barriers.State = "done" if answer.done else "refused"
             barriers.note(connection, tables, clock, asked, state, answer.model_dump_json())
         elif answer.done:

@@ -14,12 +14,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from outbox_saga.breaker import SPREAD, Breaker, Gates, gates_of
-from outbox_saga.instances import Entry
+from outbox_saga.instances import Direction, Entry
 from outbox_saga.queries import breakers
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import (
     EVERY_GATE_IS_OPEN,
+    Call,
     Decision,
     Errored,
     Happened,
@@ -39,7 +40,8 @@ def guarded(definition: Saga[Any], todo: tuple[ToDo, ...]) -> dict[str, float]:
         step = definition.steps[each.step]
         if step.breaker is not None and not isinstance(each, Run):
             name = _name(step.breaker)
-            found[name] = max(found.get(name, 0.0), step.timeout)
+            direction = each.direction if isinstance(each, Call) else "do"
+            found[name] = max(found.get(name, 0.0), step.time_for(direction))
     return found
 
 
@@ -56,8 +58,10 @@ def note_outcome(
     """
     if isinstance(happened, Resumed):
         return None
-    breaker = definition.steps[happened.step].breaker
-    if breaker is None:
+    step = definition.steps[happened.step]
+    breaker = step.breaker
+    direction: Direction = getattr(happened, "direction", "do")
+    if breaker is None or not step.calls(direction):
         return None
     name = _name(breaker)
     began = getattr(happened, "started_at", None)

@@ -127,3 +127,11 @@ def fail(
 def pivot_done(definition: Saga[Any], state: SagaState) -> bool:
     """Whether it can only go forward."""
     return any(s.pivot and state.steps[s.name].phase == "done" for s in definition.steps.values())
+
+
+def unstuck(state: SagaState) -> SagaState:
+    """As it was before it got stuck."""
+    if state.status != "stuck":
+        return state
+    status, reason = state.before or ("compensating", state.reason)
+    return replace(state, status=status, reason=reason, before=None)

@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -35,12 +35,15 @@ from outbox_saga.saga.steps import (
     Action,
     Awaited,
     Commanded,
-    NothingToUndo,
     Predicate,
     Step,
+    Undoing,
     all_before,
+    commands,
     nobody_acts,
     nothing_to_undo,
+    undoing,
+    usually_undone,
 )
 from outbox_saga.unit_of_work import UnitOfWork
 
@@ -132,13 +135,14 @@ class Saga(Generic[D]):
         name: str,
         action: Action | type[Command],
         *,
-        compensation: Action | type[Command] | NothingToUndo | None = None,
+        compensation: Undoing | None = None,
         external: bool = False,
         idempotent: bool = False,
         query: Action | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         retry: Retry | None = None,
         compensation_retry: Retry = COMPENSATION_RETRY,
+        compensation_timeout: float | None = None,
         after: str | Iterable[str] | None = None,
         pivot: bool = False,
         reads: str | Iterable[str] | None = None,
@@ -164,7 +168,12 @@ class Saga(Generic[D]):
                 class: its fields are taken from the saga's data by name, and the fields of the
                 answer are merged into it.
             compensation: Undoes it; `nothing_to_undo` says that there is nothing. Called again
-                until it succeeds. Of a command another Command class.
+                until it succeeds. A function undoes as the step acts, local or external; a
+                Command class has another service undo it. Of another kind than its step:
+                `local(function)` or `external(function)`. What a command does a function can
+                undo, too, which is local unless it says otherwise; but only once an answer has
+                told that the command was carried out, so one that nobody answers to the end is
+                stuck.
             external: Whether it acts outside this database.
             idempotent: The other side acts once per idempotency key, however often it is called.
             query: Asks the other side whether it acted: Success(data) when it did, None when it
@@ -172,6 +181,9 @@ class Saga(Generic[D]):
             timeout: Seconds for one attempt; of a command seconds until its answer has to come.
             retry: For technical failures; of a command how often it is sent.
             compensation_retry: For the compensation.
+            compensation_timeout: Seconds for one attempt of the compensation; of a command until
+                its answer has to come. As `timeout` when left out, where both are functions or
+                both are commands; 30 where they are not.
             after: The steps it waits for; the step before it when left out (unless it says what it
                 reads or writes), `()` for none. Steps that do not wait for each other run in
                 parallel.
@@ -183,25 +195,30 @@ class Saga(Generic[D]):
             when: Gets the data when the steps it waits for are done; False leaves the step out,
                 and those that wait for it go on. Asked once, or again with the same data: no
                 clock, no I/O.
-            breaker: Of an external step: a `Breaker`, the name of one that steps share (5
-                failures, 60 s), or True for one of its own.
+            breaker: Of a step that acts or is undone outside: a `Breaker`, the name of one that
+                steps share (5 failures, 60 s), or True for one of its own.
 
         Raises:
             DefinitionError: A rule is broken; the message names the rule and the mend.
         """
         where = f"saga {self.name}, step {name!r}"
-        command = self._commanded(name, action, compensation)
-        acts, undoes = cast("Action", action), cast("Action | NothingToUndo | None", compensation)
+        does: Any = action
+        commanded = rules.is_command(action)
+        undo = undoing(compensation, external=external)
+        # nobody here runs for as long as an answer may take
+        runs_for = DEFAULT_TIMEOUT if commanded else timeout
+        if compensation_timeout is None:
+            alike = commanded == (undo.kind == "command")
+            compensation_timeout = timeout if alike else DEFAULT_TIMEOUT
         return self._add(
             Step(
                 name=name,
-                action=acts,
-                compensation=undoes,
+                action=does,
+                compensation=undo.by,
                 external=external,
                 idempotent=idempotent,
                 query=query,
-                # nobody here runs for as long as an answer may take
-                timeout=timeout if command is None else DEFAULT_TIMEOUT,
+                timeout=runs_for,
                 retry=retry or FORWARD_RETRY,
                 compensation_retry=compensation_retry,
                 after=tuple(_names(after) or ()),
@@ -209,10 +226,12 @@ class Saga(Generic[D]):
                 reads=_fields(reads),
                 writes=_fields(writes),
                 when=when,
-                kind="action" if command is None else "command",
-                seconds=0.0 if command is None else timeout,
-                command=command,
+                kind="command" if commanded else "action",
+                seconds=timeout if commanded else 0.0,
+                command=commands(does if commanded else None, undo.command),
                 breaker=named(breaker, where, f"{self.name}.{name}"),
+                undone=undo.kind,
+                undo_timeout=compensation_timeout,
             ),
             placed=after is not None,
             lasting=retry is None,
@@ -238,24 +257,6 @@ class Saga(Generic[D]):
 
         return add
 
-    def _commanded(self, name: str, action: object, compensation: object) -> Commanded | None:
-        undo = compensation if rules.is_command(compensation) else None
-        if not rules.is_command(action):
-            if undo is not None:
-                raise DefinitionError(
-                    f"saga {self.name}, step {name!r}: only what a command has done is undone by "
-                    "a command; give a function as its compensation"
-                )
-            return None
-        if callable(compensation) and undo is None:
-            raise DefinitionError(
-                f"saga {self.name}, step {name!r}: what a command has done is undone by another "
-                f"one, not by {compensation!r}; give a Command class, or nothing_to_undo"
-            )
-        do: Any = action
-        undo_: Any = undo
-        return Commanded(do, undo_)
-
     def wait_for(
         self,
         name: str,
@@ -265,8 +266,9 @@ class Saga(Generic[D]):
         take: Callable[[Any], Mapping[str, Any] | None] | None = None,
         business_key: Callable[[Any], str] | None = None,
         fails_on: type[Event] | None = None,
-        compensation: Action | NothingToUndo = nothing_to_undo,
+        compensation: Undoing = nothing_to_undo,
         compensation_retry: Retry = COMPENSATION_RETRY,
+        compensation_timeout: float = DEFAULT_TIMEOUT,
         after: str | Iterable[str] | None = None,
         pivot: bool = False,
         reads: str | Iterable[str] | None = None,
@@ -287,19 +289,23 @@ class Saga(Generic[D]):
                 key instead.
             fails_on: The class of an event that says that the awaited one will not come: the step
                 has failed then. It is for the same instance as the awaited one would be.
-            compensation: What undoes that which the event told of; a local step.
+            compensation: What undoes that which the event told of: a function, which is local
+                unless `external(function)` says otherwise, or a Command class.
+            compensation_timeout: Seconds for one attempt of it; of a command until its answer has
+                to come.
 
         The other arguments are those of `step`, which also says what is raised.
         """
+        undo = undoing(compensation, external=False)
         return self._add(
             Step(
                 name=name,
                 action=nobody_acts,
-                compensation=compensation,
+                compensation=undo.by,
                 external=False,
                 idempotent=False,
                 query=None,
-                timeout=DEFAULT_TIMEOUT,  # of its compensation
+                timeout=DEFAULT_TIMEOUT,
                 retry=AFTER_PIVOT_RETRY,  # it is not tried, so no rule of attempts is broken
                 compensation_retry=compensation_retry,
                 after=tuple(_names(after) or ()),
@@ -310,6 +316,9 @@ class Saga(Generic[D]):
                 kind="event",
                 event=Awaited(message_class, take, business_key, fails_on),
                 seconds=timeout,
+                command=commands(None, undo.command),
+                undone=undo.kind,
+                undo_timeout=compensation_timeout,
             ),
             placed=after is not None,
         )
@@ -428,6 +437,7 @@ class Saga(Generic[D]):
                 s.compensation is not nothing_to_undo,
                 *([each.type_name for each in s.event.classes] if s.event is not None else []),
                 *(_types_of(s.command) if s.command is not None else []),
+                *([f"undone {s.undone}"] if s.undone != usually_undone(s) else []),
             ]
             for s in self._steps.values()
         ]
@@ -492,7 +502,7 @@ def _fields(given: str | Iterable[str] | None) -> frozenset[str] | None:
 
 
 def _types_of(command: Commanded) -> list[str | None]:
-    return [command.do.type_name, None if command.undo is None else command.undo.type_name]
+    return [None if c is None else c.type_name for c in (command.do, command.undo)]
 
 
 def _names(given: str | Iterable[str] | None) -> Iterable[str] | None:

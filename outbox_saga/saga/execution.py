@@ -189,17 +189,18 @@ class Execution:
     async def _run_async(
         self, hand: Hand, todo: Run, step: Step, action: Action, started: dt.datetime
     ) -> Decision | Happened:
+        seconds = step.time_for(todo.direction)
         async with self.database.lend_async() as session:
             lent = session.sync_session
             assert isinstance(lent, LentSession)
-            await session.run_sync(lambda _: self._open(lent, step))
+            await session.run_sync(lambda _: self._open(lent, seconds))
             context = _context(StepContext, hand, todo, self._uow(hand, session))
             try:
-                answer = await call_in_time(action, context, step.timeout)
+                answer = await call_in_time(action, context, seconds)
             except TimeoutError as error:
                 in_use = isinstance(error, OutOfTime) and error.task is not None
                 await session.run_sync(lambda _: lent.abandon(in_use=in_use))
-                late = f"timed out after {step.timeout} s" if not str(error) else told(error)
+                late = f"timed out after {seconds} s" if not str(error) else told(error)
                 return _errored(todo, late, started)
             happened = _answered(todo, answer, started)
             if not isinstance(happened, Done):
@@ -216,10 +217,11 @@ class Execution:
         self, hand: Hand, todo: Run, step: Step, action: Action, started: dt.datetime
     ) -> Decision | Happened:
         deadline = Deadline()
+        seconds = step.time_for(todo.direction)
 
         def work() -> Decision | Happened | None:
             with self.database.lend() as session:
-                self._open(session, step)
+                self._open(session, seconds)
                 context = _context(SyncStepContext, hand, todo, self._uow(hand, session))
                 happened = _answered(todo, action(context), started)
                 if not isinstance(happened, Done):
@@ -231,17 +233,17 @@ class Execution:
                 return self._settle(session, hand, happened)
 
         # the timed-out thread keeps its place in the pool until it ends
-        future, in_time = await begin_in_thread(self.threads, work, step.timeout)
+        future, in_time = await begin_in_thread(self.threads, work, seconds)
         if not in_time and deadline.expire():
             future.add_done_callback(_ended_late)
-            return _errored(todo, f"timed out after {step.timeout} s", started)
+            return _errored(todo, f"timed out after {seconds} s", started)
         outcome: Decision | Happened | None = await to_the_end(future)
         assert outcome is not None
         return outcome
 
-    def _open(self, session: LentSession, step: Step) -> None:
+    def _open(self, session: LentSession, seconds: float) -> None:
         # a process that stands still must not hold row locks for longer than its step may take
-        limit_idle_transaction(session.lend(), step.timeout + IDLE_MARGIN)
+        limit_idle_transaction(session.lend(), seconds + IDLE_MARGIN)
 
     def _uow(self, hand: Hand, session: Any) -> UnitOfWork[Any]:
         return UnitOfWork(
@@ -302,6 +304,7 @@ class Execution:
     async def _outside(
         self, hand: Hand, todo: Call, step: Step, action: Action, *, asking: bool = False
     ) -> tuple[Happened, list[Delayed]]:
+        seconds = step.time_for(todo.direction)
         started = hand.surroundings(None).now
         asynchronous = inspect.iscoroutinefunction(action)
         try:
@@ -321,9 +324,9 @@ class Execution:
 
         try:
             if asynchronous:
-                answer = await call_in_time(lambda _: called(), context, step.timeout)
+                answer = await call_in_time(lambda _: called(), context, seconds)
             else:
-                future, in_time = await begin_in_thread(self.threads, called, step.timeout)
+                future, in_time = await begin_in_thread(self.threads, called, seconds)
                 if not in_time and not asking:
                     self._keep_late(hand, todo, future)
                 answer = future.result() if in_time else await _no_answer()
@@ -333,7 +336,7 @@ class Execution:
         except TimeoutError as error:
             if isinstance(error, OutOfTime) and error.task is not None and not asking:
                 self._keep_late(hand, todo, error.task)
-            late = f"no answer within {step.timeout} s" if not str(error) else told(error)
+            late = f"no answer within {seconds} s" if not str(error) else told(error)
             return _errored(todo, late, started, unknown=True), []
         except NothingRan as error:
             return replace(_errored(todo, told(error), started), asked=False), []

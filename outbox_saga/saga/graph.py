@@ -8,7 +8,7 @@ from typing import Any
 
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.rules import parallel_pairs
-from outbox_saga.saga.steps import Step, nothing_to_undo
+from outbox_saga.saga.steps import Step, nothing_to_undo, usually_undone
 
 LONG = 300.0  # seconds of a timeout from which on a takeover is slow
 
@@ -71,17 +71,19 @@ def _told(step: Step) -> str:
     if step.pivot:
         parts.append("pivot")
     if callable(step.compensation):
-        parts.append(f"undone by {getattr(step.compensation, '__name__', 'its compensation')}")
+        by = getattr(step.compensation, "__name__", "its compensation")
+        elsewhere = f" ({step.undone})" if step.undone != usually_undone(step) else ""
+        parts.append(f"undone by {by}{elsewhere}")
     return ", ".join(parts)
 
 
 def remarks(definition: Saga[Any]) -> Iterator[Remark]:
     """What is allowed, and should be meant."""
     for step in definition.steps.values():
-        if step.kind == "action" and step.timeout >= LONG:
+        if step.longest >= LONG:
             yield Remark(
                 step.name,
-                f"may take {step.timeout:g} s, and the lease of every saga is longer than that: a "
+                f"may take {step.longest:g} s, and the lease of every saga is longer than that: a "
                 "saga of a process that died is taken over no earlier",
             )
         if step.external and step.compensation is nothing_to_undo and not step.pivot:

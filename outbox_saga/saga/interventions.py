@@ -6,12 +6,12 @@ Nothing here runs anything: the instance is due afterwards, and an orchestrator 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from outbox_saga.errors import ActionRefused
 from outbox_saga.instances import Direction, Entry, SagaState, StepState
-from outbox_saga.saga.changes import finish, pivot_done, turn_back
+from outbox_saga.saga.changes import finish, pivot_done, turn_back, unstuck
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.steps import nothing_to_undo
 
@@ -53,7 +53,7 @@ def intervene(
     if action.kind == "cancel":
         return _cancelled(definition, state, action, entries), tuple(entries)
     names = _stuck(definition, state, action)
-    state = _back(state)
+    state = unstuck(state)
     for name in names:
         if action.kind in ("retry", "resume"):
             state = _retried(definition, state, name, action, entries)
@@ -67,12 +67,12 @@ def intervene(
 def _cancelled(
     definition: Saga[Any], state: SagaState, action: Intervention, entries: list[Entry]
 ) -> SagaState:
-    status = _back(state).status
+    status = unstuck(state).status
     if state.status in ("completed", "compensated") or status != "running":
         raise ActionRefused(f"it is {state.status} already; only a running saga can be cancelled")
     if pivot_done(definition, state):
         raise ActionRefused("its pivot was carried out: it can only go forward")
-    return turn_back(_back(state), f"cancelled by {action.by}", entries)
+    return turn_back(unstuck(state), f"cancelled by {action.by}", entries)
 
 
 def _stuck(definition: Saga[Any], state: SagaState, action: Intervention) -> list[str]:
@@ -89,14 +89,6 @@ def _stuck(definition: Saga[Any], state: SagaState, action: Intervention) -> lis
         phase = state.steps[action.step].phase
         raise ActionRefused(f"step {action.step} is {phase}, not stuck")
     return [action.step]
-
-
-def _back(state: SagaState) -> SagaState:
-    """As it was before it got stuck."""
-    if state.status != "stuck":
-        return state
-    status, reason = state.before or ("compensating", state.reason)
-    return replace(state, status=status, reason=reason, before=None)
 
 
 def _at(step: StepState) -> Direction:
@@ -126,7 +118,8 @@ def _retried(
                 "it as done"
             )
         # an open call goes on under its key; nobody knows whether the last one has arrived
-        phase = "undoing" if rule.external and step.input is not None else "done"
+        calls = rule.calls("undo") and step.input is not None
+        phase = "undoing" if calls else "done"
         entries.append(Entry("COMPENSATING_STEP", name, None, f"again, by {action.by}"))
         return state.with_step(name, phase=phase, undo_attempts=0, **changes)
     phase = "calling" if step.unknown else "waiting"

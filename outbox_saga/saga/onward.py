@@ -24,7 +24,7 @@ from outbox_saga.retries import Retry
 from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import Call, Decision, Query, Run, Send, Surroundings, ToDo
-from outbox_saga.saga.sending import is_open, send, unanswered
+from outbox_saga.saga.sending import is_open, may_still_be_sent, send, unanswered
 from outbox_saga.saga.steps import Step, nothing_to_undo
 
 # after a step's own retries, an unknown outcome is settled on this longer policy
@@ -228,7 +228,10 @@ def _backward(
         ):
             continue
         if rule.kind == "command":
-            state = unanswered(definition, state, rule, entries)
+            if may_still_be_sent(rule, step):
+                state = send(definition, state, rule, "do", around, entries, sends)
+            else:
+                state = unanswered(definition, state, rule, entries)
         elif _has_room(definition, around, todo):
             state = _settle(definition, state, rule, around, entries, todo)
     unsettled = any(s.phase == "calling" for s in state.steps.values())
@@ -268,9 +271,9 @@ def _undo(
         return state
     if step.phase == "undoing" and rule.compensation_retry.exhausted(step.undo_attempts):
         return _lost(state, rule, "undo", entries)
-    if rule.kind == "command":
+    if rule.undone == "command":
         return send(definition, state, rule, "undo", around, entries, sends)
-    if rule.external:
+    if rule.undone == "external":
         return _call(definition, state, rule, "undo", around, entries, todo)
     todo.append(Run(rule.name, "undo", step.undo_attempts + 1))
     return state
@@ -291,7 +294,7 @@ def _held_back(
     """The state in which the step waits for its breaker; None: its call may go."""
     if rule.breaker is None:
         return None
-    asked = [definition.steps[t.step].breaker for t in todo]
+    asked = [definition.steps[t.step].breaker for t in todo if not isinstance(t, Run)]
     names = [each.name for each in asked if each is not None and each.name is not None]
     seed = f"{around.seed}:{rule.name}"
     until = around.gates.held_until(rule.breaker, names, around.now, seed)

@@ -83,7 +83,7 @@ class Orchestrator:
         )
         self._parking = Parking(database, self._definitions, self._known)
         longest = max(
-            (s.timeout for d in self._definitions.values() for s in d.steps.values() if s.runs),
+            (s.longest for d in self._definitions.values() for s in d.steps.values()),
             default=0.0,
         )
         self.lease = max(lease, longest + LEASE_MARGIN)

@@ -24,7 +24,15 @@ from typing import Any
 from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import ENDED, Entry, SagaState, StepState
 from outbox_saga.payloads import storable
-from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
+from outbox_saga.saga.changes import (
+    MAX_REASON,
+    fail,
+    finish,
+    pivot_done,
+    stick,
+    turn_back,
+    unstuck,
+)
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import (
     Decision,
@@ -90,7 +98,7 @@ def _done(
         entries.append(
             Entry("STEP_COMPENSATED", name, happened.attempt, None, happened.started_at)
         )
-        return state.with_step(
+        return unstuck(state).with_step(
             name,
             phase="undone",
             due=None,
@@ -98,6 +106,7 @@ def _done(
             input=None,
             unknown=False,
             error=None,
+            stuck=None,
         )
     # what has ended undoes nothing by itself
     over = rule.external and state.status in ENDED
@@ -185,9 +194,13 @@ def replied(
     entries: list[Entry] = []
     name = happened.step
     step, rule = state.steps.get(name), definition.steps.get(name)
-    if step is None or rule is None or rule.kind != "command" or step.generation != generation:
-        state = _ignored(state, happened, entries)
-    elif isinstance(happened, Done):
+    asked = rule is not None and rule.asks(happened.direction)
+    if step is None or rule is None or not asked or step.generation != generation:
+        return _ignored(state, happened, entries), tuple(entries)
+    if happened.direction == "do" and step.stuck == "do" and step.unknown:
+        # the answer that a person was waited for about: it is definite, and the saga goes on
+        state = unstuck(state).with_step(name, phase="calling", stuck=None)
+    if isinstance(happened, Done):
         try:
             state = _done(definition, state, happened, entries)
         except MessageRefused as refused:

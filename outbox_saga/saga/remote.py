@@ -36,7 +36,8 @@ def command_of(definition: Saga[Any], instance: Instance, send: Send) -> Envelop
     """The command as it leaves. All commands of an instance have its id as their key: whoever
     handles them by key gets a command before its undoing.
     """
-    rule = definition.steps[send.step].command
+    step = definition.steps[send.step]
+    rule = step.command
     assert rule is not None
     asked = Asked(
         instance.id,
@@ -45,6 +46,7 @@ def command_of(definition: Saga[Any], instance: Instance, send: Send) -> Envelop
         send.generation,
         send.attempt,
         replies_topic(instance.source),
+        alone=step.kind != "command",
     )
     return seal(
         rule.message(send.direction, send.fields),
@@ -73,7 +75,7 @@ class Answers:
     def handlers(self) -> Iterator[tuple[type[Message], str, Handler]]:
         """The type, a consumer's name, and the function that handles it; none without commands."""
         steps = (s for d in self._definitions.values() for s in d.steps.values())
-        if any(step.kind == "command" for step in steps):
+        if any(step.command is not None for step in steps):
             yield answers_to(self._source), f"{self._source}.saga.answers", self._take_in
 
     async def _take_in(self, handle: HandlerContext[Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from outbox_saga.errors import DefinitionError
 from outbox_saga.messages import Command, Event
-from outbox_saga.saga.steps import Step, all_before
+from outbox_saga.saga.steps import Step, all_before, nothing_to_undo
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
 
@@ -45,6 +45,7 @@ def check_step(
         raise DefinitionError(
             f"{where}: timeout is {step.timeout}; give seconds, greater than 0 and finite"
         )
+    _check_compensation(where, step)
     if step.external and not step.idempotent and step.query is None:
         raise DefinitionError(
             f"{where}: an external step needs idempotent=True (the other side acts once per key) "
@@ -57,11 +58,6 @@ def check_step(
         )
     _check_waiting(where, step)
     _check_command(where, step, fields)
-    if step.breaker is not None and not step.external:
-        raise DefinitionError(
-            f"{where}: a breaker guards calls outside this database; make the step external=True, "
-            "or leave breaker= out"
-        )
     if step.when is not None and not callable(step.when):
         raise DefinitionError(f"{where}: when= must be a function of the data, not {step.when!r}")
     for other in step.after:
@@ -77,6 +73,26 @@ def check_step(
                     f"{where}: {kind}={name!r} is no field of the data; there are "
                     f"{', '.join(sorted(fields))}"
                 )
+
+
+def _check_compensation(where: str, step: Step) -> None:
+    if not 0 < step.undo_timeout < float("inf"):
+        raise DefinitionError(
+            f"{where}: compensation_timeout is {step.undo_timeout}; give seconds, greater than 0 "
+            "and finite"
+        )
+    if step.compensation is not None and not (
+        callable(step.compensation) or step.compensation is nothing_to_undo
+    ):
+        raise DefinitionError(
+            f"{where}: the compensation must be a function, a Command class or nothing_to_undo, "
+            f"not {step.compensation!r}"
+        )
+    if step.breaker is not None and not (step.external or step.undone == "external"):
+        raise DefinitionError(
+            f"{where}: a breaker guards calls outside this database; make the step external=True, "
+            "or leave breaker= out"
+        )
 
 
 def _check_waiting(where: str, step: Step) -> None:
@@ -108,7 +124,7 @@ def _check_waiting(where: str, step: Step) -> None:
 def _check_command(where: str, step: Step, fields: Collection[str]) -> None:
     if step.command is None:
         return
-    if step.external:
+    if step.external and step.kind == "command":
         raise DefinitionError(
             f"{where}: a command is carried out by another service; external= is for calls that "
             "this one makes"

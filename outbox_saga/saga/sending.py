@@ -25,7 +25,8 @@ def send(
 ) -> SagaState:
     """The command leaves with this transition; if no answer comes in time, it leaves again."""
     assert rule.command is not None
-    assert not callable(rule.seconds)
+    seconds = rule.seconds if direction == "do" else rule.undo_timeout
+    assert not callable(seconds)
     step = state.steps[rule.name]
     fields = step.input if is_open(step, direction) else None
     if fields is None:
@@ -40,7 +41,7 @@ def send(
             return stick(
                 state, rule.name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True
             )
-    changes: dict[str, Any] = {"input": fields, "due": around.after(rule.seconds)}
+    changes: dict[str, Any] = {"input": fields, "due": around.after(seconds)}
     if direction == "do":
         attempt = step.attempts + 1
         changes |= {"phase": "calling", "attempts": attempt}
@@ -58,12 +59,14 @@ def unanswered(
 ) -> SagaState:
     """Nobody knows whether the command was carried out, and it is not sent any more.
 
-    It need not be known either: its undoing is the end of it, whatever came of it, for the
-    participant refuses a command that comes after that.
+    It need not be known either if another command undoes it: that is the end of it, whatever came
+    of it, for the participant refuses a command that comes after its undoing. What a function
+    undoes has to be known first.
     """
     step = state.steps[rule.name]
     reason = f"no answer within {rule.seconds:g} s to any of {step.attempts} commands"
-    if rule.compensation is None or pivot_done(definition, state):
+    known_first = rule.has_compensation and rule.undone != "command"
+    if rule.compensation is None or known_first or pivot_done(definition, state):
         state = state.with_step(rule.name, unknown=True)
         return stick(state, rule.name, "STEP_FAILED", step.attempts, reason, entries)
     if rule.compensation is nothing_to_undo:
@@ -73,6 +76,14 @@ def unanswered(
         rule.name, phase="done", due=None, input=None, unknown=True, error=reason
     )
     return turn_back(state, f"{rule.name}: {reason}", entries)
+
+
+def may_still_be_sent(rule: Step, step: StepState) -> bool:
+    """Whether the command is sent again though the saga is being undone: only so can it become
+    known what came of it, before a function undoes it.
+    """
+    known_first = rule.has_compensation and rule.undone != "command"
+    return known_first and not rule.retry.exhausted(step.attempts)
 
 
 def is_open(step: StepState, direction: Direction) -> bool:

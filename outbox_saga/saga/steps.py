@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn, TypeAlias, final
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias, final
 
 from outbox_saga.breaker import Breaker
 from outbox_saga.envelopes import seal
@@ -14,7 +15,10 @@ from outbox_saga.retries import Retry
 
 Action: TypeAlias = Callable[[Any], Any]
 Predicate: TypeAlias = Callable[[Any], bool]
+# what users give as a compensation
+Undoing: TypeAlias = "Action | type[Command] | Compensation | NothingToUndo"
 Kind: TypeAlias = Literal["action", "event", "timer", "command"]
+Undone: TypeAlias = Literal["local", "external", "command"]
 
 DEFAULT_TIMEOUT = 30.0
 FORWARD_RETRY = Retry(max_attempts=3)
@@ -31,6 +35,33 @@ class NothingToUndo:
 
 
 nothing_to_undo: Final = NothingToUndo()
+
+
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """A compensation that is of another kind than its step; made by `local` and `external`.
+
+    Args:
+        action: What undoes the step.
+        external: Whether it acts outside this database.
+    """
+
+    action: Action
+    external: bool
+
+
+def local(action: Action) -> Compensation:
+    """The compensation runs in one transaction with the saga's own state, whatever kind of step it
+    undoes.
+    """
+    return Compensation(action, external=False)
+
+
+def external(action: Action) -> Compensation:
+    """The compensation runs outside any transaction, whatever kind of step it undoes: its intent
+    is committed first, and it is called again under the same idempotency key until it succeeds.
+    """
+    return Compensation(action, external=True)
 
 
 def minutes(number: float) -> float:
@@ -76,14 +107,14 @@ class Awaited:
 
 @dataclass(frozen=True, slots=True)
 class Commanded:
-    """The commands of a step that another service carries out.
+    """The commands of a step that another service carries out, or undoes.
 
     Args:
-        do: The class of the command.
-        undo: The class of the one that undoes it; None: nothing does.
+        do: The class of the command that carries it out; None: no command does.
+        undo: The class of the one that undoes it; None: no command does.
     """
 
-    do: type[Command]
+    do: type[Command] | None
     undo: type[Command] | None
 
     def fields(self, direction: Direction, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,8 +145,7 @@ class Step:
     """One step of a saga.
 
     See `Saga.step`, `Saga.wait_for` and `Saga.timer` for the fields. A step that waits, for an
-    answer too, does so for its `seconds`; its timeout is that of its compensation, as the leases
-    of instances go by it.
+    answer too, does so for its `seconds`; `undone` is how it is undone, if it is.
     """
 
     name: str
@@ -137,12 +167,68 @@ class Step:
     seconds: float | Callable[[Any], float] = 0.0
     command: Commanded | None = None
     breaker: Breaker | None = None
+    undone: Undone = "local"
+    undo_timeout: float = DEFAULT_TIMEOUT
 
     @property
-    def runs(self) -> bool:
-        """Whether anything of it is carried out by who has the instance, for its timeout."""
-        undoes = self.compensation is not None and self.compensation is not nothing_to_undo
-        return self.kind == "action" or (self.kind != "command" and undoes)
+    def has_compensation(self) -> bool:
+        """Whether anything undoes it."""
+        return self.compensation is not None and self.compensation is not nothing_to_undo
+
+    @property
+    def longest(self) -> float:
+        """Seconds that one attempt takes at most of who has the instance; leases go by it."""
+        acts = self.timeout if self.kind == "action" else 0.0
+        undoes = self.has_compensation and self.undone != "command"
+        return max(acts, self.undo_timeout if undoes else 0.0)
+
+    def time_for(self, direction: Direction) -> float:
+        """Seconds for one attempt that who has the instance makes."""
+        return self.timeout if direction == "do" else self.undo_timeout
+
+    def asks(self, direction: Direction) -> bool:
+        """Whether a command does it, in this direction."""
+        return (self.kind if direction == "do" else self.undone) == "command"
+
+    def calls(self, direction: Direction) -> bool:
+        """Whether it acts outside this database, in this direction."""
+        return self.external if direction == "do" else self.undone == "external"
+
+
+class Undo(NamedTuple):
+    """How a step is undone.
+
+    Args:
+        by: What users gave, without what says of which kind it is.
+        command: Its class, if it is one.
+    """
+
+    by: Action | NothingToUndo | None
+    kind: Undone
+    command: type[Command] | None = None
+
+
+def undoing(given: Undoing | None, *, external: bool) -> Undo:
+    """What users gave as the compensation of a step that acts outside, or does not."""
+    if isinstance(given, Compensation):
+        return Undo(given.action, "external" if given.external else "local")
+    if inspect.isclass(given) and issubclass(given, Command):
+        by: Any = given
+        return Undo(by, "command", given)
+    other: Any = given
+    return Undo(other, "external" if external else "local")
+
+
+def commands(do: type[Command] | None, undo: type[Command] | None) -> Commanded | None:
+    """The commands of a step; None if there are none."""
+    return None if do is None and undo is None else Commanded(do, undo)
+
+
+def usually_undone(step: Step) -> Undone:
+    """How a step of this kind is undone, if nothing else is said."""
+    if step.kind == "command" and step.has_compensation:
+        return "command"
+    return "external" if step.external else "local"
 
 
 def all_before(steps: Mapping[str, Step], name: str) -> set[str]:
