@@ -159,7 +159,8 @@ class Saga(Generic[D]):
 
         A step whose action is a Command class is carried out by the service that handles it
         (`Service.handles`): the command leaves with the saga's own state, and the answer is taken
-        in once. One that nobody answers is sent again, and then undone, whatever came of it.
+        in once. One that nobody answers is sent again, and then undone, whatever came of it; or
+        the saga is stuck, if a function is to undo it.
 
         Args:
             action: `async def` (gets an AsyncSession) or plain `def` (runs in a thread, gets a
@@ -167,9 +168,10 @@ class Saga(Generic[D]):
                 business no; an exception is a technical failure and is retried. Or a Command
                 class: its fields are taken from the saga's data by name, and the fields of the
                 answer are merged into it.
-            compensation: Undoes it; `nothing_to_undo` says that there is nothing. Called again
-                until it succeeds. A function undoes as the step acts, local or external; a
-                Command class has another service undo it. Of another kind than its step:
+            compensation: Undoes it; `nothing_to_undo` says that there is nothing. Tried again as
+                `compensation_retry` says, then the saga is stuck. A function undoes as the step
+                acts, local or external; a Command class has another service undo it. Of another
+                kind than its step:
                 `local(function)` or `external(function)`. What a command does a function can
                 undo, too, which is local unless it says otherwise; but only once an answer has
                 told that the command was carried out, so one that nobody answers to the end is

@@ -91,7 +91,7 @@ def _check_compensation(where: str, step: Step) -> None:
     if step.breaker is not None and not (step.external or step.undone == "external"):
         raise DefinitionError(
             f"{where}: a breaker guards calls outside this database; make the step external=True, "
-            "or leave breaker= out"
+            "or its compensation external(…), or leave breaker= out"
         )
 
 

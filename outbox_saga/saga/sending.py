@@ -65,8 +65,7 @@ def unanswered(
     """
     step = state.steps[rule.name]
     reason = f"no answer within {rule.seconds:g} s to any of {step.attempts} commands"
-    known_first = rule.has_compensation and rule.undone != "command"
-    if rule.compensation is None or known_first or pivot_done(definition, state):
+    if rule.compensation is None or rule.must_be_known or pivot_done(definition, state):
         state = state.with_step(rule.name, unknown=True)
         return stick(state, rule.name, "STEP_FAILED", step.attempts, reason, entries)
     if rule.compensation is nothing_to_undo:
@@ -82,8 +81,7 @@ def may_still_be_sent(rule: Step, step: StepState) -> bool:
     """Whether the command is sent again though the saga is being undone: only so can it become
     known what came of it, before a function undoes it.
     """
-    known_first = rule.has_compensation and rule.undone != "command"
-    return known_first and not rule.retry.exhausted(step.attempts)
+    return rule.must_be_known and not rule.retry.exhausted(step.attempts)
 
 
 def is_open(step: StepState, direction: Direction) -> bool:

@@ -59,7 +59,8 @@ def local(action: Action) -> Compensation:
 
 def external(action: Action) -> Compensation:
     """The compensation runs outside any transaction, whatever kind of step it undoes: its intent
-    is committed first, and it is called again under the same idempotency key until it succeeds.
+    is committed first, and it is called again under the same idempotency key, as often as
+    `compensation_retry` allows; then the saga is stuck.
     """
     return Compensation(action, external=True)
 
@@ -174,6 +175,13 @@ class Step:
     def has_compensation(self) -> bool:
         """Whether anything undoes it."""
         return self.compensation is not None and self.compensation is not nothing_to_undo
+
+    @property
+    def must_be_known(self) -> bool:
+        """Whether a command does it and a function undoes it, so that it has to be known first
+        what came of the command. Of another command its participant knows.
+        """
+        return self.kind == "command" and self.has_compensation and self.undone != "command"
 
     @property
     def longest(self) -> float:

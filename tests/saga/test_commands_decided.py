@@ -18,6 +18,7 @@ from outbox_saga import Command, Retry, Saga
 from outbox_saga.instances import ENDED, SagaState
 from outbox_saga.saga.happened import Decision, Done, Refused, Resumed, Run, Send, Surroundings
 from outbox_saga.saga.progress import decide, initial, replied
+from outbox_saga.saga.steps import Step
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 PATIENCE = 60.0
@@ -47,19 +48,23 @@ class Plan:
     refusing: frozenset[str]
 
 
+undoings = st.sampled_from((Undo, act))
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """Up to five steps, local or commanded, one after another or side by side."""
+    """Up to five steps, each local or commanded, and undone by either, one after another or side
+    by side.
+    """
     names = NAMES[: draw(st.integers(1, len(NAMES)))]
     saga = Saga("random", data=Data)
     for index, name in enumerate(names):
         after = draw(st.sets(st.sampled_from(names[:index]))) if index else set()
         options: dict[str, Any] = {"after": tuple(sorted(after))}
-        if draw(st.booleans()):
-            retry = Retry(max_attempts=draw(st.integers(1, 3)))
-            saga.step(name, Do, compensation=Undo, timeout=PATIENCE, retry=retry, **options)
-        else:
-            saga.step(name, act, compensation=act, **options)
+        action, options["compensation"] = draw(st.sampled_from((Do, act))), draw(undoings)
+        if action is Do:
+            options |= {"timeout": PATIENCE, "retry": Retry(max_attempts=draw(st.integers(1, 3)))}
+        saga.step(name, action, compensation_timeout=PATIENCE, **options)
     refusing = draw(st.sets(st.sampled_from(names), max_size=1))
     return Plan(saga.check(), frozenset(refusing))
 
@@ -107,6 +112,10 @@ class World:
     def _carry_out(self, run: Run) -> Done | Refused:
         if run.direction == "do" and run.step in self.plan.refusing:
             return Refused(run.step, "do", run.attempt, "no")
+        if self.plan.definition.steps[run.step].kind == "command":
+            assert self.known[run.step] == "done"  # a function undoes what certainly was done
+            self.known[run.step] = "undone"
+            return Done(run.step, run.direction, run.attempt)
         self.local[run.step] = self.local.get(run.step, 0) + (1 if run.direction == "do" else -1)
         return Done(run.step, run.direction, run.attempt)
 
@@ -129,6 +138,11 @@ class World:
         """What the barrier makes of it."""
         before = self.known.get(send.step)
         done = Done(send.step, send.direction, send.attempt)
+        if self.plan.definition.steps[send.step].kind != "command":  # it undoes what was done here
+            if before is None:
+                self.known[send.step] = "undone"
+                self.local[send.step] -= 1
+            return done
         if send.direction == "undo":
             if before is None:
                 self.known[send.step] = "cancelled"
@@ -180,6 +194,16 @@ def _check(world: World) -> None:
     elif status == "compensated":
         assert "done" not in world.known.values()
         assert all(world.local.get(name, 0) == 0 for name in local)
-    else:  # an undoing that was never answered, as often as it may leave
+    else:  # nothing was answered, as often as it may leave
         assert status == "stuck"
-        assert "outcome unknown" in str(world.state.reason)
+        steps = world.state.steps
+        for name in (name for name, step in steps.items() if step.phase == "stuck"):
+            undoing = steps[name].stuck == "undo"
+            told = "outcome unknown" if undoing else f"no answer within {PATIENCE:g} s"
+            assert told in str(world.state.reason)
+            assert undoing or plan_of(world, name).compensation is act
+    assert set(world.local.values()) <= {0, 1}
+
+
+def plan_of(world: World, name: str) -> Step:
+    return world.plan.definition.steps[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +44,9 @@ class PayBack(Command, topic="shipping"):
 
 class Delivered(Event, topic="delivered"):
     order_id: int
+
+
+NEVER = threading.Event()
 
 
 async def no(step: Any) -> Failure[str]:
@@ -334,6 +339,38 @@ async def test_what_an_event_told_of_is_undone_by_any_kind(books: Any, kind: str
     assert ours(here) == ([] if kind == "local" else ["ours"])
     assert len(called) == (kind == "external")
     assert here.shipping.facts()[1] == (["undo"] if kind == "command" else [])
+
+
+async def hang(step: Any) -> None:
+    await asyncio.Event().wait()
+
+
+def hang_in_thread(step: Any) -> None:
+    NEVER.wait(1.0)  # longer than it may; nobody sets it
+
+
+@pytest.mark.parametrize("undo", [hang, hang_in_thread], ids=["async", "threads"])
+@pytest.mark.parametrize("kind", [local, external])
+async def test_a_compensation_has_its_own_time(house: Any, kind: Any, undo: Any) -> None:
+    saga = (
+        Saga("ordering", data=Order)
+        .step(
+            "pay",
+            pay,
+            compensation=kind(undo),
+            compensation_timeout=0.05,
+            compensation_retry=Retry(max_attempts=1),
+        )
+        .step("after", no, compensation=nothing_to_undo)
+    )
+    here = house(saga)
+    id_ = await here.start()
+
+    await here.to_and_fro()
+
+    state = await here.state(id_)
+    assert state.status == "stuck"
+    assert "0.05 s" in str(state.reason)
 
 
 # --- definitions ---------------------------------------------------------------------------------
