@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from outbox_saga.dead_letters import DeadLetters
     from outbox_saga.decisions import Decision
     from outbox_saga.envelopes import Envelope
-    from outbox_saga.errors import CommitUnknown, NotDone, OutboxSagaError
+    from outbox_saga.errors import (
+        CommitUnknown,
+        NotDone,
+        OutboxSagaError,
+        RequestFaulted,
+        RequestTimeout,
+    )
     from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
     from outbox_saga.messages import Command, Event, Reply
     from outbox_saga.results import Failure, Result, Success, is_failure, is_success
@@ -57,6 +63,8 @@ _HOMES = {
     "NotDone": "errors",
     "OutboxSagaError": "errors",
     "Reply": "messages",
+    "RequestFaulted": "errors",
+    "RequestTimeout": "errors",
     "Result": "results",
     "Retry": "retries",
     "Saga": "saga.definition",
@@ -96,6 +104,8 @@ __all__ = [
     "NotDone",
     "OutboxSagaError",
     "Reply",
+    "RequestFaulted",
+    "RequestTimeout",
     "Result",
     "Retry",
     "Saga",

@@ -1,4 +1,4 @@
-"""How a saga's command and its answer travel: what stands in their headers and bodies."""
+"""How a saga's command, or a request, and its answer travel: what their headers and bodies say."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ ANSWER = "outbox_saga.answer"  # the type of every answer
 
 _SAGA, _STEP, _DIRECTION = "saga-id", "saga-step", "saga-direction"
 _GENERATION, _ATTEMPT, _REPLY_TO = "saga-generation", "saga-attempt", "saga-reply-to"
+_FAULT_TO = "saga-fault-to"
 # as the header says it: direction, and whether it undoes what no command has done
 _DIRECTIONS: dict[str, tuple[Direction, bool]] = {
     "do": ("do", False),
@@ -29,15 +30,18 @@ _DIRECTIONS: dict[str, tuple[Direction, bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """For which step of which saga a command was sent.
+    """For which step of which saga a command was sent; a request stands for a saga of its own.
 
     Args:
+        saga: Its id; of a request its own.
         direction: To do it, or to undo it.
         generation: As of the step's idempotency key; only an operator raises it.
         attempt: Which sending it is; all of one generation are about one effect.
         reply_to: The topic that the answer goes to.
         alone: It undoes what no command has done: whoever gets it carries it out, once, though
             nothing came before it.
+        fault_to: The topic on which it is told that nobody could carry it out so far: a handler
+            has given it up, and a person decides. None: nobody is told.
     """
 
     saga: UUID
@@ -47,6 +51,7 @@ class Asked:
     attempt: int
     reply_to: str
     alone: bool = False
+    fault_to: str | None = None
 
     @property
     def acts(self) -> bool:
@@ -62,6 +67,7 @@ class Asked:
             _GENERATION: str(self.generation),
             _ATTEMPT: str(self.attempt),
             _REPLY_TO: self.reply_to,
+            **({} if self.fault_to is None else {_FAULT_TO: self.fault_to}),
         }
 
     @classmethod
@@ -83,6 +89,7 @@ class Asked:
                 int(headers[_ATTEMPT]),
                 headers[_REPLY_TO],
                 alone,
+                headers.get(_FAULT_TO),
             )
         except (KeyError, ValueError) as error:
             raise MessageRefused(
@@ -97,6 +104,8 @@ class Answer(Reply, name=ANSWER):
         done: It was carried out, once, however often it was asked for. False: definitely not.
         data: What the participant's handler returned.
         reason: Of a no.
+        fault: The code of what a handler failed on, for good as far as it goes: neither done nor
+            refused, and a person may still have it carried out. Empty: it is an answer.
     """
 
     saga: UUID
@@ -107,10 +116,17 @@ class Answer(Reply, name=ANSWER):
     done: bool
     data: dict[str, Any] = Field(default_factory=dict)
     reason: str = ""
+    fault: str = ""
 
     @classmethod
     def to(
-        cls, asked: Asked, *, done: bool, data: Mapping[str, Any] | None = None, reason: str = ""
+        cls,
+        asked: Asked,
+        *,
+        done: bool,
+        data: Mapping[str, Any] | None = None,
+        reason: str = "",
+        fault: str = "",
     ) -> Answer:
         """The answer to this."""
         return cls(
@@ -122,6 +138,7 @@ class Answer(Reply, name=ANSWER):
             done=done,
             data=dict(data or {}),
             reason=reason,
+            fault=fault,
         )
 
 
@@ -130,7 +147,11 @@ def replies_topic(service: str) -> str:
     return f"{service}.replies"
 
 
-def answers_to(service: str) -> type[Answer]:
-    """The class of the answers that come to this service."""
-    options = {"name": ANSWER, "topic": replies_topic(service)}
-    return types.new_class("Answer", (Answer,), options)
+def requests_topic(service: str) -> str:
+    """Where the answers to this service's own requests go."""
+    return f"{service}.requests.replies"
+
+
+def answers_on(topic: str) -> type[Answer]:
+    """The class of the answers that come on this topic."""
+    return types.new_class("Answer", (Answer,), {"name": ANSWER, "topic": topic})

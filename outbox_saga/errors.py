@@ -14,6 +14,8 @@ OutboxSagaError
 ├── CommitRefused                     a handler or step tried to end a lent transaction
 ├── HandlerFailed                     a handler did not handle it; nothing of it stayed
 ├── HandlerBusy                       it is being handled already, or there is no room now
+├── RequestTimeout (TimeoutError)     no answer in time; it may be carried out, and answered, yet
+├── RequestFaulted                    who was asked has given up so far, and a person decides
 ├── PartEnded                         the relay, the orchestrator or a consumer ended unasked
 ├── DefinitionError (ValueError)      a saga, or upcasters, that break a rule; it is named
 ├── SagaStartConflict                 the same business key with other data
@@ -139,6 +141,49 @@ class HandlerFailed(OutboxSagaError):
 
 class HandlerBusy(OutboxSagaError):
     """The message is being handled already, or its handler has no room: deliver it again later."""
+
+
+class RequestTimeout(OutboxSagaError, TimeoutError):
+    """No answer came in time: the request may be carried out, and answered, yet.
+
+    Wait on (`Service.reply`), or withdraw it (`Service.withdraw`); asking anew is another request.
+
+    Args:
+        request: Its id.
+    """
+
+    def __init__(self, request: UUID) -> None:
+        super().__init__(
+            f"no answer to request {request} came in time; it may be carried out yet: wait on by "
+            "reply(…), or withdraw it"
+        )
+        self.request = request
+
+    def __reduce__(self) -> tuple[type[RequestTimeout], tuple[UUID]]:
+        return type(self), (self.request,)
+
+
+class RequestFaulted(OutboxSagaError):
+    """The handler of the request failed until its attempts ended: nothing of it is done so far.
+
+    It is a dead letter of the service that was asked. A person may have it tried again there, and
+    its answer comes then (`Service.reply`); withdraw it (`Service.withdraw`) to be sure.
+
+    Args:
+        request: Its id.
+        code: Of what its handler failed on, as in that service's `inbox_waiting`.
+    """
+
+    def __init__(self, request: UUID, code: str) -> None:
+        super().__init__(
+            f"the service that was asked has given up request {request} ({code}); a person may "
+            "have it tried again there: wait on by reply(…), or withdraw it"
+        )
+        self.request = request
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[RequestFaulted], tuple[UUID, str]]:
+        return type(self), (self.request, self.code)
 
 
 class PartEnded(OutboxSagaError):

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from outbox_saga.calling import told
 from outbox_saga.database import Database
 from outbox_saga.errors import CommitUnknown, HandlerFailed, LeaseLost
+from outbox_saga.faults import tell
 from outbox_saga.handlers import Handler
 from outbox_saga.keeping import altered, holding_up_nothing
 from outbox_saga.patience import patiently
@@ -39,10 +40,15 @@ class Trouble:
 
 
 class Failures:
-    """Keeps what was not handled, for one database."""
+    """Keeps what was not handled, for one database.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        source: The service; it tells whoever made a request that it was given up.
+    """
+
+    def __init__(self, database: Database, source: str) -> None:
         self._database = database
+        self._source = source
 
     async def store(
         self,
@@ -64,7 +70,12 @@ class Failures:
 
         def verb(connection: sa.Connection, tables: Tables, clock: Clock) -> Stored:
             _tidy(connection, tables, trouble, delivered.consumer, delivered.message_id)
-            return waiting.store(connection, tables, clock, delivered, trouble.failed, delay=delay)
+            stored = waiting.store(
+                connection, tables, clock, delivered, trouble.failed, delay=delay
+            )
+            if stored == "stored" and delay is None:
+                tell(connection, tables, self._source, delivered, trouble.failed.code)
+            return stored
 
         try:
             stored: Stored = await self.unit(verb)
@@ -91,9 +102,12 @@ class Failures:
 
         def verb(connection: sa.Connection, tables: Tables, clock: Clock) -> bool:
             _tidy(connection, tables, trouble, leased.consumer, leased.message_id)
-            return waiting.fail(
+            failed = waiting.fail(
                 connection, tables, clock, owner, leased, trouble.failed, delay=delay, parks=parks
             )
+            if failed and delay is None:
+                tell(connection, tables, self._source, leased, trouble.failed.code)
+            return failed
 
         if await self.unit(verb):
             _tell(leased.consumer, leased.message_id, trouble.failed, attempts, delay)

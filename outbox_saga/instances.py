@@ -90,13 +90,20 @@ class SagaState:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row of the history."""
+    """One row of the history.
+
+    Args:
+        code: Why, for what counts: `failure` (a business no), `error`, `timeout` (of a step, its
+            event or its answer), `deadline` (of the saga), `died`, `not_done`, `unusable`,
+            `cancelled`, `late`. None: nothing failed.
+    """
 
     transition: str
     step: str | None = None
     attempt: int | None = None
     detail: str | None = None
     started_at: dt.datetime | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -33,6 +34,7 @@ from outbox_saga.handling import Handling
 from outbox_saga.messages import Command, Message, check_type
 from outbox_saga.participants import Participants
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
+from outbox_saga.requesting import Answered, Requests
 from outbox_saga.retries import Retry
 from outbox_saga.saga.arrivals import Arrivals
 from outbox_saga.saga.definition import Saga
@@ -63,6 +65,7 @@ class Service:
         concurrency: Saga instances, and messages, at the same time.
         lease: Of the orchestrator, in seconds; see `Orchestrator`.
         poll: Of the orchestrator, in seconds, between two looks when nothing is due.
+        requests: Its consumers take in what others answer to its requests: see `ask`.
 
     Raises:
         ConfigurationError: A Database together with a schema or a clock, which it has already.
@@ -80,6 +83,7 @@ class Service:
         concurrency: int = 16,
         lease: float = 30.0,
         poll: float = 0.25,
+        requests: bool = False,
     ) -> None:
         self.name = check_type(name)
         if isinstance(database, Database) and (schema is not None or clock is not DATABASE_CLOCK):
@@ -94,10 +98,13 @@ class Service:
         self.broker = broker
         self.sagas = tuple(saga.check() for saga in sagas)
         self.handlers = Handlers(self.name)
-        for takes_in in (Arrivals, Answers):
-            for message_class, consumer, function in takes_in(
-                self.database, self.name, self.sagas
-            ).handlers():
+        self._requests = Requests(self.database, self.name, taken_in=requests)
+        for taking_in in (
+            Arrivals(self.database, self.name, self.sagas),
+            Answers(self.database, self.name, self.sagas),
+            self._requests,
+        ):
+            for message_class, consumer, function in taking_in.handlers():
                 # one that does not fit its instance says nothing about those that come after it
                 self.handlers.add(message_class, function, consumer, poison="skip")
         self._participants = Participants(self.database)
@@ -130,6 +137,81 @@ class Service:
         """
         schema = self.database.tables.schema
         return UnitOfWork(session, **{"schema": schema, "source": self.name, **options})
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def ask(self, uow: UnitOfWork[Any], command: Command, *, key: str | None = None) -> UUID:
+        """The request is made if, and only if, the transaction commits; the id of its answer.
+
+        Another service carries the command out once, however often it is delivered
+        (`Service.handles`), and its answer comes into this service's database: `reply`.
+
+        Args:
+            uow: Of the transaction; a handler's `uow` as well.
+            key: Commands of one key are handled in the order of their transactions.
+
+        Raises:
+            ConfigurationError: The service was made without `requests=True`.
+            MessageRefused: The command cannot travel.
+        """
+        return self._requests.ask(uow, command, key)
+
+    def withdraw(
+        self,
+        uow: UnitOfWork[Any],
+        request: UUID,
+        command: Command,
+        *,
+        key: str | None = None,
+    ) -> None:
+        """Nothing of the request stays, if, and only if, the transaction commits.
+
+        What was done is undone by this command, once; what comes after it is refused.
+
+        Args:
+            request: As `ask` returned it.
+            command: The one that its handler names: `handles(…, undo=ThisClass)`.
+        """
+        self._requests.withdraw(uow, request, command, key)
+
+    def reply(self, request: UUID, *, timeout: float = 30.0) -> Answered:
+        """What was answered: Success with the fields of the answer, or Failure with the reason
+        of a no, after which nothing is done. The same answer each time it is asked for.
+
+        The answer is kept for as long as the inbox remembers (`Housekeeping`, 30 days).
+
+        Args:
+            timeout: Seconds to wait for it.
+
+        Raises:
+            RequestTimeout: It is not here yet.
+            RequestFaulted: The handler over there has given up, so far.
+        """
+        return self._requests.wait(request, timeout)
+
+    async def async_reply(self, request: UUID, *, timeout: float = 30.0) -> Answered:  # noqa: ASYNC109
+        """As `reply`, without holding up the event loop."""
+        return await self._requests.async_wait(request, timeout)
+
+    def request(
+        self, command: Command, *, key: str | None = None, timeout: float = 30.0
+    ) -> Answered:
+        """As `ask`, in a transaction of its own, and `reply`."""
+        with self.unit_of_work() as uow:
+            asked = self.ask(uow, command, key=key)
+        return self.reply(asked, timeout=timeout)
+
+    async def async_request(
+        self,
+        command: Command,
+        *,
+        key: str | None = None,
+        timeout: float = 30.0,  # noqa: ASYNC109
+    ) -> Answered:
+        """As `request`, without holding up the event loop."""
+        async with self.unit_of_work() as uow:
+            asked = self.ask(uow, command, key=key)
+        return await self.async_reply(asked, timeout=timeout)
 
     # --- handling --------------------------------------------------------------------------------
 

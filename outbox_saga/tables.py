@@ -239,6 +239,16 @@ class Tables:
             sa.Index(PREFIX + "barrier_updated", "updated_at"),
             **options,
         )
+        self.reply = sa.Table(  # what came back for requests that no saga has made
+            PREFIX + "reply",
+            metadata,
+            sa.Column("request_id", Id, primary_key=True),
+            sa.Column("outcome", Bytewise, nullable=False),
+            sa.Column("answer", LongText, nullable=False),
+            sa.Column("answered_at", Moment, nullable=False),
+            sa.Index(PREFIX + "reply_answered", "answered_at"),
+            **options,
+        )
         self.breaker = sa.Table(  # one for each that has ever failed
             PREFIX + "breaker",
             metadata,
@@ -304,6 +314,7 @@ class Tables:
             sa.Column("started_at", Moment),
             sa.Column("at", Moment, nullable=False),
             sa.Column("detail", LongText),
+            sa.Column("code", Bytewise),  # why, in one word, for programs; NULL: nothing failed
             **options,
         )
         self.process = sa.Table(  # who is alive, by the database's clock

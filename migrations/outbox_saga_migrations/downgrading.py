@@ -127,6 +127,10 @@ def _refuse_loss(connection: Connection, tables: Tables, dropped: Iterable[str])
             .select_from(tables.barrier)
             .where(tables.barrier.c.state == "done"),
         ),
+        "reply": (
+            "answers to requests, which nobody could ask for again",
+            sa.select(sa.func.count()).select_from(tables.reply),
+        ),
         "saga": (
             "unfinished sagas",
             sa.select(sa.func.count())

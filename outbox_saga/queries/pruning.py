@@ -29,6 +29,18 @@ def prune_inbox(
     return _delete(connection, inbox, inbox.c.handled_at < clock.now(-window), limit)
 
 
+def prune_replies(
+    connection: sa.Connection, tables: Tables, clock: Clock, window: float, limit: int
+) -> int:
+    """How many answers to requests were removed, at most `limit`.
+
+    Args:
+        window: Seconds since it came.
+    """
+    reply = tables.reply
+    return _delete(connection, reply, reply.c.answered_at < clock.now(-window), limit)
+
+
 def prune_archive(
     connection: sa.Connection, tables: Tables, clock: Clock, window: float, limit: int
 ) -> int:
@@ -61,6 +73,12 @@ def past_inbox(connection: sa.Connection, tables: Tables, clock: Clock, window: 
     """How many notes `prune_inbox` would remove in all."""
     inbox = tables.inbox
     return _count(connection, inbox, inbox.c.handled_at < clock.now(-window))
+
+
+def past_replies(connection: sa.Connection, tables: Tables, clock: Clock, window: float) -> int:
+    """How many answers `prune_replies` would remove in all."""
+    reply = tables.reply
+    return _count(connection, reply, reply.c.answered_at < clock.now(-window))
 
 
 def past_archive(connection: sa.Connection, tables: Tables, clock: Clock, window: float) -> int:

@@ -188,6 +188,7 @@ def add_history(
                     "started_at": entry.started_at,
                     "at": clock.now(),
                     "detail": entry.detail,
+                    "code": entry.code,
                 }
                 for index, entry in enumerate(entries)
             ]

@@ -55,7 +55,7 @@ def history(connection: sa.Connection, tables: Tables, id_: UUID) -> Sequence[Ha
     )
     return [
         Happening(
-            Entry(row.transition, row.step, row.attempt, row.detail, row.started_at),
+            Entry(row.transition, row.step, row.attempt, row.detail, row.started_at, row.code),
             row.at,
             row.revision,
         )

@@ -35,13 +35,14 @@ WHERE id = CAST(:id AS uuid)
 _MOVE_AND_NOTE = """
 WITH moved AS ({move} RETURNING id)
 INSERT INTO {history}
-  (saga_id, number, revision, transition, step, attempt, started_at, at, detail)
+  (saga_id, number, revision, transition, step, attempt, started_at, at, detail, code)
 SELECT moved.id, entry.number, CAST(:revision AS bigint), entry.transition, entry.step,
-  entry.attempt, entry.started_at, {now}, entry.detail
+  entry.attempt, entry.started_at, {now}, entry.detail, entry.code
 FROM moved CROSS JOIN unnest(
   CAST(:numbers AS int[]), CAST(:transitions AS text[]), CAST(:steps AS text[]),
-  CAST(:attempts AS int[]), CAST(:starts AS timestamptz[]), CAST(:details AS text[])
-) AS entry(number, transition, step, attempt, started_at, detail)
+  CAST(:attempts AS int[]), CAST(:starts AS timestamptz[]), CAST(:details AS text[]),
+  CAST(:codes AS text[])
+) AS entry(number, transition, step, attempt, started_at, detail, code)
 """
 
 _ENDED_AT: dict[_Ending, str] = {
@@ -132,6 +133,7 @@ def _record_at_once(
         "attempts": [entry.attempt for entry in entries],
         "starts": [entry.started_at for entry in entries],
         "details": [entry.detail for entry in entries],
+        "codes": [entry.code for entry in entries],
     }
     return bool(
         connection.exec_driver_sql(

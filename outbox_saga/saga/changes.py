@@ -55,7 +55,9 @@ def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
     for name, step in state.steps.items():
         if step.phase == "failed":
             reason = f"beside the pivot: {step.error}"
-            state = stick(state, name, "STEP_FAILED", step.attempts, reason, entries)
+            state = stick(
+                state, name, "STEP_FAILED", step.attempts, reason, entries, code="failure"
+            )
     return replace(state, status="running", reason=None)
 
 
@@ -79,11 +81,11 @@ def _wrote(definition: Saga[Any], state: SagaState, name: str, added: object) ->
     return tuple(sorted(fields))
 
 
-def turn_back(state: SagaState, reason: str, entries: list[Entry]) -> SagaState:
+def turn_back(state: SagaState, reason: str, entries: list[Entry], *, code: str) -> SagaState:
     """From now on it is undone; also where a person was waited for, about another step."""
     if state.status == "compensating":
         return state
-    entries.append(Entry("COMPENSATION_STARTED", None, None, reason))
+    entries.append(Entry("COMPENSATION_STARTED", None, None, reason, code=code))
     known = state.reason if state.before is None else state.before[1]
     return replace(state, status="compensating", reason=known or reason, before=None)
 
@@ -96,10 +98,11 @@ def stick(
     reason: str,
     entries: list[Entry],
     *,
+    code: str,
     undo: bool = False,
 ) -> SagaState:
     """This step needs a person, and holds up only what depends on it."""
-    entries.append(Entry(transition, name, attempt, f"stuck: {reason}"))
+    entries.append(Entry(transition, name, attempt, f"stuck: {reason}", code=code))
     counted: dict[str, Any] = {"undo_attempts": attempt} if undo else {"attempts": attempt}
     at: Direction = "undo" if undo else "do"
     return state.with_step(name, phase="stuck", stuck=at, due=None, error=reason, **counted)
@@ -113,15 +116,18 @@ def fail(
     reason: str,
     entries: list[Entry],
     started_at: dt.datetime | None,
+    *,
+    code: str,
 ) -> SagaState:
     """The step is definitely not done, and will not be tried again."""
     if pivot_done(definition, state):
-        return stick(state, name, "STEP_FAILED", attempt, f"after the pivot: {reason}", entries)
-    entries.append(Entry("STEP_FAILED", name, attempt, reason, started_at))
+        told = f"after the pivot: {reason}"
+        return stick(state, name, "STEP_FAILED", attempt, told, entries, code=code)
+    entries.append(Entry("STEP_FAILED", name, attempt, reason, started_at, code))
     state = state.with_step(
         name, phase="failed", attempts=attempt, due=None, unknown=False, error=reason, input=None
     )
-    return turn_back(state, f"{name}: {reason}", entries)
+    return turn_back(state, f"{name}: {reason}", entries, code=code)
 
 
 def pivot_done(definition: Saga[Any], state: SagaState) -> bool:

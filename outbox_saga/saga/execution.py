@@ -201,7 +201,7 @@ class Execution:
                 in_use = isinstance(error, OutOfTime) and error.task is not None
                 await session.run_sync(lambda _: lent.abandon(in_use=in_use))
                 late = f"timed out after {seconds} s" if not str(error) else told(error)
-                return _errored(todo, late, started)
+                return _errored(todo, late, started, code="timeout")
             happened = _answered(todo, answer, started)
             if not isinstance(happened, Done):
                 await session.run_sync(lambda _: lent.undo())
@@ -236,7 +236,7 @@ class Execution:
         future, in_time = await begin_in_thread(self.threads, work, seconds)
         if not in_time and deadline.expire():
             future.add_done_callback(_ended_late)
-            return _errored(todo, f"timed out after {seconds} s", started)
+            return _errored(todo, f"timed out after {seconds} s", started, code="timeout")
         outcome: Decision | Happened | None = await to_the_end(future)
         assert outcome is not None
         return outcome
@@ -284,7 +284,9 @@ class Execution:
             # our own call still goes on: nobody can believe "not found" before it has ended
             await asyncio.wait({late}, timeout=step.timeout)
             if not late.done():
-                happened: Happened = _errored(call, "still calling", None, unknown=True)
+                happened: Happened = _errored(
+                    call, "still calling", None, unknown=True, code="timeout"
+                )
             else:
                 happened = _outcome(call, late)
             if isinstance(happened, Done):
@@ -337,11 +339,11 @@ class Execution:
             if isinstance(error, OutOfTime) and error.task is not None and not asking:
                 self._keep_late(hand, todo, error.task)
             late = f"no answer within {seconds} s" if not str(error) else told(error)
-            return _errored(todo, late, started, unknown=True), []
+            return _errored(todo, late, started, unknown=True, code="timeout"), []
         except NothingRan as error:
             return replace(_errored(todo, told(error), started), asked=False), []
         except NotDone as error:
-            return _errored(todo, told(error), started), []
+            return _errored(todo, told(error), started, code="not_done"), []
         except Exception as error:  # noqa: BLE001  # users' code
             # whatever it was: the request may have arrived
             return _errored(todo, told(error), started, unknown=True), []
@@ -548,11 +550,15 @@ def _answered(todo: Run | Call, answer: object, started: dt.datetime | None) -> 
 
 
 def _errored(
-    todo: Run | Call, error: str, started: dt.datetime | None, *, unknown: bool = False
+    todo: Run | Call,
+    error: str,
+    started: dt.datetime | None,
+    *,
+    unknown: bool = False,
+    code: str = "error",
 ) -> Errored:
-    return Errored(
-        todo.step, todo.direction, todo.attempt, error, unknown=unknown, started_at=started
-    )
+    step, direction, attempt = todo.step, todo.direction, todo.attempt
+    return Errored(step, direction, attempt, error, unknown, started, code=code)
 
 
 def _outcome(todo: Call, ended: asyncio.Future[Any]) -> Happened:

@@ -54,6 +54,7 @@ class Errored:
     Args:
         unknown: It may have been done all the same.
         asked: The other side was asked, or may have been; its breaker hears of nothing else.
+        code: As of an `Entry`.
     """
 
     step: str
@@ -63,6 +64,7 @@ class Errored:
     unknown: bool = False
     started_at: dt.datetime | None = None
     asked: bool = True
+    code: str = "error"
 
 
 @dataclass(frozen=True, slots=True)

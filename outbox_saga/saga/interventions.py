@@ -72,7 +72,7 @@ def _cancelled(
         raise ActionRefused(f"it is {state.status} already; only a running saga can be cancelled")
     if pivot_done(definition, state):
         raise ActionRefused("its pivot was carried out: it can only go forward")
-    return turn_back(unstuck(state), f"cancelled by {action.by}", entries)
+    return turn_back(unstuck(state), f"cancelled by {action.by}", entries, code="cancelled")
 
 
 def _stuck(definition: Saga[Any], state: SagaState, action: Intervention) -> list[str]:

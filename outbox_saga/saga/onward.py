@@ -41,7 +41,7 @@ def next_decision(
     ends = _deadline(definition, state, around)
     if ends is not None and ends <= around.now:
         late = f"its deadline of {definition.deadline:g} s has passed"
-        state = turn_back(state, late, entries)
+        state = turn_back(state, late, entries, code="deadline")
     if state.status == "running":
         state = _forward(definition, state, around, entries, todo, sends)
         over = all(s.phase in OVER for s in state.steps.values())
@@ -154,7 +154,7 @@ def _listen(
     """The step begins to wait; or is done at once, if its event was there before."""
     step = state.steps[rule.name]
     if step.early_no is not None:
-        return fail(definition, state, rule.name, 0, step.early_no, entries, None)
+        return fail(definition, state, rule.name, 0, step.early_no, entries, None, code="failure")
     if step.early is not None:
         try:
             return finish(
@@ -162,12 +162,12 @@ def _listen(
             )
         except MessageRefused as refused:  # it did when it came; the data has changed since
             reason = f"what its event brought does not fit ({refused.path})"
-            return fail(definition, state, rule.name, 0, reason, entries, None)
+            return fail(definition, state, rule.name, 0, reason, entries, None, code="unusable")
     try:
         seconds = _time_of(definition, state, rule)
     except Exception as error:  # noqa: BLE001  # users' code
         reason = f"how long to wait could not be told ({type(error).__name__})"
-        return fail(definition, state, rule.name, 0, reason, entries, None)
+        return fail(definition, state, rule.name, 0, reason, entries, None, code="error")
     due = around.after(seconds)
     entries.append(Entry("RUNNING", rule.name, None, f"waits for {seconds:g} s"))
     return state.with_step(rule.name, phase="listening", due=due)
@@ -188,7 +188,7 @@ def _heard_nothing(
     if rule.event is None:
         return finish(definition, state, rule.name, None, entries, None)
     reason = f"no {rule.event.message_class.type_name} came within {rule.seconds:g} s"
-    return fail(definition, state, rule.name, 0, reason, entries, None)
+    return fail(definition, state, rule.name, 0, reason, entries, None, code="timeout")
 
 
 def _has_room(definition: Saga[Any], around: Surroundings, todo: list[ToDo]) -> bool:
@@ -204,7 +204,7 @@ def _choose(
     except Exception as error:  # noqa: BLE001  # users' code
         # type only: what it says may show the data
         reason = f"its when= raised {type(error).__name__}"
-        return fail(definition, state, rule.name, 0, reason, entries, None)
+        return fail(definition, state, rule.name, 0, reason, entries, None, code="error")
     if chosen:
         return state.with_step(rule.name, chosen=True)
     entries.append(Entry("STEP_SKIPPED", rule.name))
@@ -266,7 +266,16 @@ def _undo(
         return state.with_step(rule.name, phase="undone", due=None)
     if rule.compensation is None:
         reason = "was carried out, and has no compensation"
-        return stick(state, rule.name, "COMPENSATION_FAILED", 0, reason, entries, undo=True)
+        return stick(
+            state,
+            rule.name,
+            "COMPENSATION_FAILED",
+            0,
+            reason,
+            entries,
+            code="error",
+            undo=True,
+        )
     if not _is_due(step, around) or not _has_room(definition, around, todo):
         return state
     if step.phase == "undoing" and rule.compensation_retry.exhausted(step.undo_attempts):
@@ -370,14 +379,23 @@ def _lost(state: SagaState, rule: Step, direction: Direction, entries: list[Entr
     """No call is left, and nobody knows what came of the last one."""
     step = state.steps[rule.name]
     attempt = step.undo_attempts if direction == "undo" else step.attempts
-    error = step.error
+    error, code = step.error, "timeout"
     if step.due is None:  # begun, and nothing was reported
         before = f" (before: {error})" if error is not None else ""
-        error = f"its process died or stood still at the last one{before}"
+        error, code = f"its process died or stood still at the last one{before}", "died"
     elif error is None:
         error = "no answer came"
     reason = storable(f"outcome unknown after {attempt} attempts: {error}", MAX_REASON)
     state = state.with_step(rule.name, unknown=True)
     if direction == "undo":
-        return stick(state, rule.name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True)
-    return stick(state, rule.name, "STEP_FAILED", attempt, reason, entries)
+        return stick(
+            state,
+            rule.name,
+            "COMPENSATION_FAILED",
+            attempt,
+            reason,
+            entries,
+            code=code,
+            undo=True,
+        )
+    return stick(state, rule.name, "STEP_FAILED", attempt, reason, entries, code=code)

@@ -132,7 +132,7 @@ def _done(
             Entry("STEP_COMPLETED", name, happened.attempt, "late", happened.started_at)
         )
         state = state.with_step(name, phase="done", due=None, input=None)
-        return replace(turn_back(state, "a late success", entries), data=data)
+        return replace(turn_back(state, "a late success", entries, code="late"), data=data)
     return _ignored(state, happened, entries)
 
 
@@ -143,9 +143,15 @@ def _unusable(
     if pivot_done(definition, state):
         # done, and not to be undone any more: what it answered, a person has to supply
         return stick(
-            state, happened.step, "STEP_FAILED", happened.attempt, happened.reason, entries
+            state,
+            happened.step,
+            "STEP_FAILED",
+            happened.attempt,
+            happened.reason,
+            entries,
+            code="unusable",
         )
-    return turn_back(state, f"{happened.step}: {happened.reason}", entries)
+    return turn_back(state, f"{happened.step}: {happened.reason}", entries, code="unusable")
 
 
 def arrived(
@@ -165,7 +171,7 @@ def arrived(
     open_ = step.early is None and step.early_no is None
     if state.status == "running" and step.phase == "listening":
         if isinstance(brought, str):
-            state = fail(definition, state, name, 0, brought, entries, None)
+            state = fail(definition, state, name, 0, brought, entries, None, code="failure")
         else:
             state = finish(definition, state, name, brought, entries, None)
     elif _goes_forward(state) and step.phase == "waiting" and open_:
@@ -210,7 +216,7 @@ def replied(
         state = _refused(definition, state, happened, entries)
     else:
         # the other side may do what it would not do now: it has not undone anything
-        no = Errored(name, "undo", happened.attempt, happened.reason)
+        no = Errored(name, "undo", happened.attempt, happened.reason, code="failure")
         state = _errored(definition, state, no, around, entries)
     return state, tuple(entries)
 
@@ -261,12 +267,20 @@ def _refused(
             happened.attempt,
             reason,
             entries,
+            code="failure",
             undo=True,
         )
     if step.phase not in ("waiting", "calling"):
         return _ignored(state, happened, entries)
     return fail(
-        definition, state, happened.step, happened.attempt, reason, entries, happened.started_at
+        definition,
+        state,
+        happened.step,
+        happened.attempt,
+        reason,
+        entries,
+        happened.started_at,
+        code="failure",
     )
 
 
@@ -279,6 +293,7 @@ def _errored(
 ) -> SagaState:
     name, step, rule = happened.step, state.steps[happened.step], definition.steps[happened.step]
     error, attempt = storable(happened.error, MAX_REASON), happened.attempt
+    started, code = happened.started_at, happened.code
     seed = f"{around.seed}:{name}:{happened.direction}"
 
     def wait(seconds: float) -> dt.datetime:
@@ -290,10 +305,10 @@ def _errored(
         state = state.with_step(name, unknown=step.unknown or happened.unknown)
         if rule.compensation_retry.exhausted(attempt):
             reason = f"gave up after {attempt} attempts: {error}"
-            return stick(state, name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True)
-        entries.append(
-            Entry("COMPENSATION_FAILED", name, attempt, _again(error), happened.started_at)
-        )
+            return stick(
+                state, name, "COMPENSATION_FAILED", attempt, reason, entries, code=code, undo=True
+            )
+        entries.append(Entry("COMPENSATION_FAILED", name, attempt, _again(error), started, code))
         return state.with_step(
             name,
             undo_attempts=attempt,
@@ -304,18 +319,18 @@ def _errored(
         return _ignored(state, happened, entries)
     unknown = step.unknown or happened.unknown
     if not rule.retry.exhausted(attempt):
-        entries.append(Entry("STEP_FAILED", name, attempt, _again(error), happened.started_at))
+        entries.append(Entry("STEP_FAILED", name, attempt, _again(error), started, code))
         due = wait(rule.retry.delay(attempt, seed=seed))
     elif not unknown:
         reason = f"gave up after {attempt} attempts: {error}"
-        return fail(definition, state, name, attempt, reason, entries, happened.started_at)
+        return fail(definition, state, name, attempt, reason, entries, started, code=code)
     else:
         settling = attempt - rule.retry.max_attempts + 1
         if SETTLING.exhausted(settling):
             reason = f"outcome unknown after {attempt} attempts: {error}"
             state = state.with_step(name, unknown=True)
-            return stick(state, name, "STEP_FAILED", attempt, reason, entries)
-        entries.append(Entry("STEP_FAILED", name, attempt, _again(error), happened.started_at))
+            return stick(state, name, "STEP_FAILED", attempt, reason, entries, code=code)
+        entries.append(Entry("STEP_FAILED", name, attempt, _again(error), started, code))
         due = wait(SETTLING.delay(settling, seed=seed))
     if unknown and not rule.idempotent and step.due is not None:
         due = max(
@@ -341,9 +356,10 @@ def _charged(
     for todo in next_decision(definition, state, around, []).todo:
         failed: Errored
         if isinstance(todo, Run):
-            failed = Errored(todo.step, todo.direction, todo.attempt, error)
+            failed = Errored(todo.step, todo.direction, todo.attempt, error, code="died")
         elif isinstance(todo, Query):
-            failed = Errored(todo.step, "do", todo.attempt + 1, error, unknown=True)
+            attempt = todo.attempt + 1
+            failed = Errored(todo.step, "do", attempt, error, unknown=True, code="died")
         else:
             continue
         state = _errored(definition, state, failed, around, entries)
@@ -362,9 +378,8 @@ def _not_found(
         return state
     state = state.with_step(happened.step, unknown=False, phase="waiting", due=None)
     error = step.error or "no answer, and the query found nothing"
-    return _errored(
-        definition, state, Errored(happened.step, "do", step.attempts, error), around, entries
-    )
+    failed = Errored(happened.step, "do", step.attempts, error, code="not_done")
+    return _errored(definition, state, failed, around, entries)
 
 
 def _ignored(

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
-from outbox_saga.commanding import Answer, Asked, answers_to, replies_topic
+from outbox_saga.commanding import Answer, Asked, answers_on, replies_topic
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import SagaUnknown
@@ -76,7 +76,11 @@ class Answers:
         """The type, a consumer's name, and the function that handles it; none without commands."""
         steps = (s for d in self._definitions.values() for s in d.steps.values())
         if any(step.command is not None for step in steps):
-            yield answers_to(self._source), f"{self._source}.saga.answers", self._take_in
+            yield (
+                answers_on(replies_topic(self._source)),
+                f"{self._source}.saga.answers",
+                self._take_in,
+            )
 
     async def _take_in(self, handle: HandlerContext[Any]) -> None:
         answer: Answer = handle.message

@@ -36,10 +36,26 @@ def send(
             # type only: what it says may show the data
             reason = f"its command does not take the saga's data ({type(error).__name__})"
             if direction == "do":
-                return fail(definition, state, rule.name, step.attempts, reason, entries, None)
+                return fail(
+                    definition,
+                    state,
+                    rule.name,
+                    step.attempts,
+                    reason,
+                    entries,
+                    None,
+                    code="unusable",
+                )
             attempt = step.undo_attempts
             return stick(
-                state, rule.name, "COMPENSATION_FAILED", attempt, reason, entries, undo=True
+                state,
+                rule.name,
+                "COMPENSATION_FAILED",
+                attempt,
+                reason,
+                entries,
+                code="unusable",
+                undo=True,
             )
     changes: dict[str, Any] = {"input": fields, "due": around.after(seconds)}
     if direction == "do":
@@ -67,14 +83,19 @@ def unanswered(
     reason = f"no answer within {rule.seconds:g} s to any of {step.attempts} commands"
     if rule.compensation is None or rule.must_be_known or pivot_done(definition, state):
         state = state.with_step(rule.name, unknown=True)
-        return stick(state, rule.name, "STEP_FAILED", step.attempts, reason, entries)
+        return stick(
+            state, rule.name, "STEP_FAILED", step.attempts, reason, entries, code="timeout"
+        )
     if rule.compensation is nothing_to_undo:
-        return fail(definition, state, rule.name, step.attempts, reason, entries, None)
-    entries.append(Entry("STEP_FAILED", rule.name, step.attempts, f"{reason}: it is undone"))
+        return fail(
+            definition, state, rule.name, step.attempts, reason, entries, None, code="timeout"
+        )
+    told = f"{reason}: it is undone"
+    entries.append(Entry("STEP_FAILED", rule.name, step.attempts, told, code="timeout"))
     state = state.with_step(
         rule.name, phase="done", due=None, input=None, unknown=True, error=reason
     )
-    return turn_back(state, f"{rule.name}: {reason}", entries)
+    return turn_back(state, f"{rule.name}: {reason}", entries, code="timeout")
 
 
 def may_still_be_sent(rule: Step, step: StepState) -> bool:

@@ -53,6 +53,7 @@ class Pruned:
         inbox: Notes of handled messages.
         archive: Published messages, one by one.
         processes: Mentions of dead processes.
+        replies: Answers to requests.
         days_made: Partitions of the archive made ahead (PostgreSQL).
         days_dropped: Partitions of the archive dropped, with all they held (PostgreSQL).
     """
@@ -60,6 +61,7 @@ class Pruned:
     inbox: int = 0
     archive: int = 0
     processes: int = 0
+    replies: int = 0
     days_made: tuple[dt.date, ...] = ()
     days_dropped: tuple[dt.date, ...] = ()
 
@@ -77,7 +79,7 @@ class Housekeeping:
             go, so it is up to a day more.
         inbox_window: Seconds for which an inbox remembers what it handled; None is for ever.
             Longer than any broker or person may deliver a message again: what is forgotten is
-            handled again.
+            handled again. Answers to requests are kept for as long.
         process_window: Seconds after which a dead process is not mentioned any more.
         interval: Seconds between two rounds.
         batch: Rows a transaction.
@@ -141,6 +143,9 @@ class Housekeeping:
                 if self.archive_window is None
                 else pruning.past_archive(connection, t, c, self.archive_window),
                 pruning.past_processes(connection, t, c, self.process_window),
+                0
+                if self.inbox_window is None
+                else pruning.past_replies(connection, t, c, self.inbox_window),
                 tuple(partitions.days_to_make(connection, t, c)) if self.archive_window else (),
                 ()
                 if self.archive_window is None
@@ -171,6 +176,8 @@ class Housekeeping:
         if self.inbox_window is not None:
             for count in self._until_few(pruning.prune_inbox, self.inbox_window):
                 yield (gone := replace(gone, inbox=gone.inbox + count))
+            for count in self._until_few(pruning.prune_replies, self.inbox_window):
+                yield (gone := replace(gone, replies=gone.replies + count))
         for count in self._until_few(pruning.prune_processes, self.process_window):
             yield (gone := replace(gone, processes=gone.processes + count))
 
@@ -308,6 +315,7 @@ class Housekeeping:
 def _told(pruned: Pruned) -> str:
     return (
         f"removed {pruned.inbox} notes of the inbox, {pruned.archive} archived messages, "
-        f"{pruned.processes} dead processes, {len(pruned.days_dropped)} days of the archive; "
+        f"{pruned.processes} dead processes, {pruned.replies} answers to requests, "
+        f"{len(pruned.days_dropped)} days of the archive; "
         f"made {len(pruned.days_made)} days"
     )

@@ -111,6 +111,7 @@ def _print(pruned: Pruned, *, as_json: bool) -> None:
         "inbox": pruned.inbox,
         "archive": pruned.archive,
         "processes": pruned.processes,
+        "replies": pruned.replies,
         "days_made": [day.isoformat() for day in pruned.days_made],
         "days_dropped": [day.isoformat() for day in pruned.days_dropped],
     }

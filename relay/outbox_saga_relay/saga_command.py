@@ -18,6 +18,7 @@ from outbox_saga_relay.printing import json_option, print_fields, print_json, pr
 from outbox_saga_relay.programs import load_service
 from outbox_saga_relay.saga_actions import ACTIONS
 from outbox_saga_relay.saga_check import check
+from outbox_saga_relay.saga_figures import figures_
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ def saga() -> None:
     """Look at sagas, and decide about those that are stuck."""
 
 
-for action in (*ACTIONS, check):
+for action in (*ACTIONS, check, figures_):
     saga.add_command(action)
 
 
@@ -92,7 +93,7 @@ def show(
         ],
     )
     click.echo()
-    print_rows(("at", "transition", "step", "attempt", "detail"), _history_rows(history))
+    print_rows(("at", "transition", "step", "attempt", "code", "detail"), _history_rows(history))
 
 
 @saga.command()
@@ -164,6 +165,7 @@ def _happened(happening: Happening) -> dict[str, Any]:
         "transition": entry.transition,
         "step": entry.step,
         "attempt": entry.attempt,
+        "code": entry.code,
         "detail": entry.detail,
         "started_at": None if entry.started_at is None else entry.started_at.isoformat(),
     }
@@ -176,6 +178,7 @@ def _history_rows(history: Sequence[Happening]) -> list[tuple[str, ...]]:
             happening.entry.transition,
             happening.entry.step or "",
             "" if happening.entry.attempt is None else str(happening.entry.attempt),
+            happening.entry.code or "",
             happening.entry.detail or "",
         )
         for happening in history

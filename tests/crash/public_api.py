@@ -27,6 +27,7 @@ VALUE = "a value, an error or a type: it writes nothing"
 READS = "it only reads"
 LOOP = "a loop, whose turns come by the clock, around what is explored pass by pass"
 SAGAS = "of sagas, whose steps proof 1.5 kills and whose operations have proofs of their own"
+ASKS = "it publishes as `UnitOfWork.publish`; its answer is handled as any message is"
 PREPARES = "it writes nothing by itself: what it makes does"
 
 CLASSES: tuple[type, ...] = (
@@ -128,6 +129,8 @@ NOT_EXPLORED: dict[str, str] = {
             "NotDone",
             "OutboxSagaError",
             "Reply",
+            "RequestFaulted",
+            "RequestTimeout",
             "Result",
             "Retry",
             "Success",
@@ -162,6 +165,10 @@ NOT_EXPLORED: dict[str, str] = {
     ),
     "commit_outcome": "it only reads; proof 2.8 asks its async twin after every unknown commit",
     "async_commit_outcome": "it only reads; proof 2.8 asks it after every unknown commit",
+    **dict.fromkeys(
+        (f"Service.{verb}" for verb in ("ask", "withdraw", "request", "async_request")), ASKS
+    ),
+    **dict.fromkeys(("Service.reply", "Service.async_reply"), READS),
     "Service.publisher": PREPARES,
     "Service.handles": SAGAS,
     "Service.orchestrator": SAGAS,
@@ -206,7 +213,8 @@ NOT_EXPLORED: dict[str, str] = {
     "command relay": f"{LOOP}; with --once: the operation `relay until empty`",
     "command demo": "it runs the others, and kills them itself",
     **dict.fromkeys(
-        (f"command saga {verb}" for verb in ("list", "show", "graph", "lint", "check")), READS
+        (f"command saga {verb}" for verb in ("list", "show", "graph", "lint", "check", "figures")),
+        READS,
     ),
     **dict.fromkeys(
         (f"command saga {verb}" for verb in ("retry", "skip", "mark-done", "cancel", "resume")),

@@ -39,6 +39,7 @@ inbox             -        SI        -             SD     SI        s
 inbox_waiting     -        SIUD      -             -      SUD       s
 inbox_claim       -        SIUD      -             -      S         S
 barrier           -        SIu       -             -      S         s
+reply             S        SIu       -             SD     S         s
 breaker           -        -         SIU           -      Su        S
 saga              sIu      sIu       SIu           -      Su        s
 saga_history      I        I         SI            -      SI        S
@@ -79,6 +80,8 @@ SOME = {
         "error error_class owner lease_until"
     ),
     ("consumer", "barrier", "UPDATE"): "state answer updated_at",
+    ("consumer", "reply", "UPDATE"): "outcome answer answered_at",
+    ("observer", "reply", "SELECT"): "request_id outcome answered_at",
     ("operator", "breaker", "UPDATE"): "failures until probe_until trips opened_at changed_at",
     ("observer", "barrier", "SELECT"): "saga_id step generation state updated_at",
     ("observer", "saga", "SELECT"): (
@@ -96,6 +99,7 @@ PAYLOAD = {
     "dead_letter": {"headers", "body", "trace"},
     "inbox_waiting": {"headers", "body", "trace"},
     "barrier": {"answer"},
+    "reply": {"answer"},
     "saga": {"data", "progress"},
     "operator_action": {"detail"},
 }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from outbox_saga import Service
+from outbox_saga.brokers.local import LocalPublisher
+from outbox_saga.envelopes import Envelope
 from outbox_saga.saga.operating import SagaOperations
 from outbox_saga.saga.snapshot import compare, take_snapshot
 from outbox_saga_migrations import upgrade
+from outbox_saga_relay.relay import Relay
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "sagas.md"
 
@@ -35,7 +41,25 @@ async def test_the_guide_s_saga_is_fulfilled_by_its_own_participant(database_url
 
     assert ended[0].state.data["parcel"] == "P7"
     assert ended[0].state.data["charge"].startswith("ch_")
+    assert await _told_by_both(shop, shown["asking"], shown["ship_now"](8)) == "P8"
+    await shown["asking"].close()
     new = take_snapshot(shown["shop_2"].sagas)
     assert [f.kind for f in compare(take_snapshot(shop.sagas), new)] == ["new"]
     await shown["shop_2"].close()
     await shop.close()
+
+
+async def _told_by_both(shop: Service, asking: Service, question: Coroutine[Any, Any, str]) -> str:
+    """The answer, while what either commits is delivered to both."""
+
+    async def deliver(envelope: Envelope) -> int:
+        return sum([await service.deliver(envelope) for service in (shop, asking)])
+
+    stop = asyncio.Event()
+    publisher = LocalPublisher(deliver, concurrency=1, timeout=30.0)
+    relaying = asyncio.create_task(Relay(shop.database, publisher, listen=False).run(stop))
+    try:
+        return await question
+    finally:
+        stop.set()
+        await relaying

@@ -30,6 +30,7 @@ GRANT REFERENCES ON outbox_saga_inbox TO {everybody};
 GRANT REFERENCES ON outbox_saga_inbox_waiting TO {everybody};
 GRANT REFERENCES ON outbox_saga_inbox_claim TO {everybody};
 GRANT REFERENCES ON outbox_saga_barrier TO {everybody};
+GRANT REFERENCES ON outbox_saga_reply TO {everybody};
 GRANT REFERENCES ON outbox_saga_breaker TO {everybody};
 GRANT REFERENCES ON outbox_saga_saga TO {everybody};
 GRANT REFERENCES ON outbox_saga_saga_history TO {everybody};
@@ -51,6 +52,8 @@ GRANT SELECT{locking} ON outbox_saga_key_lock TO {prefix}_service;
 GRANT SELECT (id, input_hash), INSERT, UPDATE (updated_at)
   ON outbox_saga_saga TO {prefix}_service;
 GRANT INSERT ON outbox_saga_saga_history TO {prefix}_service;
+-- What others answered to its requests.
+GRANT SELECT ON outbox_saga_reply TO {prefix}_service;
 GRANT SELECT ON outbox_saga_version TO {prefix}_service;
 
 -- `consume`: handles messages once, and publishes.
@@ -76,6 +79,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_inbox_claim TO {prefix}_cons
 -- What sagas have commanded, and what came of it.
 GRANT SELECT, INSERT, UPDATE (state, answer, updated_at)
   ON outbox_saga_barrier TO {prefix}_consumer;
+-- What others answered to requests. An answer that came stays.
+GRANT SELECT, INSERT, UPDATE (outcome, answer, answered_at)
+  ON outbox_saga_reply TO {prefix}_consumer;
 -- That it is alive.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_process TO {prefix}_consumer;
 GRANT SELECT ON outbox_saga_version TO {prefix}_consumer;
@@ -118,6 +124,7 @@ GRANT SELECT, UPDATE (owner, epoch, until, revisit)
 GRANT SELECT{locking} ON outbox_saga_key_lock TO {prefix}_relay;
 -- Retention.
 GRANT SELECT, DELETE ON outbox_saga_inbox TO {prefix}_relay;
+GRANT SELECT, DELETE ON outbox_saga_reply TO {prefix}_relay;
 -- That it is alive.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_process TO {prefix}_relay;
 GRANT SELECT ON outbox_saga_version TO {prefix}_relay;
@@ -137,6 +144,7 @@ GRANT SELECT, INSERT ON outbox_saga_inbox TO {prefix}_operator;
 GRANT SELECT, UPDATE, DELETE ON outbox_saga_inbox_waiting TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_barrier TO {prefix}_operator;
+GRANT SELECT ON outbox_saga_reply TO {prefix}_operator;
 GRANT SELECT, UPDATE (failures, until, probe_until, trips, opened_at, changed_at)
   ON outbox_saga_breaker TO {prefix}_operator;
 GRANT SELECT, UPDATE (state, revision, data, progress, reason, due_at, owner, lease_until, epoch,
@@ -168,6 +176,7 @@ GRANT SELECT (position, consumer, message_id, topic, `key`, arrived_at, until, f
 GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_observer;
 GRANT SELECT (saga_id, step, generation, state, updated_at)
   ON outbox_saga_barrier TO {prefix}_observer;
+GRANT SELECT (request_id, outcome, answered_at) ON outbox_saga_reply TO {prefix}_observer;
 GRANT SELECT ON outbox_saga_breaker TO {prefix}_observer;
 GRANT SELECT (id, source, name, version, shape, business_key, correlation_id, state, revision,
     reason, due_at, owner, lease_until, epoch, started_at, updated_at, ended_at, deaths)

@@ -1,0 +1,50 @@
+"""Telling whoever made a request that its handler has given it up."""
+
+from __future__ import annotations
+
+import logging
+
+import sqlalchemy as sa
+
+from outbox_saga.commanding import Answer, Asked
+from outbox_saga.errors import MessageRefused
+from outbox_saga.keeping import opened
+from outbox_saga.queries.waiting import Delivered, Leased
+from outbox_saga.tables import Tables
+from outbox_saga.unit_of_work import UnitOfWork
+
+logger = logging.getLogger("outbox_saga.inbox")
+
+
+def tell(
+    connection: sa.Connection, tables: Tables, source: str, given_up: Delivered | Leased, code: str
+) -> None:
+    """Whoever asked to be told is told, if, and only if, this transaction commits.
+
+    What the message says about it may be anything, and keeps nobody from giving it up.
+
+    Args:
+        source: The service that gives it up.
+        given_up: The message, which is a dead letter from now on.
+        code: Of what its handler failed on: no text, which may show what it was working on.
+    """
+    try:
+        envelope = opened(
+            given_up.message_id, given_up.topic, given_up.key, given_up.headers, given_up.body
+        )
+        asked = Asked.of(envelope)
+        if asked is None or asked.fault_to is None:
+            return
+        uow = UnitOfWork(
+            connection,
+            schema=tables.schema,
+            source=source,
+            correlation_id=envelope.correlation_id or str(envelope.id),
+            causation_id=str(envelope.id),
+        )
+        answer = Answer.to(asked, done=False, fault=code)
+        uow.publish(answer, topic=asked.fault_to, key=str(asked.saga))
+    except MessageRefused as refused:
+        logger.warning(
+            "nobody is told that message %s is given up (%s)", given_up.message_id, refused.path
+        )
