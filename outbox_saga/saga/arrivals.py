@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 
 from outbox_saga.database import Database
-from outbox_saga.errors import SagaUnknown
 from outbox_saga.handler_context import HandlerContext
 from outbox_saga.ids import saga_id
 from outbox_saga.instances import OVER_FOR_GOOD, Instance
@@ -21,8 +20,10 @@ from outbox_saga.messages import Message
 from outbox_saga.queries import sagas, transition
 from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.progress import arrived
 from outbox_saga.saga.steps import Awaited, Step
+from outbox_saga.saga.taking_over import known
 
 Handler: TypeAlias = Callable[[HandlerContext[Any]], Awaitable[None]]
 
@@ -39,14 +40,14 @@ class Arrivals:
     def __init__(self, database: Database, source: str, definitions: Iterable[Saga[Any]]) -> None:
         self._database = database
         self._source = source
-        self._definitions = {(d.name, d.version): d for d in definitions}
+        self._definitions = Definitions(definitions)
 
     def handlers(self) -> Iterator[tuple[type[Message], str, Handler]]:
         """For each saga and each type of event that it waits for: the type, a consumer's name, and
         the function that handles it.
         """
         wanted: dict[tuple[str, str], type[Message]] = {}
-        for definition in self._definitions.values():
+        for definition in self._definitions:
             for step in definition.steps.values():
                 for message_class in () if step.event is None else step.event.classes:
                     wanted.setdefault((definition.name, message_class.type_name), message_class)
@@ -68,7 +69,7 @@ class Arrivals:
         tables = self._database.tables
         told_by = {
             step.event.business_key
-            for definition in self._definitions.values()
+            for definition in self._definitions
             if definition.name == saga
             for step in _waiting_for(definition, message)
             if step.event is not None
@@ -86,13 +87,8 @@ class Arrivals:
                 self._move(connection, instance, message)
 
     def _move(self, connection: sa.Connection, instance: Instance, message: Message) -> None:
-        definition = self._definitions.get((instance.name, instance.version))
-        if definition is None or definition.shape != instance.shape:
-            raise SagaUnknown(
-                f"saga {instance.id} of {instance.name} version {instance.version} waits for "
-                "this, and has no definition of its shape here; deploy the version it was started "
-                "with"
-            )
+        tables, clock = self._database.tables, self._database.clock
+        definition, instance = known(self._definitions, connection, tables, clock, instance)
         name = self._step_for(definition, instance, message)
         if name is None:
             return
@@ -101,7 +97,6 @@ class Arrivals:
         state, entries = arrived(
             definition, instance.state, name, _brought(definition, awaited, message)
         )
-        tables, clock = self._database.tables, self._database.clock
         moved = transition.record(
             connection,
             tables,

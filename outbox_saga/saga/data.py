@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,19 @@ from outbox_saga.errors import MessageRefused
 from outbox_saga.payloads import dump_json
 
 D = TypeVar("D", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class DataUpcast:
+    """How data of an older version becomes data of this one.
+
+    Args:
+        model: Of the older version.
+        by: Gets the data as stored.
+    """
+
+    model: type[BaseModel]
+    by: Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class SagaData(Generic[D]):
@@ -44,6 +58,17 @@ class SagaData(Generic[D]):
             ) from None
         dump_json(model.model_dump(mode="python") if _plain(model) else plain)
         return plain
+
+    def upcast(self, upcast: DataUpcast, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Data of the older version as this one has it.
+
+        Raises MessageRefused with the path of what does not fit; no values.
+        """
+        try:
+            new = upcast.by(json.loads(json.dumps(plain)))
+        except Exception as error:
+            raise MessageRefused("$", f"the upcaster raised {type(error).__name__}") from error
+        return self.dump(new)
 
     def load(self, plain: Mapping[str, Any]) -> D:
         """The model of stored data."""

@@ -25,7 +25,7 @@ from outbox_saga.errors import ConfigurationError, DefinitionError
 from outbox_saga.messages import Command, Event
 from outbox_saga.retries import Retry
 from outbox_saga.saga import rules
-from outbox_saga.saga.data import SagaData
+from outbox_saga.saga.data import DataUpcast, SagaData
 from outbox_saga.saga.events import SagaEvent
 from outbox_saga.saga.steps import (
     AFTER_PIVOT_RETRY,
@@ -129,6 +129,7 @@ class Saga(Generic[D]):
         self._shape: str | None = None
         self._parallel: dict[str, frozenset[str]] = {}
         self._breakers: dict[str, Breaker] = {}
+        self._upcasts: dict[int, DataUpcast] = {}
 
     def step(
         self,
@@ -422,9 +423,15 @@ class Saga(Generic[D]):
         except ConfigurationError as error:
             raise DefinitionError(f"saga {self.name}: {error}") from error
         self._parallel = {name: frozenset(self.parallel_to(name)) for name in self._steps}
-        document = json.dumps([self.name, self.version, *self.outline()], sort_keys=True)
-        self._shape = hashlib.sha256(document.encode()).hexdigest()
+        self._shape = self._shape_with(self.version, self.data)
         return self
+
+    def _shape_with(self, version: int, data: type[BaseModel]) -> str:
+        steps, _ = self.outline()
+        document = json.dumps(
+            [self.name, version, steps, data.model_json_schema()], sort_keys=True
+        )
+        return hashlib.sha256(document.encode()).hexdigest()
 
     def outline(self) -> tuple[list[list[Any]], dict[str, Any]]:
         """What running instances depend on, as JSON: a list for each step (name, kind, what it
@@ -473,6 +480,59 @@ class Saga(Generic[D]):
         from outbox_saga.saga.starting import keep_start
 
         return keep_start(self.check(), uow, self.dump(data), business_key)
+
+    # --- older versions --------------------------------------------------------------------------
+
+    def upcasts(
+        self,
+        from_version: int,
+        data: type[BaseModel],
+        by: Callable[[dict[str, Any]], Mapping[str, Any]],
+    ) -> Self:
+        """Instances of an older version, of which only the data was another one, go on as
+        instances of this one.
+
+        Nothing is guessed: it takes over exactly those that were started with these very steps and
+        that model of the data. Others stay with their own definition.
+
+        What waits in an open call is upcast, too: it should come to the same request, for its key
+        stays the same. The function has to be pure.
+
+        Args:
+            from_version: Of the older definition.
+            data: Its model of the data.
+            by: Gets the data as stored, its own copy, and returns it as this version has it.
+
+        Raises:
+            DefinitionError: No older version, or there are two upcasts from it.
+        """
+        where = f"saga {self.name}, upcasts from version {from_version}"
+        if self._shape is not None:
+            raise DefinitionError(f"{where}: the saga is in use already; say so before")
+        if not 1 <= from_version < self.version:
+            raise DefinitionError(
+                f"{where}: is not older than version {self.version}; give this one a higher one"
+            )
+        if from_version in self._upcasts:
+            raise DefinitionError(f"{where}: there are two; remove one")
+        self._upcasts[from_version] = DataUpcast(data, by)
+        return self
+
+    @property
+    def taken_over(self) -> Mapping[int, str]:
+        """The shapes of the older versions that it takes over, by version."""
+        self.check()
+        return {
+            version: self._shape_with(version, upcast.model)
+            for version, upcast in self._upcasts.items()
+        }
+
+    def upcast(self, version: int, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """The data of an older version as this one has it.
+
+        Raises MessageRefused when that does not work; what it says shows no values.
+        """
+        return self._data.upcast(self._upcasts[version], plain)
 
     # --- data ------------------------------------------------------------------------------------
 

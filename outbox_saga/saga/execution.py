@@ -403,7 +403,11 @@ class Execution:
         if current is None:
             return
         generation = hand.instance.state.steps[happened.step].generation
-        state, entries = came_late(hand.definition, current.state, happened, generation)
+        # one of a later version has data that is not ours to write
+        usable = current.shape == hand.instance.shape
+        state, entries = came_late(
+            hand.definition, current.state, happened, generation, usable=usable
+        )
         if state == current.state:
             return  # it is known already: who was passed changes nothing
         moved = transition.record(

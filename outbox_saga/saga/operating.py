@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from outbox_saga.database import Database
 from outbox_saga.decisions import Decision
-from outbox_saga.errors import SagaUnknown, SeenChanged
+from outbox_saga.errors import ActionRefused, MessageRefused, SagaUnknown, SeenChanged
 from outbox_saga.instances import Entry, Instance
 from outbox_saga.queries import sagas as rows
 from outbox_saga.queries import sagas_seen, transition
@@ -24,9 +24,11 @@ from outbox_saga.queries.operators import note_action
 from outbox_saga.queries.sagas_seen import Happening
 from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.happened import Resumed, Surroundings, ToDo
 from outbox_saga.saga.interventions import Intervention, intervene
 from outbox_saga.saga.progress import decide
+from outbox_saga.saga.taking_over import take_over, taken_over, why_not
 
 __all__ = ["Happening", "Instance", "SagaOperations"]
 
@@ -46,7 +48,7 @@ class SagaOperations:
 
     def __init__(self, database: Database, definitions: Iterable[Saga[Any]] = ()) -> None:
         self._database = database
-        self._definitions = {(d.check().name, d.version): d for d in definitions}
+        self._definitions = Definitions(definitions)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -85,6 +87,7 @@ class SagaOperations:
         Raises as the action itself.
         """
         definition = self._definition_of(seen)
+        seen = _upcast(definition, seen)
         now = await self._database.look(self._database.clock.read)
         state, entries = intervene(definition, seen.state, action)
         around = Surroundings(now, seed=str(seen.id), started_at=seen.started_at)
@@ -156,6 +159,7 @@ class SagaOperations:
                     f"saga {seen.id} is at revision {current.revision}, and you saw "
                     f"{seen.revision}; look again"
                 )
+            current = _taken_over(connection, database, definition, current)
             state, entries = intervene(definition, current.state, action)
             moved = transition.record(
                 connection,
@@ -186,8 +190,8 @@ class SagaOperations:
         logger.info("saga.%s by %s: saga %s", action.kind, decision.operator, seen.id)
 
     def _definition_of(self, seen: Instance) -> Saga[Any]:
-        definition = self._definitions.get((seen.name, seen.version))
-        if definition is None or definition.shape != seen.shape:
+        definition = self._definitions.of(seen)
+        if definition is None:
             raise SagaUnknown(
                 f"saga {seen.id} is of {seen.name} version {seen.version}, and no definition of "
                 "that shape is here; use the release it was started with"
@@ -199,3 +203,26 @@ def _there(found: Instance | None, id_: UUID) -> Instance:
     if found is None:
         raise SeenChanged(f"there is no saga {id_} here; list them")
     return found
+
+
+def _upcast(definition: Saga[Any], seen: Instance) -> Instance:
+    try:
+        return taken_over(definition, seen)
+    except MessageRefused as refused:
+        raise ActionRefused(f"saga {seen.id}: {why_not(refused)}") from refused
+
+
+def _taken_over(
+    connection: sa.Connection, database: Database, definition: Saga[Any], current: Instance
+) -> Instance:
+    tables, clock = database.tables, database.clock
+    try:
+        new = take_over(connection, tables, clock, definition, current, leased=False)
+    except MessageRefused as refused:
+        raise ActionRefused(f"saga {current.id}: {why_not(refused)}") from refused
+    if new is None:
+        raise ActionRefused(
+            f"saga {current.id} is carried on by a process of an older release now; try again "
+            "when it has put it down"
+        )
+    return new

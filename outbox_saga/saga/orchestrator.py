@@ -14,7 +14,7 @@ from typing import Any
 from outbox_saga.breaker import agreed
 from outbox_saga.calling import place
 from outbox_saga.database import Database
-from outbox_saga.errors import ConfigurationError, LeaseLost
+from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.instances import Instance
 from outbox_saga.queries import leases
@@ -22,9 +22,10 @@ from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.leases import Known
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.execution import Execution, Hand
 from outbox_saga.saga.happened import Decision, Flight, Query, Resumed, Run
-from outbox_saga.saga.parking import Parking
+from outbox_saga.saga.parking import OVERDUE, Parking
 from outbox_saga.worker_threads import WorkerThreads
 
 logger = logging.getLogger("outbox_saga.saga")
@@ -66,24 +67,13 @@ class Orchestrator:
         self.concurrency = concurrency
         self.poll = poll
         self.grace = grace
-        self._definitions: dict[tuple[str, int], Saga[Any]] = {}
-        for definition in definitions:
-            key = (definition.check().name, definition.version)
-            if self._definitions.setdefault(key, definition) is not definition:
-                raise ConfigurationError(
-                    f"saga {key[0]} version {key[1]} is registered twice; give the newer one "
-                    f"version={key[1] + 1}"
-                )
+        self._definitions = Definitions(definitions)
         # one name, one rule: for all sagas of this process
-        agreed(b for d in self._definitions.values() for b in d.breakers.values())
-        self._known = Known(
-            sorted({name for name, _ in self._definitions}),
-            sorted(definition.shape for definition in self._definitions.values()),
-            source,
-        )
+        agreed(b for d in self._definitions for b in d.breakers.values())
+        self._known = Known(self._definitions.names, self._definitions.shapes, source)
         self._parking = Parking(database, self._definitions, self._known)
         longest = max(
-            (s.longest for d in self._definitions.values() for s in d.steps.values()),
+            (s.longest for d in self._definitions for s in d.steps.values()),
             default=0.0,
         )
         self.lease = max(lease, longest + LEASE_MARGIN)
@@ -192,7 +182,8 @@ class Orchestrator:
         lag = read_at - begun
         drives = set()
         for instance in instances:
-            definition = self._definitions[instance.name, instance.version]
+            definition = self._definitions.of(instance)
+            assert definition is not None, "it was claimed by its shape"
             ends = begun + self.lease
             hand = Hand(definition, instance, self.owner, now, read_at, self.lease, ends, lag=lag)
             self._hands[instance.id] = hand
@@ -230,6 +221,28 @@ class Orchestrator:
     # --- driving ---------------------------------------------------------------------------------
 
     async def _drive(self, hand: Hand) -> None:
+        """As far as it goes, if it can be carried on here."""
+        if hand.instance.shape == hand.definition.shape or await self._taken_over(hand):
+            await self._carry_on(hand)
+        if self._hands.get(hand.instance.id) is hand:
+            del self._hands[hand.instance.id]
+
+    async def _taken_over(self, hand: Hand) -> bool:
+        """Whether what was started by an older version is one of this one now."""
+        try:
+            ours = await self._parking.taken_over(hand)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            return False
+        except Exception as error:  # noqa: BLE001  # logged; the instance is taken up again
+            logger.warning("saga %s was not taken over (%s)", hand.instance.id, brief(error))
+            await self._release(hand.instance, TROUBLE_PAUSE)
+            return False
+        if not ours:
+            await self._release(hand.instance, OVERDUE)
+        return ours
+
+    async def _carry_on(self, hand: Hand) -> None:
         """As far as it goes: until it ends, waits for a moment, or another process has it."""
         running: dict[asyncio.Task[Decision], Flight] = {}
         try:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import sqlalchemy as sa
 
 from outbox_saga.database import Database
+from outbox_saga.errors import LeaseLost, MessageRefused
 from outbox_saga.instances import Entry, Instance
 from outbox_saga.queries import leases, transition
 from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.leases import Known
-from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.definitions import Definitions
+from outbox_saga.saga.execution import Hand
+from outbox_saga.saga.taking_over import take_over, why_not
 
 logger = logging.getLogger("outbox_saga.saga")
 
@@ -33,7 +34,7 @@ class Parking:
 
     Args:
         database: Where the instances are.
-        definitions: Those of this process, by name and version.
+        definitions: Those of this process.
         known: Their names and shapes.
         overdue: Seconds that an instance must have been due.
     """
@@ -41,7 +42,7 @@ class Parking:
     def __init__(
         self,
         database: Database,
-        definitions: Mapping[tuple[str, int], Saga[Any]],
+        definitions: Definitions,
         known: Known,
         *,
         overdue: float = OVERDUE,
@@ -68,10 +69,30 @@ class Parking:
             await self._database.run(self._park, instance)
         return len(found)
 
-    def _park(self, connection: sa.Connection, seen: Instance) -> None:
+    async def taken_over(self, hand: Hand) -> bool:
+        """Whether what is in hand is of its definition's version: now it is, if it was older.
+
+        One whose data cannot be upcast is parked, with the reason.
+        """
+        seen, definition, database = hand.instance, hand.definition, self._database
+        if seen.shape == definition.shape:
+            return True
+        try:
+            new = await database.run(
+                take_over, database.tables, database.clock, definition, seen, leased=True
+            )
+        except MessageRefused as refused:
+            await database.run(self._park, seen, why_not(refused))
+            return False
+        if new is None:
+            raise LeaseLost(f"saga {seen.id} was taken over, or moved, meanwhile")
+        hand.instance = new
+        return True
+
+    def _park(self, connection: sa.Connection, seen: Instance, reason: str | None = None) -> None:
         # a process that stands still here must not keep the row from whoever can carry it on
         limit_idle_transaction(connection, leases.RELEASE_SECONDS)
-        reason = self.why_not(seen)
+        reason = reason or self.why_not(seen)
         entries = [] if seen.state.parked == reason else [Entry("PARKED", detail=reason)]
         state = replace(seen.state, parked=reason)
         tables, clock = self._database.tables, self._database.clock
@@ -93,14 +114,14 @@ class Parking:
     def why_not(self, instance: Instance) -> str:
         """What is missing here, and the mend."""
         name, version = instance.name, instance.version
-        if (name, version) in self._definitions:
+        here = sorted(self._definitions.versions(name))
+        if version in here:
             missing = (
                 f"version {version} of {name} has another shape here than when the instance "
                 "was started: give the changed definition a new version and register the old one "
                 "beside it"
             )
         else:
-            here = sorted(v for n, v in self._definitions if n == name)
             only = f"only {', '.join(map(str, here))}" if here else "none of that name"
             missing = (
                 f"no version {version} of {name} is registered here ({only}): register it "

@@ -222,7 +222,12 @@ def replied(
 
 
 def came_late(
-    definition: Saga[Any], state: SagaState, happened: Done, generation: int
+    definition: Saga[Any],
+    state: SagaState,
+    happened: Done,
+    generation: int,
+    *,
+    usable: bool = True,
 ) -> tuple[SagaState, tuple[Entry, ...]]:
     """The state after a call has succeeded that was made by whoever had the instance before, and
     what follows, `decide` says.
@@ -232,17 +237,28 @@ def came_late(
     Args:
         generation: Of the key that it was made under. Under a new one a person has it called
             again because it certainly had not acted; which of both is true, only a person can say.
+        usable: Its answer is for the data as it is now; otherwise it is undone.
     """
     entries: list[Entry] = []
     if state.steps[happened.step].generation != generation:
         return _ignored(state, happened, entries), tuple(entries)
+    reason = None if usable else "its answer is for the data of an older version"
     try:
-        state = _done(definition, state, happened, entries)
+        # of one that cannot be used, whether anything comes of it at all
+        done = _done(definition, state, happened if usable else _bare(happened), entries)
     except MessageRefused as refused:
-        reason = f"its answer does not fit the saga's data ({refused.path})"
-        unusable = Unusable(happened.step, happened.attempt, reason)
-        state = _unusable(definition, state, unusable, entries)
+        reason, done = f"its answer does not fit the saga's data ({refused.path})", None
+    if reason is None or done == state or happened.added is None:
+        assert done is not None
+        return done, tuple(entries)
+    unusable = Unusable(happened.step, happened.attempt, reason)
+    entries.clear()
+    state = _unusable(definition, state, unusable, entries)
     return state, tuple(entries)
+
+
+def _bare(happened: Done) -> Done:
+    return replace(happened, added=None)
 
 
 def _goes_forward(state: SagaState) -> bool:

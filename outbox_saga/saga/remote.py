@@ -24,8 +24,10 @@ from outbox_saga.messages import Message
 from outbox_saga.queries import sagas, transition
 from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.happened import Done, Refused, Send, Surroundings
 from outbox_saga.saga.progress import replied
+from outbox_saga.saga.taking_over import known
 
 logger = logging.getLogger("outbox_saga.saga")
 
@@ -70,11 +72,11 @@ class Answers:
     def __init__(self, database: Database, source: str, definitions: Iterable[Saga[Any]]) -> None:
         self._database = database
         self._source = source
-        self._definitions = {(d.name, d.version): d for d in definitions}
+        self._definitions = Definitions(definitions)
 
     def handlers(self) -> Iterator[tuple[type[Message], str, Handler]]:
         """The type, a consumer's name, and the function that handles it; none without commands."""
-        steps = (s for d in self._definitions.values() for s in d.steps.values())
+        steps = (s for d in self._definitions for s in d.steps.values())
         if any(step.command is not None for step in steps):
             yield (
                 answers_on(replies_topic(self._source)),
@@ -94,13 +96,7 @@ class Answers:
         if instance.state.status in OVER_FOR_GOOD:
             logger.info("saga %s is over; an answer for %s came late", instance.id, answer.step)
             return
-        definition = self._definitions.get((instance.name, instance.version))
-        if definition is None or definition.shape != instance.shape:
-            raise SagaUnknown(
-                f"an answer came for saga {instance.id} of {instance.name} version "
-                f"{instance.version}, and no definition of its shape is here; deploy the version "
-                "it was started with"
-            )
+        definition, instance = known(self._definitions, connection, tables, clock, instance)
         now = clock.read(connection)
         around = Surroundings(now, seed=str(instance.id), started_at=instance.started_at)
         state, entries = replied(

@@ -26,13 +26,14 @@ class Finding:
 
     Args:
         kind: `changed` and `missing`: instances of it would be parked. `new`: the snapshot does
-            not know it yet. `gone`: taken away, and no instance needs it any more.
+            not know it yet. `gone`: taken away, and no instance needs it any more. `taken over`:
+            taken away, and a later version carries its instances on.
         text: What differs, and the mend.
     """
 
     saga: str
     version: int
-    kind: Literal["changed", "missing", "new", "gone"]
+    kind: Literal["changed", "missing", "new", "gone", "taken over"]
     text: str
 
     @property
@@ -51,6 +52,9 @@ def take_snapshot(definitions: Iterable[Saga[Any]]) -> Snapshot:
             "steps": steps,
             "data": data,
         }
+        if definition.taken_over:
+            taken = {str(old): shape for old, shape in definition.taken_over.items()}
+            sagas[definition.name][str(definition.version)]["takes_over"] = taken
     return {"format": FORMAT, "sagas": sagas}
 
 
@@ -79,6 +83,9 @@ def _against_snapshot(kept: Snapshot, here: Snapshot, alive: Alive | None) -> It
     for (saga, version), was in before.items():
         is_ = now.get((saga, version))
         if is_ is None:
+            if by := _taken_over_by(now, saga, was["shape"]):
+                yield Finding(saga, version, "taken over", f"version {by} carries them on")
+                continue
             needed = sum(n for (s, v, _), n in (alive or {}).items() if (s, v) == (saga, version))
             if alive is not None and not needed:
                 yield Finding(saga, version, "gone", "no instance needs it any more")
@@ -108,6 +115,8 @@ def _against_database(here: Snapshot, alive: Alive) -> Iterator[Finding]:
     now = _versions(here)
     for (saga, version, shape), count in alive.items():
         is_ = now.get((saga, version))
+        if _taken_over_by(now, saga, shape) is not None:
+            continue
         if is_ is None:
             text = (
                 f"{count} instances need it: register it beside the others until they have ended"
@@ -119,6 +128,18 @@ def _against_database(here: Snapshot, alive: Alive) -> Iterator[Finding]:
                 "new version, and keep this one as it was"
             )
             yield Finding(saga, version, "changed", text)
+
+
+def _taken_over_by(
+    now: Mapping[tuple[str, int], dict[str, Any]], saga: str, shape: str
+) -> int | None:
+    """The version that carries on what pins this shape of an older one."""
+    taking = (
+        version
+        for (name, version), outline in now.items()
+        if name == saga and shape in outline.get("takes_over", {}).values()
+    )
+    return max(taking, default=None)
 
 
 def _versions(snapshot: Snapshot) -> dict[tuple[str, int], dict[str, Any]]:

@@ -48,7 +48,7 @@ def check(*, service: str, path: Path, write: bool, with_database: bool, as_json
     refused = any(finding.refuses for finding in found)
     if write and not refused:
         path.write_text(json.dumps(here, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        found = [finding for finding in found if finding.kind not in ("new", "gone")]
+        found = [finding for finding in found if finding.kind not in ("new", "gone", "taken over")]
     _tell(found, as_json=as_json)
     if found:
         raise click.exceptions.Exit(1)

@@ -51,7 +51,8 @@ version           S        S         S             S      S         S
 WRITES = ("service", "consumer", "orchestrator")
 MESSAGE = "id partition topic key headers body created_at"
 MOVES = (
-    "state revision data progress reason due_at owner lease_until epoch updated_at ended_at deaths"
+    "version shape state revision data progress reason due_at owner lease_until epoch "
+    "updated_at ended_at deaths"
 )
 SOME = {
     **{(role, "outbox", "SELECT"): "id" for role in WRITES},

@@ -43,6 +43,10 @@ async def test_the_guide_s_saga_is_fulfilled_by_its_own_participant(database_url
     assert ended[0].state.data["charge"].startswith("ch_")
     assert await _told_by_both(shop, shown["asking"], shown["ship_now"](8)) == "P8"
     await shown["asking"].close()
+    taken_over = [
+        f.kind for f in compare(take_snapshot([shown["first"]]), take_snapshot([shown["second"]]))
+    ]
+    assert taken_over == ["taken over", "new"]
     new = take_snapshot(shown["shop_2"].sagas)
     assert [f.kind for f in compare(take_snapshot(shop.sagas), new)] == ["new"]
     await shown["shop_2"].close()

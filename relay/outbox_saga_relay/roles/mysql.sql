@@ -96,7 +96,7 @@ GRANT SELECT (id) ON outbox_saga_archive TO {prefix}_orchestrator;
 GRANT SELECT (id) ON outbox_saga_dead_letter TO {prefix}_orchestrator;
 -- Writers of one key wait for each other.
 GRANT SELECT{locking} ON outbox_saga_key_lock TO {prefix}_orchestrator;
-GRANT SELECT, INSERT, UPDATE (state, revision, data, progress, reason, due_at, owner,
+GRANT SELECT, INSERT, UPDATE (version, shape, state, revision, data, progress, reason, due_at, owner,
     lease_until, epoch, updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_orchestrator;
 -- Appended to, never changed.
@@ -147,8 +147,8 @@ GRANT SELECT ON outbox_saga_barrier TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_reply TO {prefix}_operator;
 GRANT SELECT, UPDATE (failures, until, probe_until, trips, opened_at, changed_at)
   ON outbox_saga_breaker TO {prefix}_operator;
-GRANT SELECT, UPDATE (state, revision, data, progress, reason, due_at, owner, lease_until, epoch,
-    updated_at, ended_at, deaths)
+GRANT SELECT, UPDATE (version, shape, state, revision, data, progress, reason, due_at, owner,
+    lease_until, epoch, updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_operator;
 GRANT SELECT, INSERT ON outbox_saga_saga_history TO {prefix}_operator;
 GRANT SELECT, INSERT, UPDATE ON outbox_saga_process TO {prefix}_operator;

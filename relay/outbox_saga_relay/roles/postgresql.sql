@@ -86,7 +86,7 @@ GRANT SELECT (id), INSERT ON outbox_saga_delayed TO {prefix}_orchestrator;
 -- What became of a COMMIT whose answer was lost: whether these ids are somewhere.
 GRANT SELECT (id) ON outbox_saga_archive TO {prefix}_orchestrator;
 GRANT SELECT (id) ON outbox_saga_dead_letter TO {prefix}_orchestrator;
-GRANT SELECT, INSERT, UPDATE (state, revision, data, progress, reason, due_at, owner,
+GRANT SELECT, INSERT, UPDATE (version, shape, state, revision, data, progress, reason, due_at, owner,
     lease_until, epoch, updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_orchestrator;
 -- Appended to, never changed.
@@ -137,8 +137,8 @@ GRANT SELECT ON outbox_saga_barrier TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_reply TO {prefix}_operator;
 GRANT SELECT, UPDATE (failures, until, probe_until, trips, opened_at, changed_at)
   ON outbox_saga_breaker TO {prefix}_operator;
-GRANT SELECT, UPDATE (state, revision, data, progress, reason, due_at, owner, lease_until, epoch,
-    updated_at, ended_at, deaths)
+GRANT SELECT, UPDATE (version, shape, state, revision, data, progress, reason, due_at, owner,
+    lease_until, epoch, updated_at, ended_at, deaths)
   ON outbox_saga_saga TO {prefix}_operator;
 GRANT SELECT, INSERT ON outbox_saga_saga_history TO {prefix}_operator;
 GRANT SELECT, INSERT, UPDATE ON outbox_saga_process TO {prefix}_operator;

@@ -1,0 +1,141 @@
+"""Instances of an older version become instances of the one that takes them over.
+
+Only an instance that pins exactly the shape which that version's steps have with the older model
+of the data: nothing but the data is different, and that is upcast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from outbox_saga.errors import MessageRefused, SagaUnknown
+from outbox_saga.instances import Entry, Instance, StepState, dump_data, dump_progress
+from outbox_saga.queries import sagas
+from outbox_saga.queries.clock import Clock
+from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.definitions import Definitions
+from outbox_saga.tables import Tables
+
+
+def taken_over(definition: Saga[Any], seen: Instance) -> Instance:
+    """The instance as one of this version; itself, if it is one.
+
+    Raises:
+        MessageRefused: Its data cannot be upcast; nothing was changed.
+    """
+    if seen.shape == definition.shape:
+        return seen
+    data = definition.upcast(seen.version, seen.state.data)
+    steps = {
+        name: _step(definition, seen, data, name, step) for name, step in seen.state.steps.items()
+    }
+    state = replace(seen.state, data=data, steps=steps)
+    return replace(seen, version=definition.version, shape=definition.shape, state=state)
+
+
+def take_over(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    definition: Saga[Any],
+    seen: Instance,
+    *,
+    leased: bool,
+) -> Instance | None:
+    """The instance, which is one of this version from the commit on; itself, if it is one.
+
+    None: somebody else has it, or has moved it; nothing was written. A process of an older release
+    that still has it would decide by the older definition; so it is taken only from nobody, and
+    whoever had it is passed.
+
+    Args:
+        leased: It is the caller's already.
+
+    Raises:
+        MessageRefused: Its data cannot be upcast.
+    """
+    if seen.shape == definition.shape:
+        return seen
+    new = taken_over(definition, seen)
+    saga = tables.saga
+    same = [saga.c.id == seen.id, saga.c.revision == seen.revision, saga.c.epoch == seen.epoch]
+    new = replace(new, revision=seen.revision + 1)
+    values: dict[str, Any] = {
+        "version": new.version,
+        "shape": new.shape,
+        "data": dump_data(new.state.data),
+        "progress": dump_progress(new.state),
+        "revision": new.revision,
+        "updated_at": clock.now(),
+    }
+    if not leased:
+        same.append(sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < clock.now()))
+        new = replace(new, epoch=seen.epoch + 1)
+        values |= {"owner": None, "lease_until": None, "epoch": new.epoch}
+    if not connection.execute(sa.update(saga).where(*same).values(**values)).rowcount:
+        return None
+    entry = Entry("UPCAST", detail=f"from version {seen.version} to version {new.version}")
+    sagas.add_history(connection, tables, clock, seen.id, new.revision, [entry])
+    return new
+
+
+def known(
+    definitions: Definitions,
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    seen: Instance,
+) -> tuple[Saga[Any], Instance]:
+    """Who decides about the instance, and the instance as one of that version.
+
+    Args:
+        connection: In the transaction that decides, where `seen` was read under lock.
+
+    Raises:
+        SagaUnknown: Nobody here can.
+    """
+    definition = definitions.of(seen)
+    about = f"saga {seen.id} of {seen.name} version {seen.version}"
+    if definition is None:
+        raise SagaUnknown(
+            f"something came for {about}, and no definition of its shape is here; deploy the "
+            "version it was started with"
+        )
+    try:
+        new = take_over(connection, tables, clock, definition, seen, leased=False)
+    except MessageRefused as refused:
+        raise SagaUnknown(f"something came for {about}: {why_not(refused)}") from refused
+    if new is None:
+        raise SagaUnknown(
+            f"something came for {about}, which a process of an older release carries on now; "
+            "try again when it has put it down"
+        )
+    return definition, new
+
+
+def _step(
+    definition: Saga[Any], seen: Instance, data: Mapping[str, Any], name: str, step: StepState
+) -> StepState:
+    rule = definition.steps[name]
+    if step.input is not None:
+        undoing = step.phase == "undoing" or step.stuck == "undo"
+        command = rule.undone == "command" if undoing else rule.kind == "command"
+        # what a command has is the other service's, and stays as it was sent
+        if not command:
+            step = replace(step, input=definition.upcast(seen.version, step.input))
+    if step.early is not None:
+        # what its event brings, as this version names it: what it makes different
+        brought = definition.upcast(seen.version, {**seen.state.data, **step.early})
+        step = replace(
+            step, early={field: value for field, value in brought.items() if data[field] != value}
+        )
+    return step
+
+
+def why_not(refused: MessageRefused) -> str:
+    """The reason for people; the path only, for what is refused may be personal."""
+    return f"its data cannot be upcast ({refused.path}); mend the upcaster and release it"
