@@ -2,8 +2,8 @@
 
 Run as `python -m benchmarks.orchestrating '<JSON of an Order>'`; the same dialogue as with the
 scripts of the peers. Claims are counted by what watches the queries here: a claim is lost when it
-found nothing although something was due, or when another process had its instance before a
-transition was stored.
+got nothing although something is due that nobody is known to have, or when another process had its
+instance before a transition was stored.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 
 from benchmarks.saga_steps import ACCOUNTS, IN_FLIGHT, Data, Kind, definition
 from outbox_saga.database import Database
 from outbox_saga.queries import leases, transition
+from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
-from outbox_saga.tables import tables_in
+from outbox_saga.tables import Tables, tables_in
 from outbox_saga.unit_of_work import unit_of_work
 
 
@@ -57,12 +59,14 @@ class Claims:
     Args:
         asked: Times that instances were claimed.
         taken: Instances.
+        idle: Times that there was nothing to get.
         empty: Times that nothing was got although something was due.
         lost: Transitions of instances that somebody else had moved meanwhile.
     """
 
     asked: int = 0
     taken: int = 0
+    idle: int = 0
     empty: int = 0
     lost: int = 0
 
@@ -70,11 +74,25 @@ class Claims:
         """From now on, in this process."""
         claim, record = leases.claim, transition.record
 
-        def claiming(*arguments: Any, **options: Any) -> Any:
-            now, instances = claim(*arguments, **options)
+        def claiming(
+            connection: sa.Connection,
+            tables: Tables,
+            clock: Clock,
+            owner: UUID,
+            lease: float,
+            known: leases.Known,
+            limit: int,
+            *,
+            suspects: bool = True,
+        ) -> Any:
+            told = (connection, tables, clock, owner)
+            now, instances = claim(*told, lease, known, limit, suspects=suspects)
             self.asked += 1
             self.taken += len(instances)
-            self.empty += not instances
+            if not instances:
+                due = leases.any_due(*told, known, suspects=suspects)
+                self.empty += due
+                self.idle += not due
             return now, instances
 
         def recording(*arguments: Any, **options: Any) -> bool:
@@ -94,7 +112,7 @@ async def work(order: Order, saga: Saga[Data]) -> None:
     running = asyncio.create_task(orchestrator.run(stop))
     if order.start:
         await _start(order, saga, database)
-    await _until_ended(database, order)
+    await until_ended(database, order.sagas, "compensated" if order.failing else "completed")
     stop.set()
     await running
     orchestrator.close()
@@ -116,16 +134,19 @@ async def _start(order: Order, saga: Saga[Data], database: Database) -> None:
     await asyncio.gather(*(client() for _ in range(IN_FLIGHT)))
 
 
-async def _until_ended(database: Database, order: Order) -> None:
-    """Looks seldom while much is left, so that looking costs nothing to speak of."""
+async def until_ended(database: Database, count: int, state: str) -> None:
+    """Looks when about half of what was left should have ended, so that looking costs nothing to
+    speak of.
+    """
     saga = tables_in().saga
-    ended = saga.c.state == ("compensated" if order.failing else "completed")
-    question = sa.select(sa.func.count()).where(ended)
+    question = sa.select(sa.func.count()).where(saga.c.state == state)
+    begun = time.monotonic()
     while True:
-        left = order.sagas - await database.look(lambda c: c.execute(question).scalar_one())
-        if left <= 0:
+        ended = await database.look(lambda c: c.execute(question).scalar_one())
+        if ended >= count:
             return
-        await asyncio.sleep(min(0.2, max(0.005, left * 0.0005)))
+        rate = max(1.0, ended / (time.monotonic() - begun))
+        await asyncio.sleep(min(1.0, max(0.005, (count - ended) / rate / 2)))
 
 
 def main() -> None:

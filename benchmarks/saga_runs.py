@@ -117,7 +117,7 @@ class Runs:
     def lost_claims(self, name: str) -> dict[str, Any]:
         """Of all runs of a contender."""
         total = {key: sum(run[key] for run in self.claims[name]) for key in self.claims[name][0]}
-        lost = (total["empty"] + total["lost"]) / max(1, total["asked"])
+        lost = (total["empty"] + total["lost"]) / max(1, total["asked"] - total["idle"])
         return {**total, "share_lost": round(lost, 5)}
 
     def _effects(self) -> int:

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from benchmarks import databases
 from benchmarks.load import Watch
 from benchmarks.measuring import Effort, Group, Sample, Variant, compare
+from benchmarks.orchestrating import until_ended
 from benchmarks.saga_steps import ACCOUNTS, DO, IN_FLIGHT, STEPS, Data, Ground, Kind, definition
 from outbox_saga.database import Database
 from outbox_saga.ids import new_id
@@ -84,24 +85,13 @@ def _orchestrated(saga: Saga[Data]) -> Work:
         orchestrator = Orchestrator(database, [saga], concurrency=IN_FLIGHT)
         stop = asyncio.Event()
         running = asyncio.create_task(orchestrator.run(stop))
-        await _until_ended(database, len(ids))
+        await until_ended(database, len(ids), "completed")
         stop.set()
         await running
         orchestrator.close()
         await database.close()
 
     return work
-
-
-async def _until_ended(database: Database, count: int) -> None:
-    """Looks seldom while much is left, so that looking costs nothing to speak of."""
-    saga = tables_in().saga
-    question = sa.select(sa.func.count()).where(saga.c.state == "completed")
-    while True:
-        left = count - await database.look(lambda c: c.execute(question).scalar_one())
-        if left <= 0:
-            return
-        await asyncio.sleep(min(0.2, max(0.005, left * 0.0005)))
 
 
 # --- floor ---------------------------------------------------------------------------------------
