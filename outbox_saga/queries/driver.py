@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from outbox_saga.lent_session import refuse_ending
 from outbox_saga.queries.prepared import Twin, sender
 
-Answer = Callable[[], Any]  # gives the first row
+Answer = Callable[[], Any]  # gives the first row, or None
 
 
 def execute(connection: sa.Connection, statement: str, parameters: tuple[Any, ...]) -> None:
@@ -59,7 +59,7 @@ def ask(
             result = send(parameters)
         except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy raises it
             _raise(connection, error, statement, parameters, None)
-        return lambda: (result.get_value(0, 0).decode(),)
+        return lambda: (result.get_value(0, 0).decode(),) if result.ntuples else None
     answer: Answer = _send(connection, statement, parameters).fetchone
     return answer
 
