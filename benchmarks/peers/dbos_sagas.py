@@ -124,7 +124,8 @@ def asynchronous(order: carried.Order) -> Callable[[], int]:
         async def client() -> None:
             nonlocal told
             for number in waiting:
-                told += await saga(number % order.accounts) == wanted
+                ended = await saga(number % order.accounts)
+                told += ended == wanted
 
         await asyncio.gather(*(client() for _ in range(order.in_flight)))
         return told
