@@ -13,175 +13,65 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from pydantic import BaseModel
 
 from benchmarks import databases
 from benchmarks.load import Watch
 from benchmarks.measuring import Effort, Group, Sample, Variant, compare
+from benchmarks.orchestrating import until_ended
+from benchmarks.saga_steps import ACCOUNTS, DO, IN_FLIGHT, STEPS, Data, Ground, Kind, definition
 from outbox_saga.database import Database
 from outbox_saga.ids import new_id
-from outbox_saga.messages import Event
-from outbox_saga.saga.context import StepContext, SyncStepContext
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
-from outbox_saga.saga.steps import nothing_to_undo
 from outbox_saga.tables import Tables, tables_in
-from outbox_saga.unit_of_work import UnitOfWork
 
 NAME = "sagas"
 UNIT = "sagas/s"
-IN_FLIGHT = 8
-STEPS = ("reserve", "charge", "ship")
 SAGAS, QUICK_SAGAS = 600, 150
-ACCOUNTS = 10_000
-
-_ACCOUNT = sa.Table(
-    "bench_saga_account",
-    sa.MetaData(),
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("balance", sa.BigInteger, nullable=False),
-)
-_CHANGE = (
-    sa.update(_ACCOUNT)
-    .where(_ACCOUNT.c.id == sa.bindparam("account"))
-    .values(balance=_ACCOUNT.c.balance + 1)
-)
-
-
-class Data(BaseModel):
-    """The data of a saga."""
-
-    account: int
-
-
-class Stepped(Event, topic="steps"):
-    """What each step publishes."""
-
-    account: int
-    step: str
-
-
-async def _async_step(step: StepContext[Data]) -> None:
-    await step.session.execute(_CHANGE, {"account": step.data.account})
-    step.publish(Stepped(account=step.data.account, step=step.step), key=str(step.saga_id))
-
-
-def _sync_step(step: SyncStepContext[Data]) -> None:
-    step.session.execute(_CHANGE, {"account": step.data.account})
-    step.publish(Stepped(account=step.data.account, step=step.step), key=str(step.saga_id))
-
-
-def _definition(action: Callable[[Any], Any]) -> Saga[Data]:
-    saga = Saga("bench", data=Data)
-    for name in STEPS:
-        saga.step(name, action, compensation=nothing_to_undo)
-    return saga
-
-
-@dataclass(frozen=True, slots=True)
-class _Started:
-    """Sagas that are started and not yet carried on."""
-
-    url: str
-    count: int
-
-    def begin_again(self, definition: Saga[Data]) -> list[UUID]:
-        """That many new ones, and nothing else."""
-        database, tables = Database(self.url, pool_size=1), tables_in()
-        with database.begin() as connection:
-            for table in (tables.outbox, tables.saga, tables.saga_history):
-                connection.exec_driver_sql(f"TRUNCATE TABLE {table.name}")
-        ids = []
-        for numbers in _chunks(range(self.count), 100):
-            with database.begin() as connection:
-                uow = UnitOfWork(connection)
-                ids += [definition.start(uow, Data(account=n % ACCOUNTS)) for n in numbers]
-        with database.engine.connect() as connection:
-            automatic = connection.execution_options(isolation_level="AUTOCOMMIT")
-            automatic.exec_driver_sql(f"VACUUM ANALYZE {tables.saga.name}")
-            automatic.exec_driver_sql("CHECKPOINT")
-        database.engine.dispose()
-        return ids
-
-    def check(self) -> None:
-        """Every effect, message and history row is there, whoever made them."""
-        database, tables = Database(self.url, pool_size=1), tables_in()
-        steps = self.count * len(STEPS)
-        with database.begin() as connection:
-            done = tables.saga_history.c.transition == "STEP_COMPLETED"
-            found = {
-                "messages": _count(connection, tables.outbox),
-                "completed steps": _count(connection, tables.saga_history, done),
-            }
-            ended = _count(connection, tables.saga, tables.saga.c.state == "completed")
-        database.engine.dispose()
-        if ended != self.count or set(found.values()) != {steps}:
-            raise RuntimeError(f"{ended} of {self.count} sagas completed, of {steps}: {found}")
-
-
-def _count(connection: sa.Connection, table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
-    return connection.execute(
-        sa.select(sa.func.count()).select_from(table).where(*where)
-    ).scalar_one()
-
-
-def _chunks(numbers: range, size: int) -> Iterator[range]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
 
 
 def measure(effort: Effort) -> Iterator[Group]:
     """Async and plain `def` steps, on PostgreSQL."""
     with databases.postgres() as place:
-        database = Database(place.url)
-        with database.begin() as connection:
-            _ACCOUNT.create(connection)
-            connection.execute(
-                sa.insert(_ACCOUNT), [{"id": n, "balance": 0} for n in range(ACCOUNTS)]
-            )
-        database.engine.dispose()
-        started = _Started(place.url, QUICK_SAGAS if effort.quick else SAGAS)
-        for kind, action, floor in (
-            ("async", _async_step, _async_floor),
-            ("def", _sync_step, _sync_floor),
-        ):
-            definition = _definition(action)
-            floor_name = f"Core by hand, {kind}"
+        ground = Ground(place.url, QUICK_SAGAS if effort.quick else SAGAS)
+        ground.prepare()
+        for kind in FLOORS:
             setting = (
                 f"{place.name}, {len(STEPS)} local steps, {IN_FLIGHT} in flight, {kind} steps"
             )
-            variants = [
-                Variant(floor_name, _measurement(started, definition, floor)),
-                Variant(
-                    f"Orchestrator, {kind} steps",
-                    _measurement(started, definition, _orchestrated(definition)),
-                    floor_name,
-                ),
-            ]
-            yield compare(NAME, setting, UNIT, variants, effort)
+            yield compare(NAME, setting, UNIT, against_the_floor(ground, kind), effort)
+
+
+def against_the_floor(ground: Ground, kind: Kind) -> list[Variant]:
+    """What must be written, by hand, and the orchestrator, which carries on what is there."""
+    saga, floor = definition(kind), f"Core by hand, {kind}"
+    return [
+        Variant(floor, _measurement(ground, saga, FLOORS[kind])),
+        Variant(
+            f"Orchestrator, {kind} steps", _measurement(ground, saga, _orchestrated(saga)), floor
+        ),
+    ]
 
 
 Work = Callable[[str, list[UUID]], Awaitable[None]]
 
 
-def _measurement(started: _Started, definition: Saga[Data], work: Work) -> Callable[[], Sample]:
+def _measurement(ground: Ground, saga: Saga[Data], work: Work) -> Callable[[], Sample]:
     def run() -> Sample:
-        ids = started.begin_again(definition)
+        ids = ground.begin_again(saga)
 
         async def timed() -> tuple[float, float]:
             cpu, began = time.process_time(), time.monotonic()
-            await work(started.url, ids)
+            await work(ground.url, ids)
             return time.monotonic() - began, time.process_time() - cpu
 
         with Watch() as watch:
             seconds, cpu = asyncio.run(timed())
-        started.check()
-        return Sample(started.count, seconds, cpu, watch.ours, watch.foreign)
+        ground.check()
+        return Sample(ground.count, seconds, cpu, watch.ours, watch.foreign)
 
     return run
 
@@ -189,30 +79,19 @@ def _measurement(started: _Started, definition: Saga[Data], work: Work) -> Calla
 # --- candidate -----------------------------------------------------------------------------------
 
 
-def _orchestrated(definition: Saga[Data]) -> Work:
+def _orchestrated(saga: Saga[Data]) -> Work:
     async def work(url: str, ids: list[UUID]) -> None:
         database = Database(url, pool_size=IN_FLIGHT + 2)
-        orchestrator = Orchestrator(database, [definition], concurrency=IN_FLIGHT)
+        orchestrator = Orchestrator(database, [saga], concurrency=IN_FLIGHT)
         stop = asyncio.Event()
         running = asyncio.create_task(orchestrator.run(stop))
-        await _until_ended(database, len(ids))
+        await until_ended(database, len(ids), "completed")
         stop.set()
         await running
         orchestrator.close()
         await database.close()
 
     return work
-
-
-async def _until_ended(database: Database, count: int) -> None:
-    """Looks seldom while much is left, so that looking costs nothing to speak of."""
-    saga = tables_in().saga
-    question = sa.select(sa.func.count()).where(saga.c.state == "completed")
-    while True:
-        left = count - await database.look(lambda c: c.execute(question).scalar_one())
-        if left <= 0:
-            return
-        await asyncio.sleep(min(0.2, max(0.005, left * 0.0005)))
 
 
 # --- floor ---------------------------------------------------------------------------------------
@@ -239,7 +118,7 @@ class _Statements:
 
     def step(self, connection: sa.Connection, saga: UUID, number: int, account: int) -> None:
         """One step's four statements; the caller's transaction ends it."""
-        connection.execute(_CHANGE, {"account": account})
+        connection.execute(DO, {"account": account})
         changed = connection.execute(
             self.compare_and_set,
             {
@@ -304,3 +183,6 @@ async def _sync_floor(url: str, ids: list[UUID]) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.gather(*(loop.run_in_executor(threads, client) for _ in range(IN_FLIGHT)))
     engine.dispose()
+
+
+FLOORS: dict[Kind, Work] = {"async": _async_floor, "def": _sync_floor}

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -151,42 +152,35 @@ async def time_in_thread(
     Raises:
         NoThread: None was free for so long, and all are held by what outlived its time.
     """
-    loop = asyncio.get_running_loop()
-    begun = asyncio.Event()
+    begun: list[float] = []  # when; told by the thread, which need not wake the loop for it
     inside = contextvars.copy_context()
-
-    def begin() -> None:
-        loop.call_soon_threadsafe(begun.set)
 
     def run() -> T:
         try:
-            return inside.run(work, begin)
+            return inside.run(work, lambda: begun.append(time.monotonic()))
         except (SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit) as error:
             # a future cannot carry them, or would end the process with them
             raise Misbehaved(f"it raised {type(error).__name__}") from error
 
     submitted = threads.submit(run)
     future = asyncio.wrap_future(submitted)
-    beginning = asyncio.create_task(begun.wait())
-    either: set[asyncio.Future[Any]] = {beginning, future}
-    patience = LOOK if seconds is None else seconds
+    left: float | None = LOOK if seconds is None else seconds
     try:
-        while not begun.is_set() and not future.done():
-            await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            if threads.all_overdue and submitted.cancel():
+        while not future.done() and (left is None or left > 0):
+            await asyncio.wait({future}, timeout=left)
+            if begun:
+                left = None if seconds is None else begun[0] + seconds - time.monotonic()
+            elif threads.all_overdue and submitted.cancel():
                 raise NoThread(
                     "all threads are held by plain `def` code that outlived its timeout; give "
                     "what it waits for a timeout of its own (the HTTP client, say)"
                 )
-        done, _ = await asyncio.wait({future}, timeout=seconds)
     except asyncio.CancelledError:
         submitted.cancel()  # unless it has begun: nobody waits for it any more
         raise
-    finally:
-        beginning.cancel()
-    if not done:
+    if not future.done():
         threads.outlived(submitted)
-    return future, bool(done)
+    return future, future.done()
 
 
 async def to_the_end(awaitable: Any) -> Any:

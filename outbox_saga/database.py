@@ -198,8 +198,11 @@ class Database:
         finally:
             lent = session.sync_session
             assert isinstance(lent, LentSession)
-            # a cancelled caller must not leave the connection behind
-            await asyncio.shield(session.run_sync(lambda _: lent.give_back()))
+            if lent.in_transaction():
+                # a cancelled caller must not leave the connection behind
+                await asyncio.shield(session.run_sync(lambda _: lent.give_back()))
+            else:
+                lent.give_back()  # it has no connection any more
 
     def begin(self) -> AbstractContextManager[sa.Connection]:
         """A sync connection in a transaction that commits at the end of the block."""

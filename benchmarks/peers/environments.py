@@ -8,13 +8,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from benchmarks.measuring import say
-from benchmarks.peers.known import Peer
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".dev" / "peers"
 _ASK = "import sys; print(sys.executable, sys.version_info[0], sys.version_info[1])"
+
+
+class Peer(Protocol):
+    """What of a peer an environment is made of."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def packages(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def python(self) -> tuple[int, int]: ...  # noqa: D102
 
 
 class PeerUnavailable(Exception):

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox_saga.errors import CommitUnknown, ConfigurationError
+from outbox_saga.queries.driver import begin_with
 
 Family = Literal["postgresql", "mysql", "sqlite"]
 
@@ -232,8 +233,9 @@ def limit_idle_transaction(connection: sa.Connection, seconds: float) -> None:
     only).
     """
     if family(connection) == "postgresql":
-        connection.exec_driver_sql(
-            f"SET LOCAL idle_in_transaction_session_timeout = {_milliseconds(seconds)}"
+        begin_with(
+            connection,
+            f"SET LOCAL idle_in_transaction_session_timeout = {_milliseconds(seconds)}",
         )
 
 

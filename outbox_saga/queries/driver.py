@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import sqlalchemy as sa
 
 from outbox_saga.lent_session import refuse_ending
-from outbox_saga.queries.prepared import Twin, sender
+from outbox_saga.queries.prepared import Twin, beginner, sender
 
-Answer = Callable[[], Any]  # gives the first row
+Answer = Callable[[], Any]  # gives the first row, or None
 
 
 def execute(connection: sa.Connection, statement: str, parameters: tuple[Any, ...]) -> None:
@@ -59,9 +59,26 @@ def ask(
             result = send(parameters)
         except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy raises it
             _raise(connection, error, statement, parameters, None)
-        return lambda: (result.get_value(0, 0).decode(),)
+        return lambda: (result.get_value(0, 0).decode(),) if result.ntuples else None
     answer: Answer = _send(connection, statement, parameters).fetchone
     return answer
+
+
+def begin_with(connection: sa.Connection, statement: str) -> None:
+    """As `execute`, for a setting of the transaction: it leaves together with BEGIN, which psycopg
+    would send by itself before it, unless something of the transaction was sent before.
+
+    Args:
+        connection: As for `execute`.
+        statement: Without parameters; it answers nothing.
+    """
+    if _is_watched(connection) or (send := beginner(connection)) is None:
+        connection.exec_driver_sql(statement)
+        return
+    try:
+        send(statement)
+    except BaseException as error:  # noqa: BLE001 - raised again, as SQLAlchemy raises it
+        _raise(connection, error, statement, (), None)
 
 
 def _send(connection: sa.Connection, statement: str, parameters: tuple[Any, ...]) -> Any:

@@ -240,7 +240,7 @@ def _values(e: Envelope) -> tuple[Any, ...]:
 def _sql_for_few(
     dialect: sa.Dialect, tables: Tables, rows: int, locks: int
 ) -> tuple[str, Twin | None]:
-    mark = _marks(dialect)
+    mark = marks(dialect)
     row = ", ".join(f"CAST({{}} AS {type_})" for type_ in _TYPES)
     marked = [row.format(*map(mark, _TYPES)) for _ in range(rows)]
     if rows > 1:
@@ -252,18 +252,19 @@ def _sql_for_few(
         rows=", ".join(marked),
         locks=", ".join(_LOCK.format(class_, f"CAST({mark('int')} AS int)") for _ in range(locks)),
     )
-    if not _is_psycopg(dialect):
+    if not is_psycopg(dialect):
         return statement, None
     return statement, twin_of(statement, (*_TYPES * rows, *("int",) * locks))
 
 
-def _is_psycopg(dialect: sa.Dialect) -> bool:
+def is_psycopg(dialect: sa.Dialect) -> bool:
+    """Of version 3, by either of its dialects."""
     return dialect.driver in ("psycopg", "psycopg_async")
 
 
 @functools.lru_cache(maxsize=64)
 def _sql_for_many(dialect: sa.Dialect, tables: Tables, locked: bool) -> str:  # noqa: FBT001 - lru_cache keys by position
-    mark = _marks(dialect)
+    mark = marks(dialect)
     return _MANY.format(
         outbox=dialect.identifier_preparer.format_table(tables.outbox),
         transaction=TRANSACTION,
@@ -273,12 +274,12 @@ def _sql_for_many(dialect: sa.Dialect, tables: Tables, locked: bool) -> str:  # 
     )
 
 
-def _marks(dialect: sa.Dialect) -> Callable[[str], str]:
+def marks(dialect: sa.Dialect) -> Callable[[str], str]:
     """Gives one mark after the other, each for a value of that type, in this driver's words."""
     if dialect.paramstyle == "numeric_dollar":
         numbers = itertools.count(1)
         return lambda _: f"${next(numbers)}"
-    if _is_psycopg(dialect):
+    if is_psycopg(dialect):
         # as they are: as text a body would be twice as long
         return lambda type_: "%b" if type_ == "bytea" else "%s"
     return lambda _: "%s"

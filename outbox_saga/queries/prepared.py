@@ -1,4 +1,5 @@
-"""A statement that psycopg has prepared on this connection, sent by libpq's own calls.
+"""A statement that psycopg has prepared on this connection, or one behind its BEGIN, sent by
+libpq's own calls.
 
 psycopg's cursor costs more client CPU than sending the statement and waiting for its answer. It is
 left out only where it would do nothing else: psycopg's own record says that the statement is
@@ -57,23 +58,13 @@ def sender(connection: sa.Connection, twin: Twin) -> Callable[[Sequence[Any]], A
 
     None: psycopg has not prepared it (yet), or somebody else has to see it.
     """
-    dialect: Any = connection.dialect
-    if (
-        "do_execute" in dialect.__dict__
-        or type(dialect).do_execute is not DefaultDialect.do_execute
-    ):
-        return None
-    fairy = connection.connection
-    driver: Any = fairy.driver_connection
-    psycopg = _psycopg()
-    if driver.cursor_factory is not psycopg.cursors.get(type(driver)):
-        return None
-    # psycopg has no public names for these; a test pins them
+    driver = _own(connection)
+    # psycopg has no public name for it; a test pins it
     names = getattr(getattr(driver, "_prepared", None), "_names", None)
-    if names is None or getattr(driver, "_pipeline", True) is not None:
+    if names is None:
         return None
     name = names.get(twin.key)
-    pgconn = driver.pgconn
+    pgconn, psycopg = driver.pgconn, _psycopg()
     if (
         name is None
         or pgconn.transaction_status != psycopg.in_transaction
@@ -84,14 +75,49 @@ def sender(connection: sa.Connection, twin: Twin) -> Callable[[Sequence[Any]], A
 
     def send(parameters: Sequence[Any]) -> Any:
         values = [_sent(each) for each in parameters]
-        if dialect.is_async:
-            raw: Any = fairy.dbapi_connection
-            return raw.run_async(lambda _: psycopg.ask_async(driver, name, values, twin.formats))
-        with driver.lock:
-            pgconn.send_query_prepared(name, values, twin.formats)
-            return psycopg.checked(driver.wait(psycopg.execute(pgconn)))
+        results = psycopg.ask(
+            connection, lambda: pgconn.send_query_prepared(name, values, twin.formats)
+        )
+        return psycopg.rows(results)
 
     return send
+
+
+def beginner(connection: sa.Connection) -> Callable[[str], None] | None:
+    """What sends BEGIN, as psycopg would, and this statement without parameters behind it.
+
+    None: the transaction has begun, or somebody else has to see it.
+    """
+    driver = _own(connection)
+    # psycopg has no public name for it; a test pins it
+    begin = getattr(driver, "_get_tx_start_command", None)
+    if begin is None or driver.autocommit:
+        return None
+    pgconn, psycopg = driver.pgconn, _psycopg()
+    if pgconn.transaction_status != psycopg.idle:
+        return None
+
+    def send(statement: str) -> None:
+        psycopg.ask(connection, lambda: pgconn.send_query(begin() + b"; " + statement.encode()))
+
+    return send
+
+
+def _own(connection: sa.Connection) -> Any:
+    """The driver's connection, if it is psycopg's and nobody has to see what is sent by it."""
+    dialect: Any = connection.dialect
+    if (
+        "do_execute" in dialect.__dict__
+        or type(dialect).do_execute is not DefaultDialect.do_execute
+    ):
+        return None
+    if dialect.driver not in ("psycopg", "psycopg_async"):
+        return None
+    driver: Any = connection.connection.driver_connection
+    if driver.cursor_factory is not _psycopg().cursors.get(type(driver)):
+        return None
+    # psycopg has no public name for it; a test pins it
+    return driver if getattr(driver, "_pipeline", True) is None else None
 
 
 def _sent(value: Any) -> bytes | None:
@@ -112,25 +138,37 @@ class _Psycopg:
             psycopg.AsyncConnection: psycopg.AsyncCursor,
         }
         self.in_transaction = int(pq.TransactionStatus.INTRANS)
-        self.execute = generators.execute
+        self.idle = int(pq.TransactionStatus.IDLE)
+        self._execute = generators.execute
         self._tuples = pq.ExecStatus.TUPLES_OK
         self._failed = pq.ExecStatus.FATAL_ERROR
         self._error = errors.error_from_result
         self._internal = psycopg.InternalError
 
-    async def ask_async(
-        self, driver: Any, name: bytes, values: Sequence[bytes | None], formats: Sequence[int]
-    ) -> Any:
-        """The result, on an async connection."""
-        async with driver.lock:
-            driver.pgconn.send_query_prepared(name, values, formats)
-            return self.checked(await driver.wait(self.execute(driver.pgconn)))
+    def ask(self, connection: sa.Connection, send: Callable[[], None]) -> list[Any]:
+        """The results. Raises the server's error, if one of them is one."""
+        fairy = connection.connection
+        driver: Any = fairy.driver_connection
+        if connection.dialect.is_async:
+            raw: Any = fairy.dbapi_connection
+            return self._checked(raw.run_async(lambda _: self._ask_async(driver, send)))
+        with driver.lock:
+            send()
+            return self._checked(driver.wait(self._execute(driver.pgconn)))
 
-    def checked(self, results: list[Any]) -> Any:
-        """The last result. Raises the server's error, if it is one."""
+    async def _ask_async(self, driver: Any, send: Callable[[], None]) -> Any:
+        async with driver.lock:
+            send()
+            return await driver.wait(self._execute(driver.pgconn))
+
+    def _checked(self, results: list[Any]) -> list[Any]:
         for result in results:
             if result.status == self._failed:
                 raise self._error(result, encoding="utf-8")
+        return results
+
+    def rows(self, results: list[Any]) -> Any:
+        """The last result, which has rows."""
         if not results or results[-1].status != self._tuples:
             raise self._internal("the server's answer to a prepared statement has no rows")
         return results[-1]

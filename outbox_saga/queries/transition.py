@@ -1,15 +1,17 @@
 """One step forward of a saga instance: compare-and-set and its history.
 
-On PostgreSQL both are one statement, in the driver's own words: a round trip less for each step,
-and SQLAlchemy need not build two statements. Elsewhere they are two.
+On PostgreSQL both are one statement, sent as the outbox's INSERT is: a round trip less for each
+step, and neither SQLAlchemy nor the driver's cursor has anything to do. Elsewhere they are two.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import functools
+import json
+import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -17,36 +19,55 @@ from outbox_saga.instances import ENDED, Entry, Instance, SagaState, dump_data, 
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import family
+from outbox_saga.queries.driver import ask
+from outbox_saga.queries.outbox import is_psycopg, marks
+from outbox_saga.queries.prepared import Twin, twin_of
 from outbox_saga.tables import Tables
 
 _Ending = Literal["now", "never", "as it was"]
 
-_NOW = "clock_timestamp() + CAST(:shift AS bigint) * interval '1 microsecond'"
+_NOW = "clock_timestamp() + {shift} * interval '1 microsecond'"
 
 _MOVE = """
 UPDATE {saga} SET
-  state = :state, revision = CAST(:revision AS bigint), data = :data, progress = :progress,
-  reason = :reason, due_at = CAST(:due AS timestamptz), updated_at = {now}{also}
-WHERE id = CAST(:id AS uuid)
-  AND revision = CAST(:seen AS bigint) AND epoch = CAST(:epoch AS bigint)
+  state = {state}, revision = {revision}, data = {data}, progress = {progress},
+  reason = {reason}, due_at = {due}, updated_at = {now}{also}
+WHERE id = {id} AND revision = {seen} AND epoch = {epoch}
 """
+_MOVED = "{move} RETURNING 'moved'"
 
 # The history is written for the row that moved: for none, if the compare-and-set was lost
 _MOVE_AND_NOTE = """
-WITH moved AS ({move} RETURNING id)
+WITH moved AS ({move} RETURNING id, revision)
 INSERT INTO {history}
   (saga_id, number, revision, transition, step, attempt, started_at, at, detail, code)
-SELECT moved.id, entry.number, CAST(:revision AS bigint), entry.transition, entry.step,
+SELECT moved.id, entry.number, moved.revision, entry.transition, entry.step,
   entry.attempt, entry.started_at, {now}, entry.detail, entry.code
-FROM moved CROSS JOIN unnest(
-  CAST(:numbers AS int[]), CAST(:transitions AS text[]), CAST(:steps AS text[]),
-  CAST(:attempts AS int[]), CAST(:starts AS timestamptz[]), CAST(:details AS text[]),
-  CAST(:codes AS text[])
-) AS entry(number, transition, step, attempt, started_at, detail, code)
+FROM moved CROSS JOIN json_to_recordset({entries}) AS entry(
+  number int, transition text, step text, attempt int, started_at timestamptz, detail text,
+  code text
+)
+RETURNING 'moved'
 """
 
+# All of them are sent as text, which every driver takes for every type
+_TYPES = {
+    "state": "text",
+    "revision": "bigint",
+    "data": "text",
+    "progress": "text",
+    "reason": "text",
+    "due": "timestamptz",
+    "id": "uuid",
+    "seen": "bigint",
+    "epoch": "bigint",
+    "entries": "json",
+}
+
+_MARK = re.compile(r"\{(\w+)\}")
+
 _ENDED_AT: dict[_Ending, str] = {
-    "now": f", ended_at = {_NOW}",
+    "now": ", ended_at = {now}",
     "never": ", ended_at = NULL",
     "as it was": "",
 }
@@ -114,49 +135,59 @@ def _record_at_once(
     entries: Sequence[Entry],
     form: _Form,
 ) -> bool:
-    statement, order = _driver_sql(connection.dialect, tables, form)
-    first = (seen.revision + 1) * sagas.ENTRIES_A_REVISION
-    values: dict[str, Any] = {
-        "id": str(seen.id),
-        "seen": seen.revision,
-        "epoch": seen.epoch,
+    statement, names, twin = _driver_sql(connection.dialect, tables, form, clock.microseconds())
+    values = {
+        "id": seen.id.hex,
+        "seen": str(seen.revision),
+        "epoch": str(seen.epoch),
         "state": state.status,
-        "revision": seen.revision + 1,
+        "revision": str(seen.revision + 1),
         "data": dump_data(state.data),
         "progress": dump_progress(state),
         "reason": state.reason,
-        "due": due,
-        "shift": clock.microseconds(),
-        "numbers": [first + index for index in range(len(entries))],
-        "transitions": [entry.transition for entry in entries],
-        "steps": [entry.step for entry in entries],
-        "attempts": [entry.attempt for entry in entries],
-        "starts": [entry.started_at for entry in entries],
-        "details": [entry.detail for entry in entries],
-        "codes": [entry.code for entry in entries],
+        "due": None if due is None else due.isoformat(),
+        "entries": _dumped(seen.revision + 1, entries) if entries else None,
     }
-    return bool(
-        connection.exec_driver_sql(
-            statement, values if order is None else tuple(values[name] for name in order)
-        ).rowcount
-    )
+    return ask(connection, statement, tuple(values[name] for name in names), twin)() is not None
+
+
+def _dumped(revision: int, entries: Sequence[Entry]) -> str:
+    rows = [
+        {
+            "number": revision * sagas.ENTRIES_A_REVISION + index,
+            "transition": entry.transition,
+            "step": entry.step,
+            "attempt": entry.attempt,
+            "started_at": None if entry.started_at is None else entry.started_at.isoformat(),
+            "detail": entry.detail,
+            "code": entry.code,
+        }
+        for index, entry in enumerate(entries)
+    ]
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
 
 @functools.lru_cache(maxsize=64)
 def _driver_sql(
-    dialect: sa.Dialect, tables: Tables, form: _Form
-) -> tuple[str, tuple[str, ...] | None]:
-    """The statement in the driver's own parameter style; compiled once for each of its forms."""
+    dialect: sa.Dialect, tables: Tables, form: _Form, shift: int
+) -> tuple[str, tuple[str, ...], Twin | None]:
+    """The statement in the driver's own marks, what stands for them in this order, and its twin;
+    made once for each of its forms.
+    """
     preparer = dialect.identifier_preparer
     also = _ENDED_AT[form.ending]
     if not form.keeps_lease:
         also += ", owner = NULL, lease_until = NULL"
     if not form.keeps_deaths:
         also += ", deaths = 0"
-    text = _MOVE.format(saga=preparer.format_table(tables.saga), also=also, now=_NOW)
-    if form.noted:
-        history = preparer.format_table(tables.saga_history)
-        text = _MOVE_AND_NOTE.format(move=text, history=history, now=_NOW)
-    compiled = sa.text(text).compile(dialect=dialect)
-    order: Any = getattr(compiled, "positiontup", None)
-    return str(compiled), tuple(order) if order else None
+    history = preparer.format_table(tables.saga_history)
+    text = (_MOVE_AND_NOTE if form.noted else _MOVED).replace("{move}", _MOVE)
+    text = text.replace("{also}", also).replace("{now}", _NOW).replace("{shift}", str(shift))
+    text = text.replace("{saga}", preparer.format_table(tables.saga)).replace("{history}", history)
+    names = tuple(name for name in _MARK.findall(text))
+    mark = marks(dialect)
+    statement = _MARK.sub(
+        lambda found: f"CAST(CAST({mark('text')} AS text) AS {_TYPES[found[1]]})", text
+    )
+    twin = twin_of(statement, ("text",) * len(names)) if is_psycopg(dialect) else None
+    return statement, names, twin

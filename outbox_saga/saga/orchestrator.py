@@ -85,6 +85,8 @@ class Orchestrator:
                 lease,
                 longest,
             )
+        # elsewhere a claim that finds nothing has taken a lock, which writers wait for
+        self._looks_first = database.url.get_backend_name() != "postgresql"
         self._threads = WorkerThreads(concurrency, "outbox-saga-step")
         self._execution = Execution(database, self._threads)
         self._hands: dict[Any, Hand] = {}
@@ -155,7 +157,7 @@ class Orchestrator:
             suspects = not any(
                 h.instance.deaths >= leases.SUSPECT_DEATHS for h in self._hands.values()
             )
-            if not await self.database.look(
+            if self._looks_first and not await self.database.look(
                 leases.any_due, tables, clock, self.owner, self._known, suspects=suspects
             ):
                 return set()

@@ -131,3 +131,23 @@ def test_a_report_forgives_all_deaths_and_taking_up_none(ours: Database) -> None
     assert read.deaths == 3
     assert move(ours, replace(seen, revision=1), RUNNING, Entry("STEP_COMPLETED", "charge", 1))
     assert [row.deaths for row in rows(ours, saga)] == [0]
+
+
+@pytest.mark.databases("postgres18")
+@pytest.mark.needs_a_session("has psycopg prepare statements, which are one session's")
+def test_so_it_is_once_psycopg_has_prepared_the_statement(database: Given) -> None:
+    ours = Database(database.url, pool_size=1)
+    with ours.begin() as connection:
+        upgrade(connection)
+    seen = started(ours)
+    entry = Entry("STEP_FAILED", "charge", 1, "ä\"'%s:x\\", A_MOMENT)
+    for revision in range(10):
+        now = replace(seen, revision=revision)
+        assert move(ours, now, replace(RUNNING, reason=f"{revision} %"), entry, due=A_MOMENT)
+        assert not move(ours, now, RUNNING, entry)
+    (row,) = rows(ours, ours.tables.saga)
+    assert (row.revision, row.reason, row.due_at) == (10, "9 %", A_MOMENT)
+    history = rows(ours, ours.tables.saga_history)
+    assert [each.revision for each in history] == list(range(1, 11))
+    assert {(each.detail, each.started_at) for each in history} == {(entry.detail, A_MOMENT)}
+    ours.engine.dispose()

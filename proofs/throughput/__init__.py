@@ -1,0 +1,1 @@
+"""What proof 3.8 measures besides rates."""
