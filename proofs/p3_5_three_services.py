@@ -28,6 +28,7 @@ from outbox_saga.tables import tables_in
 from outbox_saga.testing.servers import Nats, Postgres18, choose
 from outbox_saga_migrations import upgrade
 from proofs.registry import Outcome, proof, say
+from outbox_saga.testing.invariants import GOOD_ENDS
 from proofs.three import amounts
 from proofs.three.fleet import KINDS, Fleet
 from tests.crash import tables as crash
@@ -45,6 +46,7 @@ FILLED = {
     "inventory": dict.fromkeys(("tea", "coffee", "salt"), 1_000_000),
 }
 OURS = tables_in(None)
+OVER = (*GOOD_ENDS, "stuck")
 STREAM = "three"
 
 
@@ -133,7 +135,7 @@ class Run:
         if what not in self._restarted:
             self._fleet.kill(what, self._chance, aims=self._chance.random() < AIMED)
             return
-        self._on_their_way.append(self._count(OURS.saga.c.ended_at.is_(None)))
+        self._on_their_way.append(self._count(over=False))
         away = self._chance.uniform(0, AWAY)
         if what == "postgresql":
             self._postgres.stop()  # SIGQUIT: "immediate"
@@ -150,7 +152,7 @@ class Run:
         """So many have ended; False: it did not come to that."""
         assert self._fleet is not None
         last, since = -1, time.monotonic()
-        while (ended := self._count(OURS.saga.c.ended_at.is_not(None))) < wanted:
+        while (ended := self._count(over=True)) < wanted:
             if ended != last:
                 last, since = ended, time.monotonic()
             if time.monotonic() - since > STANDSTILL:
@@ -161,8 +163,11 @@ class Run:
         say(f"{self._fleet.now()} s: {ended} ended, {sum(self._fleet.killed.values())} killed")
         return True
 
-    def _count(self, condition: sa.ColumnElement[bool]) -> int:
-        count = sa.select(sa.func.count()).select_from(OURS.saga).where(condition)
+    def _count(self, *, over: bool) -> int:
+        """Sagas that have ended or are stuck, or those that are on their way."""
+        state = OURS.saga.c.state
+        asked = state.in_(OVER) if over else state.not_in(OVER)
+        count = sa.select(sa.func.count()).select_from(OURS.saga).where(asked)
         with self._engines["orders"].connect() as connection:
             return connection.execute(count).scalar_one()
 
@@ -176,7 +181,7 @@ class Run:
             self._fleet.look_after()
             left: Mapping[str, int] = books.remains(self._engines)
             left = left or asyncio.run(_undelivered(self._broker))
-            if not left and not self._count(OURS.saga.c.ended_at.is_(None)):
+            if not left and not self._count(over=False):
                 return
             time.sleep(0.2)
         self._violations.append(f"not at rest after {REST} s: {left}")

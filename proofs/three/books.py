@@ -19,12 +19,12 @@ from outbox_saga.testing import invariants
 from outbox_saga.testing.invariants import Change, Effect, HistoryRow, SagaRow
 from proofs.three import amounts
 from proofs.three.orders import change, order, service
-from proofs.three.placer import OVER
 from tests.crash.tables import audit
 
 OURS = tables_in(None)
 UNDOABLE = ("accept", "reserve", "pay")
 COMMANDED = ("by_commands", "in_haste")
+OVER = (*invariants.GOOD_ENDS, "stuck")  # what may be for good, one with a reason
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def read(engines: Mapping[str, sa.Engine]) -> Books:
         changes = connection.execute(sa.select(change).order_by(change.c.number)).all()
         sagas = connection.execute(sa.select(OURS.saga)).all()
         seen = connection.execute(sa.select(audit).order_by(audit.c.number)).all()
+    # what came too late changes nothing but the history, which tells of it
+    told = {(row.saga_id, row.revision) for row in rows if row.transition == "IGNORED"}
     lines, left = {}, {}
     for name in ("payments", "inventory"):
         with engines[name].connect() as connection:
@@ -75,7 +77,15 @@ def read(engines: Mapping[str, sa.Engine]) -> Books:
         sagas,
         rows,
         [
-            Change(r.saga_id, r.old_revision, r.new_revision, r.old_state, r.new_state, r.changed)
+            Change(
+                r.saga_id,
+                r.old_revision,
+                r.new_revision,
+                r.old_state,
+                r.new_state,
+                r.changed
+                or (r.new_revision > r.old_revision and (r.saga_id, r.new_revision) in told),
+            )
             for r in seen
         ],
         lines,
@@ -156,7 +166,11 @@ def _undone(
     for saga in rows:
         if saga.name in COMMANDED and saga.state in invariants.GOOD_ENDS:
             mine = [log[saga.id] for log in logs]
-            yield from invariants.undone_once(saga, mine, history[saga.id], UNDOABLE)
+            entries = history[saga.id]
+            done = {e.step for e in entries if e.transition == "STEP_COMPLETED"}
+            # a command whose answer never came is undone, too, and has no place in the order
+            entries = [e for e in entries if e.transition != "STEP_COMPENSATED" or e.step in done]
+            yield from invariants.undone_once(saga, mine, entries, UNDOABLE)
 
 
 def _row(saga: Any) -> SagaRow:

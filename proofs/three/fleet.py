@@ -11,35 +11,31 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-ROOT = Path(__file__).resolve().parents[2]
-LEASE, POLL = "3", "0.1"
+from proofs.peril.brood import born, ended
+from proofs.three.programs import run
+
+LEASE = "3"
 TRIES = 400  # to find one in flight
 PATIENCE = 60.0  # seconds within which one has begun to work, or has ended when it was asked to
 
-_TOOL = (sys.executable, "-m", "outbox_saga_relay")
-_RELAY = ("--lease", LEASE, "--poll", POLL)
-KINDS: Mapping[str, tuple[int, tuple[str, ...]]] = {  # how many at once, and the program
-    "relay of orders": (2, (*_TOOL, "relay", "proofs.three.orders:service", *_RELAY)),
-    "relay of payments": (1, (*_TOOL, "relay", "proofs.three.payments:service", *_RELAY)),
-    "relay of inventory": (1, (*_TOOL, "relay", "proofs.three.inventory:service", *_RELAY)),
-    "consumer of orders": (1, (*_TOOL, "consume", "proofs.three.orders:service")),
-    "consumer of payments": (2, (*_TOOL, "consume", "proofs.three.payments:service")),
-    "consumer of inventory": (2, (*_TOOL, "consume", "proofs.three.inventory:service")),
-    "orchestrator": (
-        2,
-        (*_TOOL, "orchestrate", "proofs.three.orders:service", "--lease", LEASE, "--poll", POLL),
-    ),
-    "placer": (2, (sys.executable, "-m", "proofs.three.placer")),
+KINDS: Mapping[str, tuple[int, tuple[str, ...]]] = {  # how many at once, and what each runs
+    "relay of orders": (2, ("relay", "proofs.three.orders:service", "--lease", LEASE)),
+    "relay of payments": (1, ("relay", "proofs.three.payments:service", "--lease", LEASE)),
+    "relay of inventory": (1, ("relay", "proofs.three.inventory:service", "--lease", LEASE)),
+    "consumer of orders": (1, ("consume", "proofs.three.orders:service")),
+    "consumer of payments": (2, ("consume", "proofs.three.payments:service")),
+    "consumer of inventory": (2, ("consume", "proofs.three.inventory:service")),
+    "orchestrator": (2, ("orchestrate", "proofs.three.orders:service", "--lease", LEASE)),
+    "placer": (2, ("place",)),
 }
 _AT_WORK = sa.text("SELECT application_name FROM pg_stat_activity")
 _IN_FLIGHT = sa.text(
@@ -53,20 +49,43 @@ class Member:
 
     Args:
         name: Of its sessions.
+        words: What it runs.
     """
 
-    def __init__(self, kind: str, name: str, command: list[str], env: dict[str, str]) -> None:
+    def __init__(self, kind: str, name: str, words: list[str], env: Mapping[str, str]) -> None:
         self.kind, self.name = kind, name
-        env = {**env, "PGAPPNAME": name}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=env)
+        self._life = ExitStack()
+        told = {**env, "PGAPPNAME": name}
+        self._process = self._life.enter_context(born(run, words, told))
+
+    def code(self, patience: float = 0.0) -> int | None:
+        """Its exit code, once it has ended; None: it has not, in that time."""
+        return ended(self._process, patience)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def stop(self) -> bool:
-        """It stands still; False: it has ended."""
-        self.process.send_signal(signal.SIGSTOP)
-        found = os.waitid(
-            os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT
-        )
-        return found is not None and found.si_code == os.CLD_STOPPED
+        """All of its threads stand still; False: it has ended."""
+        self.send(signal.SIGSTOP)
+        while self.code() is None:
+            if self._threads() == {"T"}:
+                return True
+            time.sleep(0.0005)
+        return False
+
+    def _threads(self) -> set[str]:
+        try:
+            tasks = list(Path(f"/proc/{self._process.pid}/task").iterdir())
+            return {(t / "stat").read_text().rpartition(")")[2].split()[0] for t in tasks}
+        except OSError:  # one ended while we looked
+            return set()
+
+    def kill(self) -> None:
+        """SIGKILL; it has ended."""
+        self._life.close()
 
 
 class Fleet:
@@ -82,7 +101,7 @@ class Fleet:
         self, server: sa.Engine, env: Mapping[str, str], placing: tuple[str, ...]
     ) -> None:
         self._server = server
-        self._env = {**os.environ, **env}
+        self._env = env
         self._placing = placing
         self._started = 0
         self._began = time.monotonic()
@@ -97,16 +116,17 @@ class Fleet:
 
     def _start(self, kind: str) -> None:
         self._started += 1
-        command = [*KINDS[kind][1], *(self._placing if kind == "placer" else ())]
-        if kind != "placer":
-            command += ["--log-level", "error"]
-        self.members.append(Member(kind, f"p35 {self._started}", command, self._env))
+        more = self._placing if kind == "placer" else ("--log-level", "error")
+        words = [*KINDS[kind][1], *more]
+        self.members.append(Member(kind, f"p35 {self._started}", words, self._env))
 
     def look_after(self) -> None:
         """Nobody has ended by itself, but for placers that had nothing left to place."""
-        for member in [m for m in self.members if m.process.poll() is not None]:
+        for member in list(self.members):
+            code = member.code()
+            if code is None:
+                continue
             self.members.remove(member)
-            code = member.process.returncode
             if member.kind == "placer" and code == 0:
                 continue
             self.wrong.append(f"{self.now()} s: a {member.kind} ended by itself: {code}")
@@ -122,8 +142,7 @@ class Fleet:
         if member is None:
             return
         flying = self._caught(member, chance, TRIES if aims else 1)
-        member.process.kill()
-        member.process.wait()
+        member.kill()
         self.members.remove(member)
         self.killed[kind] += 1
         self.in_flight[kind] += flying
@@ -159,7 +178,7 @@ class Fleet:
                 if connection.execute(_IN_FLIGHT, {"name": member.name}).scalar_one():
                     return True
                 if left:
-                    member.process.send_signal(signal.SIGCONT)
+                    member.send(signal.SIGCONT)
                     time.sleep(chance.uniform(0.001, 0.02))
         return False
 
@@ -167,22 +186,19 @@ class Fleet:
         """All are asked to end, and do so in good order."""
         self.look_after()
         for member in self.members:
-            member.process.terminate()
+            member.send(signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
         for member in self.members:
-            try:
-                code = member.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            code = member.code(max(0.0, deadline - time.monotonic()))
+            if code:
+                self.wrong.append(f"a {member.kind}, asked to end, did so with {code}")
+            elif code is None:
                 self.wrong.append(f"a {member.kind} did not end when it was asked to")
-            else:
-                if code:
-                    self.wrong.append(f"a {member.kind}, asked to end, did so with {code}")
 
     def kill_all(self) -> None:
         """Whatever is left of them."""
         for member in self.members:
-            member.process.kill()
-            member.process.wait()
+            member.kill()
 
     def note(self, what: str) -> None:
         """For the log."""

@@ -28,7 +28,7 @@ from proofs.three.messages import (
 
 STEP = 2.0  # seconds of a step here: the lease of its orchestrator is to be short
 PATIENCE = 60.0  # seconds for the others
-HASTE = 0.25
+HASTE = 0.4  # seconds for their answer
 AGAIN = Retry(max_attempts=3, initial=0.1, max_delay=0.2)
 
 metadata = sa.MetaData()

@@ -1,7 +1,6 @@
 """Places orders until there are enough, at most eight that have not ended at a time.
 
-`python -m proofs.three.placer COUNT SEED`; any number of them. What it has placed it knows from
-the database and from nowhere else: whoever was killed during a commit cannot know, and its
+Any number of them may run. What one has placed it knows from the database and from nowhere else: whoever was killed during a commit cannot know, and its
 successor asks only once that transaction has ended, one way or the other.
 """
 
@@ -15,10 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.errors import CommitUnknown
+from outbox_saga.testing.invariants import GOOD_ENDS
 from proofs.three.orders import SAGAS, OrderData, change, order, service
 
 IN_FLIGHT = 8
-OVER = ("completed", "compensated", "stuck")
 LOOKS = 0.03  # seconds between two looks
 WAITS = 0.3  # after trouble with the database
 ONE_AT_A_TIME = 3005  # the number of a lock
@@ -48,7 +47,7 @@ def drawn(seed: str, number: int) -> tuple[str, OrderData]:
 async def place(count: int, seed: str) -> bool | None:
     """One order and its saga, in one transaction; False: eight are on their way. None: enough."""
     saga = service.database.tables.saga
-    alive = sa.select(sa.func.count()).where(saga.c.state.not_in(OVER))
+    alive = sa.select(sa.func.count()).where(saga.c.state.not_in(GOOD_ENDS))
     async with service.unit_of_work() as uow:
         session = uow.session
         await session.execute(sa.select(sa.func.pg_advisory_xact_lock(ONE_AT_A_TIME)))
@@ -81,6 +80,3 @@ async def main(count: int, seed: str) -> None:
             await asyncio.sleep(LOOKS)
     await service.close()
 
-
-if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
