@@ -159,7 +159,7 @@ class Run:
                 self._violations.append(f"nothing has ended for {STANDSTILL} s, after {ended}")
                 return False
             self._fleet.look_after()
-            time.sleep(0.05)
+            time.sleep(0.1)
         say(f"{self._fleet.now()} s: {ended} ended, {sum(self._fleet.killed.values())} killed")
         return True
 

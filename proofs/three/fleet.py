@@ -24,7 +24,7 @@ from proofs.peril.brood import born, ended
 from proofs.three.programs import run
 
 LEASE = "3"
-TRIES = 400  # to find one in flight
+HUNT = 10.0  # seconds to find one in flight, at most
 PATIENCE = 60.0  # seconds within which one has begun to work, or has ended when it was asked to
 
 KINDS: Mapping[str, tuple[int, tuple[str, ...]]] = {  # how many at once, and what each runs
@@ -39,8 +39,8 @@ KINDS: Mapping[str, tuple[int, tuple[str, ...]]] = {  # how many at once, and wh
 }
 _AT_WORK = sa.text("SELECT application_name FROM pg_stat_activity")
 _IN_FLIGHT = sa.text(
-    "SELECT count(*) FROM pg_stat_activity "
-    "WHERE application_name = :name AND backend_xid IS NOT NULL"
+    "SELECT application_name FROM pg_stat_activity "
+    "WHERE datname <> current_database() AND backend_xid IS NOT NULL"
 )
 
 
@@ -141,7 +141,9 @@ class Fleet:
         member = self._at_work(kind, chance)
         if member is None:
             return
-        flying = self._caught(member, chance, TRIES if aims else 1)
+        hunted = self._hunted(kind) if aims else None
+        member = hunted or member
+        flying = hunted is not None or (member.stop() and member.name in self._flying())
         member.kill()
         self.members.remove(member)
         self.killed[kind] += 1
@@ -169,18 +171,23 @@ class Fleet:
         self.wrong.append(f"{self.now()} s: no {kind} came to work within {PATIENCE} s")
         return None
 
-    def _caught(self, member: Member, chance: random.Random, tries: int) -> bool:
-        """Stopped, if possible in flight; whether it is."""
-        with self._server.connect() as connection:
-            for left in reversed(range(tries)):
-                if not member.stop():
-                    return False
-                if connection.execute(_IN_FLIGHT, {"name": member.name}).scalar_one():
-                    return True
-                if left:
+    def _hunted(self, kind: str) -> Member | None:
+        """One of this kind that stands still in flight; None: there was none to be had."""
+        deadline = time.monotonic() + HUNT
+        while time.monotonic() < deadline:
+            flying = self._flying()
+            for member in self.members:
+                if member.kind == kind and member.name in flying:
+                    if member.stop() and member.name in self._flying():
+                        return member
                     member.send(signal.SIGCONT)
-                    time.sleep(chance.uniform(0.001, 0.02))
-        return False
+            time.sleep(0.003)
+        return None
+
+    def _flying(self) -> set[str]:
+        """Names of sessions that have changed something and not committed it."""
+        with self._server.connect() as connection:
+            return set(connection.scalars(_IN_FLIGHT))
 
     def end(self) -> None:
         """All are asked to end, and do so in good order."""

@@ -18,7 +18,7 @@ from outbox_saga.testing.invariants import GOOD_ENDS
 from proofs.three.orders import SAGAS, OrderData, change, order, service
 
 IN_FLIGHT = 8
-LOOKS = 0.03  # seconds between two looks
+LOOKS = 0.15  # seconds between two looks
 WAITS = 0.3  # after trouble with the database
 ONE_AT_A_TIME = 3005  # the number of a lock
 
