@@ -8,6 +8,7 @@ A transaction that has only read does not count.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -63,9 +64,10 @@ class Member:
         return ended(self._process, patience)
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send it a signal, if it has not ended."""
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     def stop(self) -> bool:
         """All of its threads stand still; False: it has ended."""
