@@ -17,9 +17,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from outbox_saga import inbox
 from outbox_saga.brokers import nats_publishing
 from outbox_saga.brokers.contract import ACCEPTED
-from outbox_saga import inbox
 from outbox_saga.participants import Participants
 from outbox_saga.queries import dialects, failures, failures_at_once
 from outbox_saga.queries import outbox as writing
@@ -164,7 +164,7 @@ def _keeps_its_lease() -> None:
     setattr(stores.Store, "release_lease", release_lease)  # noqa: B010
 
 
-# --- what happens once ----------------------------------------------------------------------------
+# --- what happens once ---------------------------------------------------------------------------
 
 
 def _handled_each_time() -> None:

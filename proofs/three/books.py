@@ -51,7 +51,9 @@ def read(engines: Mapping[str, sa.Engine]) -> Books:
     """The books of all three."""
     with engines["orders"].connect() as connection:
         history = OURS.saga_history
-        found = connection.execute(sa.select(history).order_by(history.c.saga_id, history.c.number))
+        found = connection.execute(
+            sa.select(history).order_by(history.c.saga_id, history.c.number)
+        )
         rows = [
             HistoryRow(
                 str(r.saga_id), r.number, r.revision, r.transition, r.step, r.attempt, r.detail

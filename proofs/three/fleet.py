@@ -26,7 +26,7 @@ from proofs.three.programs import run
 
 LEASE = "3"
 HUNT = 10.0  # seconds to find one in flight, at most
-PATIENCE = 60.0  # seconds within which one has begun to work, or has ended when it was asked to
+PATIENCE = 120.0  # seconds within which one has begun to work, or has ended when it was asked to
 
 KINDS: Mapping[str, tuple[int, tuple[str, ...]]] = {  # how many at once, and what each runs
     "relay of orders": (2, ("relay", "proofs.three.orders:service", "--lease", LEASE)),
@@ -192,17 +192,18 @@ class Fleet:
             return set(connection.scalars(_IN_FLIGHT))
 
     def end(self) -> None:
-        """All are asked to end, and do so in good order."""
+        """All are asked to end, and do so in good order; placers have to do so by themselves."""
         self.look_after()
         for member in self.members:
-            member.send(signal.SIGTERM)
+            if member.kind != "placer":
+                member.send(signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
         for member in self.members:
             code = member.code(max(0.0, deadline - time.monotonic()))
             if code:
                 self.wrong.append(f"a {member.kind}, asked to end, did so with {code}")
             elif code is None:
-                self.wrong.append(f"a {member.kind} did not end when it was asked to")
+                self.wrong.append(f"a {member.kind} did not end when it should")
 
     def kill_all(self) -> None:
         """Whatever is left of them."""

@@ -1,7 +1,8 @@
 """Places orders until there are enough, at most eight that have not ended at a time.
 
-Any number of them may run. What one has placed it knows from the database and from nowhere else: whoever was killed during a commit cannot know, and its
-successor asks only once that transaction has ended, one way or the other.
+Any number of them may run. What one has placed it knows from the database and from nowhere else:
+whoever was killed during a commit cannot know, and its successor asks only once that transaction
+has ended, one way or the other.
 """
 
 from __future__ import annotations
@@ -79,4 +80,3 @@ async def main(count: int, seed: str) -> None:
         if not placed:
             await asyncio.sleep(LOOKS)
     await service.close()
-
