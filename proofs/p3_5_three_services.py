@@ -178,10 +178,11 @@ class Run:
         from proofs.three import books
 
         assert self._fleet is not None
+        left: Mapping[str, int] = {}
         deadline = time.monotonic() + REST
         while time.monotonic() < deadline:
             self._fleet.look_after()
-            left: Mapping[str, int] = books.remains(self._engines)
+            left = books.remains(self._engines)
             left = left or asyncio.run(_undelivered(self._broker))
             if not left and not self._count(over=False):
                 return

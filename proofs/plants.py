@@ -24,6 +24,7 @@ from outbox_saga.participants import Participants
 from outbox_saga.queries import dialects, failures, failures_at_once
 from outbox_saga.queries import outbox as writing
 from outbox_saga.queries import relay as verbs
+from outbox_saga.queries.inbox import note_arrival
 from outbox_saga_relay import listening, outage
 from outbox_saga_relay import relay as relays
 from outbox_saga_relay import store as stores
@@ -169,13 +170,12 @@ def _keeps_its_lease() -> None:
 
 def _handled_each_time() -> None:
     """What is delivered again is handled again."""
-    original = inbox.note_arrival
 
-    def note_arrival(*told: Any, **more: Any) -> Any:
-        arrival = original(*told, **more)
+    def each_time(*told: Any, **more: Any) -> Any:
+        arrival = note_arrival(*told, **more)
         return "new" if arrival == "repeat" else arrival
 
-    _instead(inbox, "note_arrival", note_arrival)()
+    _instead(inbox, "note_arrival", each_time)()
 
 
 PLANTS: dict[str, Callable[[], None]] = {
