@@ -17,11 +17,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from outbox_saga import inbox
 from outbox_saga.brokers import nats_publishing
 from outbox_saga.brokers.contract import ACCEPTED
+from outbox_saga.participants import Participants
 from outbox_saga.queries import dialects, failures, failures_at_once
 from outbox_saga.queries import outbox as writing
 from outbox_saga.queries import relay as verbs
+from outbox_saga.queries.inbox import note_arrival
 from outbox_saga_relay import listening, outage
 from outbox_saga_relay import relay as relays
 from outbox_saga_relay import store as stores
@@ -162,6 +165,19 @@ def _keeps_its_lease() -> None:
     setattr(stores.Store, "release_lease", release_lease)  # noqa: B010
 
 
+# --- what happens once ---------------------------------------------------------------------------
+
+
+def _handled_each_time() -> None:
+    """What is delivered again is handled again."""
+
+    def each_time(*told: Any, **more: Any) -> Any:
+        arrival = note_arrival(*told, **more)
+        return "new" if arrival == "repeat" else arrival
+
+    _instead(inbox, "note_arrival", each_time)()
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     # 2.6; scenarios 6, 7, 8
     "a refused key waits": _nothing_is_blocked,
@@ -184,4 +200,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "a page locks nothing": _reads_with_locks,
     # 28
     "whoever ends gives its lease back": _keeps_its_lease,
+    # 3.5
+    "a command is carried out once": _instead(Participants, "_enter", lambda *_: None),
+    "a message is handled once": _handled_each_time,
 }

@@ -42,7 +42,7 @@ class Reservation(Base):
     __tablename__ = "reservations"
     order_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     sku: Mapped[str]
-    quantity: Mapped[int]
+    quantity: Mapped[int]  # 0: cancelled before anything was reserved
 
 
 async def _reserve(session: AsyncSession, order_id: int, sku: str, quantity: int) -> bool:
@@ -92,11 +92,18 @@ async def release(handle: HandlerContext[ReleaseStock]) -> Result[None, str]:
 @service.on(OrderPlaced, consumer="inventory.orders")
 async def placed(handle: HandlerContext[OrderPlaced]) -> StockReserved | StockRefused:
     order = handle.message  # what a handler returns is published, with its own transaction
-    if await _reserve(handle.session, order.order_id, order.sku, order.quantity):
+    # a cancellation has a consumer of its own: nothing says which comes first
+    known = await handle.session.get(Reservation, order.order_id)
+    if known is None and await _reserve(handle.session, order.order_id, order.sku, order.quantity):
         return StockReserved(order_id=order.order_id, customer=order.customer, cents=order.cents)
     return StockRefused(order_id=order.order_id)
 
 
 @service.on(OrderCancelled, consumer="inventory.cancellations")
 async def cancelled(handle: HandlerContext[OrderCancelled]) -> None:
-    await _release(handle.session, handle.message.order_id)
+    order_id = handle.message.order_id
+    if await handle.session.get(Reservation, order_id) is None:
+        # so that an order that comes later reserves nothing
+        handle.session.add(Reservation(order_id=order_id, sku="", quantity=0))
+    else:
+        await _release(handle.session, order_id)

@@ -22,6 +22,8 @@ _context.set_forkserver_preload(
         # what it loads only when it needs it
         "outbox_saga.brokers.nats",
         "outbox_saga.brokers.nats_publishing",
+        "outbox_saga.service",
+        "outbox_saga_relay.programs",
         "sqlalchemy.dialects.postgresql.psycopg",
         "sqlalchemy.dialects.mysql.pymysql",
         "sqlalchemy.ext.asyncio",

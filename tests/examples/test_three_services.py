@@ -112,3 +112,42 @@ def test_the_books_of_all_three_agree_though_one_may_be_killed(
     with engine.connect() as connection:
         states = set(connection.scalars(sa.select(table.c.state)))
     assert states == {"completed", "compensated"}
+
+
+CANCELLED_FIRST = """
+import asyncio
+import inventory
+from messages import OrderCancelled, OrderPlaced
+from sqlalchemy.ext.asyncio import AsyncSession
+from outbox_saga.envelopes import seal
+
+async def main():
+    service = inventory.service
+    async with service.database.async_begin() as connection:
+        await connection.run_sync(inventory.Base.metadata.create_all)
+    async with AsyncSession(service.database.async_engine) as session, session.begin():
+        session.add(inventory.Shelf(sku="tea", free=9, reserved=0))
+    order = OrderPlaced(order_id=1, sku="tea", quantity=2, customer="ada", cents=900)
+    await service.deliver(seal(OrderCancelled(order_id=1), key="order:1"))
+    await service.deliver(seal(order, key="order:1"))
+    async with AsyncSession(service.database.async_engine) as session:
+        shelf = await session.get(inventory.Shelf, "tea")
+        print(shelf.free, shelf.reserved)
+    await service.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_cancellation_that_comes_before_its_order_reserves_nothing(tmp_path: Path) -> None:
+    three = Three(tmp_path, {"inventory": f"sqlite:///{tmp_path / 'inventory.db'}"}, "local")
+    done = subprocess.run(
+        [sys.executable, "-c", CANCELLED_FIRST],
+        cwd=three.folder,
+        env=three.env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stdout.split() == ["9", "0"], done.stdout + done.stderr
