@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from benchmarks.saga_steps import ACCOUNTS, IN_FLIGHT, Data, Kind, definition
 from outbox_saga.database import Database
@@ -104,9 +105,17 @@ class Claims:
         transition.record = recording
 
 
-async def work(order: Order, saga: Saga[Data]) -> None:
-    """Until all have ended."""
+async def connected(order: Order) -> Database:
+    """The drivers are imported and both engines have asked the server what it is."""
     database = Database(order.url, pool_size=2 * IN_FLIGHT)
+    await database.look(lambda c: c.exec_driver_sql("SELECT 1").scalar_one())
+    with database.begin() as connection:
+        connection.exec_driver_sql("SELECT 1").scalar_one()
+    return database
+
+
+async def work(order: Order, saga: Saga[Data], database: Database) -> None:
+    """Until all have ended."""
     orchestrator = Orchestrator(database, [saga], concurrency=IN_FLIGHT)
     stop = asyncio.Event()
     running = asyncio.create_task(orchestrator.run(stop))
@@ -121,8 +130,6 @@ async def work(order: Order, saga: Saga[Data]) -> None:
 
 async def _start(order: Order, saga: Saga[Data], database: Database) -> None:
     """Each in a transaction of its own, as a service would."""
-    from sqlalchemy.ext.asyncio import async_sessionmaker
-
     make = async_sessionmaker(database.async_engine)
     waiting = iter(range(order.sagas))
 
@@ -154,12 +161,14 @@ def main() -> None:
     order, claims = Order(**json.loads(sys.argv[1])), Claims()
     saga = definition(order.kind, failing=order.failing)
     claims.watch()
-    gc.collect()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    cpu, began = time.process_time(), time.monotonic()
-    asyncio.run(work(order, saga))
-    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+    with asyncio.Runner() as runner:
+        database = runner.run(connected(order))
+        gc.collect()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        cpu, began = time.process_time(), time.monotonic()
+        runner.run(work(order, saga, database))
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     told = {"seconds": seconds, "cpu": cpu, "ended": order.sagas, "claims": asdict(claims)}
     print(json.dumps(told), flush=True)
 
