@@ -20,7 +20,7 @@ from tests.crash.operation import is_sampled
 from tests.crash.operations import MESSAGES
 from tests.crash.world import World
 
-STRIDE = {"sqlite": 67, "postgres18": 97, "mariadb": 97}
+STRIDE = {"sqlite": 113, "postgres18": 163, "mariadb": 163}
 CASES = [(n, where) for n, o in MESSAGES.items() if o.cancels for where in o.databases]
 UNITS = ("publish kinds async", "publish on async connections", "retry unit async")
 
