@@ -12,7 +12,7 @@ import pytest
 
 from outbox_saga import Service
 from outbox_saga.brokers.local import LocalPublisher
-from outbox_saga.envelopes import Envelope
+from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.saga.operating import SagaOperations
 from outbox_saga.saga.snapshot import compare, take_snapshot
 from outbox_saga_migrations import upgrade
@@ -41,6 +41,10 @@ async def test_the_guide_s_saga_is_fulfilled_by_its_own_participant(database_url
 
     assert ended[0].state.data["parcel"] == "P7"
     assert ended[0].state.data["charge"].startswith("ch_")
+    event = shown["OrderPlaced"](order_id=9, address="x", cents=1)
+    await shop.deliver(seal(event, source="web", correlation_id="talk-9"))
+    (begun,) = await operations.list(business_key="order:9")
+    assert (begun.correlation_id, begun.state.status) == ("talk-9", "running")
     assert await _told_by_both(shop, shown["asking"], shown["ship_now"](8)) == "P8"
     await shown["asking"].close()
     taken_over = [
