@@ -59,14 +59,16 @@ class Requests:
             topic = requests_topic(self._source)
             yield answers_on(topic), f"{self._source}.requests", self._take_in
 
-    def ask(self, uow: UnitOfWork[Any], command: Command, key: str | None) -> UUID:
-        """The command leaves with the transaction; the id of the request."""
+    def ask(
+        self, uow: UnitOfWork[Any], command: Command, key: str | None, request: UUID | None
+    ) -> UUID:
+        """The command leaves with the transaction; the id of the request, new unless given."""
         if not self._taken_in:
             raise ConfigurationError(
                 f"service {self._source!r} takes no answers in; make it with requests=True, in "
                 "the processes that consume, too"
             )
-        request = new_id()
+        request = request or new_id()
         uow.publish(command, key=key, headers=self._asked(request, "do").headers())
         return request
 

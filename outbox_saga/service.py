@@ -140,7 +140,14 @@ class Service:
 
     # --- requests --------------------------------------------------------------------------------
 
-    def ask(self, uow: UnitOfWork[Any], command: Command, *, key: str | None = None) -> UUID:
+    def ask(
+        self,
+        uow: UnitOfWork[Any],
+        command: Command,
+        *,
+        key: str | None = None,
+        request: UUID | None = None,
+    ) -> UUID:
         """The request is made if, and only if, the transaction commits; the id of its answer.
 
         Another service carries the command out once, however often it is delivered
@@ -149,12 +156,14 @@ class Service:
         Args:
             uow: Of the transaction; a handler's `uow` as well.
             key: Commands of one key are handled in the order of their transactions.
+            request: Its id, to ask again when nobody knows whether the first time was committed:
+                what is asked twice under one id is carried out once. None: a new one.
 
         Raises:
             ConfigurationError: The service was made without `requests=True`.
             MessageRefused: The command cannot travel.
         """
-        return self._requests.ask(uow, command, key)
+        return self._requests.ask(uow, command, key, request)
 
     def withdraw(
         self,
@@ -194,11 +203,20 @@ class Service:
         return await self._requests.async_wait(request, timeout)
 
     def request(
-        self, command: Command, *, key: str | None = None, timeout: float = 30.0
+        self,
+        command: Command,
+        *,
+        key: str | None = None,
+        request: UUID | None = None,
+        timeout: float = 30.0,
     ) -> Answered:
-        """As `ask`, in a transaction of its own, and `reply`."""
+        """As `ask`, in a transaction of its own, and `reply`.
+
+        Raises CommitUnknown as well, when nobody knows whether it was asked: ask again under the
+        same `request`.
+        """
         with self.unit_of_work() as uow:
-            asked = self.ask(uow, command, key=key)
+            asked = self.ask(uow, command, key=key, request=request)
         return self.reply(asked, timeout=timeout)
 
     async def async_request(
@@ -206,11 +224,12 @@ class Service:
         command: Command,
         *,
         key: str | None = None,
+        request: UUID | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109
     ) -> Answered:
         """As `request`, without holding up the event loop."""
         async with self.unit_of_work() as uow:
-            asked = self.ask(uow, command, key=key)
+            asked = self.ask(uow, command, key=key, request=request)
         return await self.async_reply(asked, timeout=timeout)
 
     # --- handling --------------------------------------------------------------------------------

@@ -131,7 +131,12 @@ def _step(
         # what its event brings, as this version names it: what it makes different
         brought = definition.upcast(seen.version, {**seen.state.data, **step.early})
         step = replace(
-            step, early={field: value for field, value in brought.items() if data[field] != value}
+            step,
+            early={
+                field: value
+                for field, value in brought.items()
+                if field not in data or data[field] != value
+            },
         )
     return step
 

@@ -124,6 +124,18 @@ async def test_without_an_answer_it_is_unknown_and_can_be_waited_for_again(
     assert pickle.loads(pickle.dumps(late.value)).request == request
 
 
+async def test_what_is_asked_twice_under_one_id_is_carried_out_once(asking: Asking) -> None:
+    request = new_id()
+    for _ in range(2):
+        async with asking.shop.unit_of_work() as uow:
+            command = ShipOrder(order_id=7, address="x")
+            assert asking.shop.ask(uow, command, request=request) == request
+    await asking.carry_all()
+
+    assert await asking.answer(request) == Success({"parcel": "P7"})
+    assert asking.shipping.facts() == ([7], ["do"])
+
+
 async def test_a_request_that_is_rolled_back_never_leaves(asking: Asking) -> None:
     async with asking.shop.unit_of_work() as uow:
         asking.shop.ask(uow, ShipOrder(order_id=7, address="x"))
