@@ -148,10 +148,10 @@ class Explorer:
 
     async def _recovered(self, process: Process) -> None:
         await self.operation.again(process)
-        await process.come_to_rest()
+        await self.operation.come_to_rest(process)
         # what comes again must not make good what was lost before
         self._found = self._violations()
-        await process.handle_again()
+        await self.operation.deliver_again(process)
 
     def _process(self, points: CrashPoints, later: float = 0.0) -> Process:
         return Process(
