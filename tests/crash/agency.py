@@ -92,10 +92,10 @@ class Trip(BaseModel):
     trip: int
     car: str = "red"
     rented: str | None = None
+    deposit: int | None = None
     paid: int | None = None
     charged: bool = False
     booked: bool = False
-    late: bool = False
 
 
 class Agency:

@@ -36,7 +36,8 @@ def _journey(
         repeat=everything_comes_again,
         judge=wanted.judge,
         shop=Agency,
-        cancels=True,
+        # whoever is cancelled there knows nothing of what the other side does afterwards
+        cancels=not wanted.unknowable,
     )
 
 
@@ -87,6 +88,13 @@ SAGA_GROUPS: dict[str, tuple[Operation, ...]] = {
         ),
         _journey(
             "event-no-early", (), brings(DECLINED, when=journeys.at_once), ends="compensated"
+        ),
+        _journey(
+            "two-events",
+            ("book",),
+            brings(PAID, when=journeys.for_the("deposit")),
+            brings(journeys.paid(2), when=journeys.for_the("rest")),
+            data={"deposit": 1, "paid": 2},
         ),
         _journey("timer", BOTH, tells={"completed": ["STEP_COMPLETED cool"]}),
         _journey("deadline", (), ends="compensated"),
@@ -142,10 +150,19 @@ SAGA_GROUPS: dict[str, tuple[Operation, ...]] = {
         ),
     ),
     "changing-hands": (
-        _journey("parked", ("book", "settle"), journeys.parks),
+        _journey(
+            "parked",
+            ("book", "settle"),
+            journeys.parks,
+            tells={"completed": ["PARKED", "UNPARKED"]},
+        ),
         _journey("overtaken", BOTH, journeys.is_overtaken),
         _journey(
-            "late-success", BOTH, journeys.is_overtaken, ends="completed compensated"
+            "late-success",
+            BOTH,
+            journeys.is_overtaken,
+            ends="completed compensated",
+            unknowable=("charge",),
         ),
         _journey("started", ("book", "car")),
         _journey("started-async", ("book", "car"), starts=journeys.start_async),

@@ -7,6 +7,7 @@ left exactly once; no moment came early; and what a person did is on record once
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,8 +44,11 @@ class Expected:
         keeps: Steps whose effect stays when it has completed.
         stays: Steps whose effect stays though it was undone.
         undoes_alone: Steps of which only the undoing is ours, once they are done.
+        unknowable: Steps whose effect nobody can know of if the process that made it died before
+            it said so: the other side acted after it had said that it never did.
         acts: Operators' actions, each on record once.
         tells: What its history must have, by state in the end.
+        data: What of its data is when it has completed.
     """
 
     saga: str
@@ -52,8 +56,10 @@ class Expected:
     keeps: Collection[str]
     stays: Collection[str] = ()
     undoes_alone: Collection[str] = ()
+    unknowable: Collection[str] = ()
     acts: Collection[str] = ()
     tells: Mapping[str, Collection[str]] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def judge(self, world: World, earlier: Sequence[HistoryRow]) -> list[Violation]:
         """All that is wrong."""
@@ -75,15 +81,19 @@ def _wrong(
     definition = _definition(expected.saga, world)
     for saga in facts.sagas:
         mine = [h for h in facts.history if h.saga_id == saga.id]
-        yield from _effects(expected, definition, facts, saga, mine)
+        unsaid = set(expected.unknowable) if earlier else set[str]()
+        unsaid -= {h.step for h in mine if h.transition == "STEP_COMPLETED"}
+        yield from _effects(expected, definition, facts, saga, mine, unsaid)
         yield from _told(expected, saga, mine)
         yield from _travels(definition, world, saga, mine)
+    yield from _data(expected, world)
     yield from _money(facts)
     yield from _messages(world, facts)
     yield from _in_time(expected, world)
     yield from _on_record(expected, facts)
 
 
+@functools.cache
 def _definition(name: str, world: World) -> Saga[Any]:
     nobody = Provider(AppendLog(world.folder / "nobody"), CrashPoints(), world.questions)
     return DEFINED[name](Agency(nobody, (), world))
@@ -98,6 +108,7 @@ def _effects(
     facts: Facts,
     saga: SagaRow,
     history: Sequence[HistoryRow],
+    unsaid: Collection[str],
 ) -> Iterator[Violation]:
     logs = [[e for e in log if e.saga_id == saga.id] for log in (facts.effects, facts.ledger)]
     both = [e for log in logs for e in log]
@@ -109,6 +120,8 @@ def _effects(
             wanted = int(saga.state == "compensated" and step in completed)
             if (does, undoes) != (0, wanted):
                 yield Violation("I10", f"{about}, step {step}", f"{does} done, {undoes} undone")
+            continue
+        if step in unsaid and (does, undoes) == (1, 0):
             continue
         kept = expected.keeps if saga.state == "completed" else expected.stays
         if does > 1 or does - undoes != int(step in kept):
@@ -148,6 +161,17 @@ def _money(facts: Facts) -> Iterator[Violation]:
         wanted[source] -= cents
         wanted[target] += cents
     yield from invariants.conserved("I12", "account", facts.balances, wanted)
+
+
+def _data(expected: Expected, world: World) -> Iterator[Violation]:
+    """I7: what events brought, each to where it was for."""
+    saga = OURS.saga
+    completed = sa.select(saga.c.data).where(saga.c.state == "completed")
+    with world.observer.connect() as connection:
+        kept = [json.loads(text) for text in connection.scalars(completed)]
+    for data in kept:
+        found = {name: data[name] for name in expected.data}
+        yield from invariants.conserved("I7", "data", found, expected.data)
 
 
 # --- messages ------------------------------------------------------------------------------------

@@ -22,7 +22,11 @@ ONCE = Retry(max_attempts=1)
 TWICE = Retry(max_attempts=2)
 OFTEN = Retry(max_attempts=12, initial=1.0, max_delay=10.0)
 IDEMPOTENT: dict[str, Any] = {"external": True, "idempotent": True}
-CAR: dict[str, Any] = {"compensation": ours.ReturnCar, "timeout": ANSWER_IN, "retry": TWICE}
+CAR: dict[str, Any] = {
+    "compensation": ours.ReturnCar,
+    "timeout": ANSWER_IN,
+    "retry": Retry(max_attempts=5),  # one for each recovery, which comes later than any answer
+}
 
 
 def _begun(agency: Agency, name: str, **options: Any) -> Saga[Any]:
@@ -50,6 +54,12 @@ def _command(name: str, **options: Any) -> Define:
     return lambda agency: _begun(agency, name, **options).step("car", ours.RentCar, **CAR)
 
 
+def _unanswered(agency: Agency) -> Saga[Any]:
+    return _begun(agency, "command-unanswered").step(
+        "car", ours.RentCar, **CAR | {"retry": TWICE}
+    )
+
+
 def _commands_undone(agency: Agency) -> Saga[Any]:
     saga = Saga("commands-undone", data=ours.Trip, events=ours.Travels)
     saga.step("car", ours.RentCar, **CAR)
@@ -69,6 +79,12 @@ def _event(name: str, timeout: float, **options: Any) -> Define:
         )
 
     return define
+
+
+def _two_events(agency: Agency) -> Saga[Any]:
+    saga = _begun(agency, "two-events")
+    saga.wait_for("deposit", ours.Paid, timeout=AGES, take=lambda p: {"deposit": p.cents})
+    return saga.wait_for("rest", ours.Paid, timeout=AGES, take=lambda p: {"paid": p.cents})
 
 
 def _timer(agency: Agency) -> Saga[Any]:
@@ -263,7 +279,7 @@ DEFINED: dict[str, Define] = {
     "command": _command("command", events=ours.Travels, step_events=True),
     "command-refused": _command("command-refused"),
     "command-lost": _command("command-lost"),
-    "command-unanswered": _command("command-unanswered"),
+    "command-unanswered": _unanswered,
     "answer-lost": _command("answer-lost"),
     "commands-undone": _commands_undone,
     "event-in-time": _event("event-in-time", AGES),
@@ -271,6 +287,7 @@ DEFINED: dict[str, Define] = {
     "event-missing": _event("event-missing", SHORT),
     "event-no": _event("event-no", AGES, fails_on=ours.Declined),
     "event-no-early": _event("event-no-early", AGES, fails_on=ours.Declined),
+    "two-events": _two_events,
     "timer": _timer,
     "parallel": _parallel("parallel", undone=False),
     "branch-fails": _parallel("branch-fails", undone=True),

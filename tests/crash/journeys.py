@@ -88,7 +88,7 @@ def brings(message: Message, *, when: Callable[[Process, Instance], bool]) -> Mo
 def _event(message: Message, saga: UUID) -> Envelope:
     sealed = seal(message, key=KEY, source="bank", correlation_id=str(saga))
     return Envelope(
-        id=uuid5(saga, message.type_name),
+        id=uuid5(saga, f"{message.type_name} {message.to_body()!r}"),
         topic=sealed.topic,
         key=sealed.key,
         type=sealed.type,
@@ -102,6 +102,11 @@ def listening(process: Process, seen: Instance) -> bool:
     """The saga waits for its event."""
     del process
     return any(step.phase == "listening" for step in seen.state.steps.values())
+
+
+def for_the(step: str) -> Callable[[Process, Instance], bool]:
+    """That step of the saga waits for it."""
+    return lambda process, seen: seen.state.steps[step].phase == "listening"
 
 
 def late(process: Process, seen: Instance) -> bool:
@@ -245,9 +250,9 @@ async def everything_comes_again(process: Process) -> None:
     await carry(process)
 
 
-def paid() -> Message:
+def paid(cents: int = 1) -> Message:
     """The money is there."""
-    return ours.Paid(trip=TRIP, cents=1)
+    return ours.Paid(trip=TRIP, cents=cents)
 
 
 def declined() -> Message:
