@@ -68,12 +68,13 @@ async def start_async(process: Process, car: str) -> None:
 
 
 def brings(message: Message, *, when: Callable[[Process, Instance], bool]) -> Move:
-    """The event comes, once acknowledged never again."""
+    """The event comes; again, until it has been acknowledged."""
 
     async def move(process: Process, seen: Instance) -> bool:
         envelope = _event(message, seen.id)
         told = {line["id"] for line in process.world.acknowledged.read()}
-        if str(envelope.id) in told or not when(process, seen):
+        brought = {line["id"] for line in process.world.arrivals.read()}  # or was about to be
+        if str(envelope.id) in told or not (str(envelope.id) in brought or when(process, seen)):
             return False
         with process.points.effect("broker: bring an event"):
             process.world.arrivals.append(**posted(envelope))
