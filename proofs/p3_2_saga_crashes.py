@@ -25,7 +25,7 @@ from proofs.interleaved.saga_rules import WITHOUT
 from proofs.interleaved.saga_stage import saga_stage
 from proofs.interleaved.trying import judged, result_of, tried
 from proofs.registry import Outcome, parts, proof
-from tests.crash.operations import SAGA_GROUPS
+from tests.crash.journey_operations import SAGA_GROUPS
 from tests.crash.planted_sagas import SAGA_BUGS
 
 SAGAS = Crashes("proofs.p3_2_saga_crashes", SAGA_GROUPS, SAGA_BUGS, pairs=21)
@@ -80,9 +80,7 @@ def played(name: str) -> dict[str, Any]:
     play, _, rule = name.removeprefix(INTERLEAVED).partition(OUT)
     with saga_stage() as on, WITHOUT[play][rule]() if rule else contextlib.nullcontext():
         begin = pair(play)
-        found = tried(
-            name, lambda: begin(on), on.engines, on.reaches, until_one_is_bad=bool(rule)
-        )
+        found = tried(name, lambda: begin(on), on.engines, on.reaches, until_one_is_bad=bool(rule))
     return judged(found, a_rule_is_out=bool(rule))
 
 

@@ -1,9 +1,9 @@
 """The plays of proof 3.2: all pairs of those who may move one saga at the same moment.
 
 {reply, timeout, operator cancel, second orchestrator, sibling branch, early event}: 15 pairs, and
-each makes sense. A timeout is found by whichever orchestrator is there after the command's time; a
-second orchestrator takes over what the first one had in hand, whose lease has run out; a sibling
-branch is the first one itself, which makes the call beside the command and reports what came of it.
+each makes sense. A timeout is found by whichever orchestrator is there after the command's time.
+A second orchestrator takes over what the first one had in hand, whose lease has run out. A sibling
+branch is the first one itself: it makes the call beside the command and reports what came of it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ def transition_without_revision() -> Any:
     """Whoever writes overwrites what it has not seen."""
     ours, read = transition.record, sagas.read
 
-    def record(connection: sa.Connection, tables: Any, clock: Any, seen: Any, *told: Any, **o: Any) -> bool:
+    def record(
+        connection: sa.Connection, tables: Any, clock: Any, seen: Any, *told: Any, **o: Any
+    ) -> bool:
         current = read(connection, tables, seen.id, lock=True)
         assert current is not None
         stale = dataclasses.replace(seen, revision=current.revision)

@@ -358,7 +358,9 @@ class SagaStage:
         phases = {name: step["phase"] for name, step in progress["steps"].items()}
         row = SagaRow(str(self.id), NAME, seen.state.status, seen.revision, phases)
         entries = [
-            HistoryRow(str(self.id), r.number, r.revision, r.transition, r.step, r.attempt, r.detail)
+            HistoryRow(
+                str(self.id), r.number, r.revision, r.transition, r.step, r.attempt, r.detail
+            )
             for r in rows
         ]
         found = invariants.histories([row], entries)

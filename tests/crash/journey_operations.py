@@ -83,9 +83,7 @@ SAGA_GROUPS: dict[str, tuple[Operation, ...]] = {
             tells={"completed": ["EVENT_STORED paid", "STEP_COMPLETED paid"]},
         ),
         _journey("event-missing", (), ends="compensated"),
-        _journey(
-            "event-no", (), brings(DECLINED, when=journeys.listening), ends="compensated"
-        ),
+        _journey("event-no", (), brings(DECLINED, when=journeys.listening), ends="compensated"),
         _journey(
             "event-no-early", (), brings(DECLINED, when=journeys.at_once), ends="compensated"
         ),
@@ -110,9 +108,7 @@ SAGA_GROUPS: dict[str, tuple[Operation, ...]] = {
         _journey("parallel", ("book", "charge", "settle", "wrap", "end")),
         _journey("branch-fails", (), ends="compensated"),
         _journey("pivot", ("book", "charge", "wrap")),
-        _journey(
-            "when", ("book", "settle"), tells={"completed": ["STEP_SKIPPED bike"]}
-        ),
+        _journey("when", ("book", "settle"), tells={"completed": ["STEP_SKIPPED bike"]}),
         _journey("breaker", BOTH, tells={"completed": ["BREAKER_OPENED charge"]}),
     ),
     "undoing": (

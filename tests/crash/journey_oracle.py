@@ -20,6 +20,7 @@ from outbox_saga.commanding import ANSWER, Answer, Asked
 from outbox_saga.saga.announcing import LIFE_CYCLE
 from outbox_saga.saga.definition import Saga
 from outbox_saga.testing import invariants
+from outbox_saga.testing.crash_points import CrashPoints
 from outbox_saga.testing.invariants import Effect, HistoryRow, SagaRow, Violation
 from tests.crash.agency import TAKEN_PART, Agency, Travels
 from tests.crash.append_log import AppendLog
@@ -29,7 +30,6 @@ from tests.crash.provider import Provider
 from tests.crash.shop import PIECES, PRICE
 from tests.crash.tables import BALANCES, OURS, entry
 from tests.crash.world import Facts, World
-from outbox_saga.testing.crash_points import CrashPoints
 
 STEPS_AHEAD = 1.0  # second that two looks at a clock may differ
 
@@ -271,9 +271,7 @@ def _in_time(expected: Expected, world: World) -> Iterator[Violation]:
                 yield Violation("I15", f"{expected.saga}, step {row.step}", told)
 
 
-def _told(
-    expected: Expected, saga: SagaRow, history: Sequence[HistoryRow]
-) -> Iterator[Violation]:
+def _told(expected: Expected, saga: SagaRow, history: Sequence[HistoryRow]) -> Iterator[Violation]:
     seen = {f"{h.transition} {h.step or ''}".strip() for h in history}
     for wanted in expected.tells.get(saga.state, ()):
         if wanted not in seen:

@@ -57,9 +57,7 @@ def _command(name: str, **options: Any) -> Define:
 
 
 def _unanswered(agency: Agency) -> Saga[Any]:
-    return _begun(agency, "command-unanswered").step(
-        "car", ours.RentCar, **CAR | {"retry": TWICE}
-    )
+    return _begun(agency, "command-unanswered").step("car", ours.RentCar, **CAR | {"retry": TWICE})
 
 
 def _commands_undone(agency: Agency) -> Saga[Any]:
@@ -114,14 +112,10 @@ def _parallel(name: str, *, undone: bool) -> Define:
                 **options,
             )
             .step("settle", agency.settle, compensation=agency.settle, writes=(), **options)
-            .step(
-                "wrap", agency.book, compensation=agency.unbook, writes="booked", **options
-            )
+            .step("wrap", agency.book, compensation=agency.unbook, writes="booked", **options)
         )
         if undone:
-            saga.step(
-                "refuse", agency.refuse, compensation=nothing_to_undo, writes=(), **options
-            )
+            saga.step("refuse", agency.refuse, compensation=nothing_to_undo, writes=(), **options)
         joined = [*("charge", "settle", "wrap"), *(["refuse"] if undone else [])]
         return saga.step("end", agency.settle, compensation=agency.settle, after=joined)
 

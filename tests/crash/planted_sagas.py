@@ -82,12 +82,10 @@ def _without_undoings(connection: Any, tables: Any, seen: Instance, entries: Any
 def _without_intent() -> Any:
     ours: Any = vars(onward)["_call"]
 
-    def call(
-        definition: Any, state: Any, rule: Any, direction: Any, around: Any, entries: Any, todo: Any
-    ) -> Any:
+    def call(definition: Any, state: Any, rule: Any, direction: Any, *told: Any) -> Any:
         if direction == "undo":
-            return ours(definition, state, rule, direction, around, entries, todo)
-        todo.append(Call(rule.name, "do", state.steps[rule.name].attempts + 1))
+            return ours(definition, state, rule, direction, *told)
+        told[-1].append(Call(rule.name, "do", state.steps[rule.name].attempts + 1))
         return state
 
     return patch.object(onward, "_call", call)
@@ -96,13 +94,11 @@ def _without_intent() -> Any:
 def _undone_before_it_is() -> Any:
     ours: Any = vars(onward)["_call"]
 
-    def call(
-        definition: Any, state: Any, rule: Any, direction: Any, around: Any, entries: Any, todo: Any
-    ) -> Any:
-        moved = ours(definition, state, rule, direction, around, entries, todo)
+    def call(definition: Any, state: Any, rule: Any, direction: Any, *told: Any) -> Any:
+        moved = ours(definition, state, rule, direction, *told)
         if direction == "do":
             return moved
-        entries.append(Entry("STEP_COMPENSATED", rule.name, 1))
+        told[1].append(Entry("STEP_COMPENSATED", rule.name, 1))
         return moved.with_step(rule.name, phase="undone", input=None)
 
     return patch.object(onward, "_call", call)
