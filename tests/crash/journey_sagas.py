@@ -30,6 +30,8 @@ CAR: dict[str, Any] = {
     "retry": Retry(max_attempts=5),  # one for each recovery, which comes later than any answer
 }
 
+FEW: dict[str, Any] = {**CAR, "retry": TWICE}
+
 
 def _begun(agency: Agency, name: str, **options: Any) -> Saga[Any]:
     return Saga(name, data=ours.Trip, **options).step(
@@ -57,7 +59,7 @@ def _command(name: str, **options: Any) -> Define:
 
 
 def _unanswered(agency: Agency) -> Saga[Any]:
-    return _begun(agency, "command-unanswered").step("car", ours.RentCar, **CAR | {"retry": TWICE})
+    return _begun(agency, "command-unanswered").step("car", ours.RentCar, **FEW)
 
 
 def _commands_undone(agency: Agency) -> Saga[Any]:

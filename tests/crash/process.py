@@ -47,6 +47,7 @@ class Business(Protocol):
 
     def delivers(self, process: Process) -> Callable[[Envelope], Awaitable[object]]:
         """What the local broker hands messages to."""
+        ...
 
 
 MakeShop = Callable[[Provider, Collection[str], World], Business]
