@@ -10,9 +10,10 @@ from unittest.mock import patch
 
 import sqlalchemy as sa
 
+from outbox_saga.ids import new_id
 from outbox_saga.instances import Entry
-from outbox_saga.queries import leases, sagas, transition
-from outbox_saga.saga import arrivals, progress
+from outbox_saga.queries import sagas, transition
+from outbox_saga.saga import arrivals, execution, progress
 
 Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -43,19 +44,9 @@ def row_is_not_locked() -> Any:
     return patch.object(sagas, "read", read)
 
 
-def taken_over_without_epoch() -> Any:
-    """Whoever had the instance before goes on with it as if it still had it."""
-    ours = leases.claim
-
-    def claim(connection: sa.Connection, tables: Any, *told: Any, **options: Any) -> Any:
-        now, claimed = ours(connection, tables, *told, **options)
-        saga = tables.saga
-        for instance in claimed:
-            mine = sa.update(saga).where(saga.c.id == instance.id)
-            connection.execute(mine.values(epoch=0))
-        return now, [dataclasses.replace(instance, epoch=0) for instance in claimed]
-
-    return patch.object(leases, "claim", claim)
+def another_key_each_time() -> Any:
+    """Whoever takes over a call of which nobody knows makes it under a key of its own."""
+    return patch.object(execution, "idempotency_key", lambda *_: new_id())
 
 
 def early_is_too_early() -> Any:
@@ -75,7 +66,7 @@ WITHOUT: dict[str, dict[str, Plant]] = {  # by play
     "reply and cancel": {"the row is locked for an answer": row_is_not_locked},
     "cancel and branch": {"a transition is of what was seen": transition_without_revision},
     "cancel and event": {"the row is locked for a decision": row_is_not_locked},
-    "second and branch": {"an epoch for each owner": taken_over_without_epoch},
+    "second and branch": {"one key for every attempt": another_key_each_time},
     "branch and event": {"an early event is kept": early_is_too_early},
     "timeout and event": {"the row is locked for an event": row_is_not_locked},
 }
