@@ -13,14 +13,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from outbox_saga.testing.interleaving import Exploration, Play, explore
+from outbox_saga.testing.interleaving import Play
 from proofs.interleaved import plays, rules
 from proofs.interleaved.stage import Stage, stage
-from proofs.registry import Outcome, parts, proof, say
+from proofs.interleaved.trying import judged, result_of, tried
+from proofs.registry import Outcome, parts, proof
 
 Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 WITHOUT = ", without: "
@@ -108,62 +109,16 @@ def wanted_names() -> list[str]:
     return chosen + [n for n in NAMES if n not in chosen and n.partition(WITHOUT)[0] in chosen]
 
 
-def result_of(future: Future[dict[str, Any]]) -> dict[str, Any]:
-    """What was found, or why it was not."""
-    error = future.exception()
-    return future.result() if error is None else {"right": False, "error": repr(error)}
-
-
 def played(name: str) -> dict[str, Any]:
     """One play with its rules, all of it; or without one, until it has gone wrong."""
     play, _, rule = name.partition(WITHOUT)
     case = CASES[play]
     with stage() as on, case.without[rule]() if rule else contextlib.nullcontext():
-        found = tried(on, name, case, until_one_is_bad=bool(rule))
-    if rule:
-        right = bool(found.problems)
-    else:
-        right = found.exhausted and not found.problems and not found.deadlocks
-    return {"right": right} | figures(found)
-
-
-class _Enough(Exception):
-    """A problem was found: no need to try the other orders."""
-
-
-def tried(on: Stage, name: str, case: Case, *, until_one_is_bad: bool) -> Exploration:
-    """Every order of the play's steps, or those until a problem was found."""
-    latest: list[Exploration] = []
-
-    def progress(found: Exploration) -> None:
-        latest[:] = [found]
-        if found.schedules % 500 == 0:
-            say(f"{name}: {found.report().splitlines()[0]}")
-        if until_one_is_bad and found.problems:
-            raise _Enough
-
-    with contextlib.suppress(_Enough):
-        explore(
+        found = tried(
+            name,
             lambda: case.play(on),
             on.engines,
-            reach=on.reaches,
-            progress=progress,
+            on.reaches,
+            until_one_is_bad=bool(rule),
         )
-    say(f"{name}: {latest[0].report()}")
-    return latest[0]
-
-
-def figures(found: Exploration) -> dict[str, Any]:
-    """Counts, and the first schedule that went wrong."""
-    told: dict[str, Any] = {
-        "schedules": found.schedules,
-        "exhausted": found.exhausted,
-        "given_up_as_tried_already": found.left_out,
-        "with_lock_waits": found.with_waits,
-        "deadlocks": found.deadlocks,
-        "bad": len(found.problems),
-        "seconds": round(found.seconds, 1),
-    }
-    if found.problems:
-        told["first"] = found.problems[0].report().splitlines()
-    return told
+    return judged(found, a_rule_is_out=bool(rule))

@@ -256,6 +256,8 @@ _PHASES = {
     "STEP_COMPENSATED": "undone",
     "STEP_FAILED": "failed",
     "COMPENSATION_FAILED": "stuck",
+    "STEP_SKIPPED": "skipped",
+    "COMPENSATION_SKIPPED": "undone",
 }
 
 
@@ -267,9 +269,18 @@ def replay(rows: Iterable[HistoryRow], steps: Iterable[str]) -> tuple[str, dict[
         if row.step is None:
             state = _STATES.get(row.transition, state)
         elif row.transition in _PHASES and not detail.endswith("(will be tried again)"):
-            stuck = detail.startswith("stuck: ")
-            phases[row.step] = "stuck" if stuck else _PHASES[row.transition]
+            phases[row.step] = _phase(row.transition, detail)
     return state, phases
+
+
+def _phase(transition: str, detail: str) -> str:
+    if detail.startswith("stuck: "):
+        return "stuck"
+    if transition == "RUNNING" and detail.startswith("waits for "):
+        return "listening"
+    if transition == "STEP_FAILED" and detail.endswith(": it is undone"):
+        return "done"  # nobody has answered: as far as anybody knows it may be
+    return _PHASES[transition]
 
 
 def revisions(changes: Iterable[Change]) -> list[Violation]:

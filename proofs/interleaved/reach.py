@@ -59,6 +59,8 @@ CLOCK = "the clock"
 class Reaches:
     """Asked at every point of a run, in order; `begin` before each run."""
 
+    tables: Collection[str] = _TABLES  # those that actors tell each other things by
+
     def __init__(self) -> None:
         self.begin({})
 
@@ -87,8 +89,8 @@ class Reaches:
         return self._statement(point.actor, statement)
 
     def _statement(self, actor: str, statement: str) -> Reach:
-        names = set(_TABLE.findall(statement)).intersection(_TABLES)
-        changed = set(_CHANGED.findall(statement)).intersection(_TABLES)
+        names = set(_TABLE.findall(statement)).intersection(self.tables)
+        changed = set(_CHANGED.findall(statement)).intersection(self.tables)
         reads: set[str] = set()
         changes: set[str] = set()
         if changed or "FOR UPDATE" in statement:

@@ -235,9 +235,9 @@ class Canceller:
             process.let_time_pass(max(self.operation.shift - passed, 0.0) + A_WHILE * 50)
             async with asyncio.timeout(PATIENCE):
                 await self.operation.again(process)
-                await process.come_to_rest()
+                await self.operation.come_to_rest(process)
             found += judged(self.operation, self.world)
-            await process.handle_again()
+            await self.operation.deliver_again(process)
             return [*found, *judged(self.operation, self.world)]
         finally:
             loop.set_task_factory(None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from outbox_saga.testing.crash_points import CrashPoints
 from outbox_saga.testing.invariants import HistoryRow, Violation
-from tests.crash.operation import Operation
+from tests.crash.operation import Operation, nothing
 from tests.crash.oracle import judged
 from tests.crash.planted import SOUND, Code
 from tests.crash.process import A_WHILE, Process
@@ -135,7 +135,8 @@ class Explorer:
     def _prepare(self) -> None:
         self.world.empty()
         self._earlier, self._found = [], []
-        self._start(self._process(CrashPoints()), self.operation.prepare)
+        if self.operation.prepare is not nothing:
+            self._start(self._process(CrashPoints()), self.operation.prepare)
 
     def _prepared_run(self, points: CrashPoints) -> CrashPoints:
         self._prepare()
@@ -148,10 +149,10 @@ class Explorer:
 
     async def _recovered(self, process: Process) -> None:
         await self.operation.again(process)
-        await process.come_to_rest()
+        await self.operation.come_to_rest(process)
         # what comes again must not make good what was lost before
         self._found = self._violations()
-        await process.handle_again()
+        await self.operation.deliver_again(process)
 
     def _process(self, points: CrashPoints, later: float = 0.0) -> Process:
         return Process(

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from outbox_saga.errors import OutboxSagaError
 from tests.crash.cancelling import Canceller
 from tests.crash.explorer import Explorer, Run
-from tests.crash.operations import MESSAGES
+from tests.crash.operations import OPERATIONS
 from tests.crash.planted_messages import Bug
 from tests.crash.world import World
 
@@ -58,7 +58,7 @@ def hunt(world: World, bug: Bug) -> Hunt:
 
 
 def _runs(world: World, bug: Bug) -> Iterator[tuple[str, Run]]:
-    operation = MESSAGES[bug.operation]
+    operation = OPERATIONS[bug.operation]
     if bug.by == "cancel":
         canceller = Canceller(world, operation, bug.code)
         for when in ("at once", "answered"):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from outbox_saga.testing.invariants import Violation
+from outbox_saga.testing.invariants import HistoryRow, Violation
 
 if TYPE_CHECKING:
-    from tests.crash.process import Process
+    from tests.crash.process import MakeShop, Process
     from tests.crash.world import Facts, World
 
 Work = Callable[["Process"], Awaitable[None]]
 Check = Callable[["Facts", "World"], list[Violation]]
+Judge = Callable[["World", Sequence[HistoryRow]], list[Violation]]
 EVERYWHERE = ("sqlite", "postgres18", "mariadb")
 
 
@@ -46,6 +47,11 @@ class Operation:
         consumes: What brokers bring goes through `consuming`, each consumer by itself.
         databases: Where it can be had.
         cancels: The running task can be cancelled: it is async to its end.
+        shop: Whose service it is; None: the shop's.
+        rest: Does all that is left; None: `Process.come_to_rest`.
+        repeat: Brokers deliver everything once more; None: `Process.handle_again`.
+        judge: What must always be true instead of what is true of messages and of the shop's
+            sagas, of the world at rest and the history rows that were there at a death.
     """
 
     name: str
@@ -61,6 +67,18 @@ class Operation:
     consumes: bool = False
     databases: tuple[str, ...] = EVERYWHERE
     cancels: bool = False
+    shop: MakeShop | None = None
+    rest: Work | None = None
+    repeat: Work | None = None
+    judge: Judge | None = None
+
+    async def come_to_rest(self, process: Process) -> None:
+        """All that is left is done."""
+        await (process.come_to_rest() if self.rest is None else self.rest(process))
+
+    async def deliver_again(self, process: Process) -> None:
+        """What brokers delivered comes once more."""
+        await (process.handle_again() if self.repeat is None else self.repeat(process))
 
     def memory(self) -> dict[str, Any]:
         """What a process needs to know to do it, for `Process`."""
@@ -69,6 +87,7 @@ class Operation:
             "sagas": self.sagas,
             "archive": self.archive,
             "consumes": self.consumes,
+            "shop": self.shop,
         }
 
 

@@ -1,4 +1,7 @@
-"""What the process is doing when it dies: each public way of using messages, each kind of step."""
+"""What the process is doing when it dies: each public way of using messages, each kind of step.
+
+And each kind of transition of a saga.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from outbox_saga.unit_of_work import unit_of_work
 from tests.crash import handling, publishing, relaying
 from tests.crash.commands import COMMANDS
+from tests.crash.journey_operations import SAGA_GROUPS
 from tests.crash.keeping_house import KEEPING_HOUSE
 from tests.crash.operating import OPERATING
 from tests.crash.operation import Operation
@@ -67,4 +71,6 @@ GROUPS: dict[str, tuple[Operation, ...]] = {
     "commands": COMMANDS,
 }
 MESSAGES = _named(*(operation for group in GROUPS.values() for operation in group))
-OPERATIONS = FIRST | MESSAGES
+# those of proof 3.2: a saga's whole way, by the kind of what happens on it
+JOURNEYS = _named(*(operation for group in SAGA_GROUPS.values() for operation in group))
+OPERATIONS = FIRST | MESSAGES | JOURNEYS

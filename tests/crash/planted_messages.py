@@ -76,7 +76,7 @@ def commit_here(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _first_commits(where: Any, name: str) -> Plant:
+def first_commits(where: Any, name: str) -> Plant:
     """This function finds that all before it is committed already."""
 
     def plant() -> Any:
@@ -91,7 +91,8 @@ def _first_commits(where: Any, name: str) -> Plant:
     return plant
 
 
-def _instead(where: Any, name: str, other: Any) -> Plant:
+def instead(where: Any, name: str, other: Any) -> Plant:
+    """Another function in the place of this one."""
     return lambda: patch.object(where, name, other)
 
 
@@ -142,7 +143,8 @@ def _archive_afterwards() -> Iterator[None]:
 # --- the inbox -----------------------------------------------------------------------------------
 
 
-def _inbox_first() -> Any:
+def inbox_first() -> Any:
+    """The inbox row is committed before what its handler does."""
     ours: Any = vars(inbox)["note_arrival"]
 
     def note(connection: sa.Connection, *args: Any, **options: Any) -> Any:
@@ -153,7 +155,8 @@ def _inbox_first() -> Any:
     return patch.object(inbox, "note_arrival", note)
 
 
-def _count_not_looked_at() -> Any:
+def count_not_looked_at() -> Any:
+    """A repeat counts as new."""
     ours: Any = vars(inbox)["note_arrival"]
 
     def note(*args: Any, **options: Any) -> Any:
@@ -242,7 +245,7 @@ def _half_is_whole(connection: sa.Connection, *_: Any) -> bool:
 
 
 @asynccontextmanager
-async def _lends_for_ever(self: Database) -> AsyncIterator[Any]:
+async def lends_for_ever(self: Database) -> AsyncIterator[Any]:
     """As `lend_async`, but whoever is cancelled takes the connection along."""
     from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -268,18 +271,18 @@ BUGS = {
         Bug(
             "business rows and messages commit together",
             "publish sync",
-            _first_commits(sys.modules["outbox_saga.unit_of_work"], "write_messages"),
+            first_commits(sys.modules["outbox_saga.unit_of_work"], "write_messages"),
         ),
         Bug(
             "what is rolled back never leaves",
             "publish kinds sync",
-            _instead(UnitOfWork, "keep_sealed", _published_at_once),
+            instead(UnitOfWork, "keep_sealed", _published_at_once),
             databases=("postgres18", "mariadb"),  # SQLite's one writer would wait for itself
         ),
         Bug(
             "removed only if the broker took it",
             "relay refusals",
-            _instead(Sending, "_settle", _accepts_whatever),
+            instead(Sending, "_settle", _accepts_whatever),
         ),
         Bug(
             "a refused key waits",
@@ -289,17 +292,17 @@ BUGS = {
         Bug(
             "a dead letter is made where it is removed",
             "relay refusals",
-            _first_commits(failures, "delete_published"),
+            first_commits(failures, "delete_published"),
         ),
         Bug(
             "whoever lost the lease writes nothing",
             "relay hand-over",
-            _instead(partitions, "holds_lease", lambda *_: True),
+            instead(partitions, "holds_lease", lambda *_: True),
         ),
         Bug(
             "the mark waits for whoever has not committed",
             "relay late commit",
-            _instead(store, "Mark", PassesAtOnce),
+            instead(store, "Mark", PassesAtOnce),
             databases=("postgres18",),  # the only one with a mark
         ),
         Bug(
@@ -310,56 +313,56 @@ BUGS = {
         Bug(
             "a delayed message enters once",
             "relay delayed",
-            _first_commits(delayed, "_remove"),
+            first_commits(delayed, "_remove"),
         ),
-        Bug("inbox row and effect commit together", "handle", _inbox_first),
-        Bug("a repeat is told by the row count", "handle", _count_not_looked_at),
+        Bug("inbox row and effect commit together", "handle", inbox_first),
+        Bug("a repeat is told by the row count", "handle", count_not_looked_at),
         Bug("acknowledged after the commit", "consume", _acknowledges_first),
         Bug(
             "a waiting message goes with its effect",
             "retry of waiting",
-            _instead(handling.Handling, "_retry", _removed_before_handled),
+            instead(handling.Handling, "_retry", _removed_before_handled),
         ),
         Bug(
             "what is discarded counts as handled",
             "waiting discard",
-            _instead(waiting_operators, "discard", _discards_without_note),
+            instead(waiting_operators, "discard", _discards_without_note),
         ),
         Bug("unparked by what puts it back", "dead letter replay", _unparks_first),
         Bug("a replay keeps its id", "dead letter replay", _replays_with_new_id),
         Bug(
             "a replay and its record commit together",
             "dead letter replay",
-            _first_commits(dead_letter_actions, "note_action"),
+            first_commits(dead_letter_actions, "note_action"),
         ),
         Bug(
             "a discard and its record commit together",
             "dead letter discard",
-            _first_commits(dead_letter_actions, "note_action"),
+            first_commits(dead_letter_actions, "note_action"),
         ),
         Bug("what was not published is never pruned", "housekeeping", _prunes_by_age),
         Bug(
             "half an upgrade is finished",
             "db upgrade",
-            _instead(upgrading, "reached", _half_is_whole),
+            instead(upgrading, "reached", _half_is_whole),
             databases=("mariadb",),  # elsewhere it is one transaction
         ),
         Bug(
             "a commit that was cancelled is unknown",
             "publish kinds async",
-            _instead(commits, "what_was_written", lambda _: []),
+            instead(commits, "what_was_written", lambda _: []),
             by="cancel",
         ),
         Bug(
             "whoever is cancelled gives the connection back",
             "handle",
-            _instead(Database, "lend_async", _lends_for_ever),
+            instead(Database, "lend_async", lends_for_ever),
             by="cancel",
         ),
         Bug(
             "a cancellation is no failure of the handler",
             "handle",
-            _instead(handling, "_asked_to_end", lambda: False),
+            instead(handling, "_asked_to_end", lambda: False),
             by="cancel",
         ),
     )

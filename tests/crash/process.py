@@ -5,8 +5,8 @@ Everything that is in memory, watched by crash points, and gone when it dies.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Any, Protocol
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,8 +16,10 @@ from outbox_saga.brokers.contract import Publisher
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.consuming import answer
 from outbox_saga.database import Database
+from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerUnavailable, CommitUnknown
 from outbox_saga.queries.clock import Clock
+from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.orchestrator import Orchestrator
 from outbox_saga.testing.crash_points import CrashPoints
 from outbox_saga.waiting_messages import WaitingMessages
@@ -35,6 +37,26 @@ ROUNDS = 60  # a run that has not come to rest by then never will
 PAGE = 2  # rows: so that a few messages are several pages
 
 
+class Business(Protocol):
+    """Whose service it is: its sagas, its handlers, and what its local broker does."""
+
+    sagas: dict[str, Saga[Any]]
+
+    def register(self, service: Service) -> None:
+        """The handlers."""
+
+    def delivers(self, process: Process) -> Callable[[Envelope], Awaitable[object]]:
+        """What the local broker hands messages to."""
+        ...
+
+
+MakeShop = Callable[[Provider, Collection[str], World], Business]
+
+
+def _shop(provider: Provider, sagas: Collection[str], world: World) -> Business:
+    return Shop(provider, sagas, world.mended.read)
+
+
 class Process:
     """What a start of the service has in memory.
 
@@ -48,6 +70,7 @@ class Process:
         sagas: Names of those it can carry on.
         archive: Its relays keep what they published.
         consumes: Each consumer gets what the broker brings by itself, through `consuming`.
+        shop: Whose service it is; None: the shop's.
     """
 
     def __init__(
@@ -61,6 +84,7 @@ class Process:
         sagas: Collection[str] = (),
         archive: bool = False,
         consumes: bool = False,
+        shop: MakeShop | None = None,
     ) -> None:
         self.world = world
         self.points = points
@@ -69,7 +93,7 @@ class Process:
         self.database = world.database(later)
         points.watch(self.database)
         provider = Provider(world.ledger, points, world.questions)
-        self.shop = Shop(provider, sagas, world.mended.read)
+        self.shop = (shop or _shop)(provider, sagas, world)
         self.service = Service("crash", database=self.database, sagas=self.shop.sagas.values())
         self.shop.register(self.service)
         self._archive = archive
@@ -118,10 +142,15 @@ class Process:
         """It ends with this process."""
         self._relays.append(relay)
 
+    def new_orchestrator(self, *sagas: Saga[Any]) -> Orchestrator:
+        """An orchestrator of these sagas, or of all; it ends with this process."""
+        orchestrator = self.code.orchestrator(self.database, sagas or self.shop.sagas.values())
+        self._orchestrators.append(orchestrator)
+        return orchestrator
+
     async def carry_on(self) -> None:
         """Every saga ends."""
-        orchestrator = self.code.orchestrator(self.database, self.shop.sagas.values())
-        self._orchestrators.append(orchestrator)
+        orchestrator = self.new_orchestrator()
         for _ in range(ROUNDS):
             if not self.world.unfinished():
                 return
@@ -218,7 +247,7 @@ class Process:
     def publisher(self) -> Publisher:
         """To its broker."""
         if self.broker == "local":
-            return LocalPublisher(self.service.deliver, concurrency=1)
+            return LocalPublisher(self.shop.delivers(self), concurrency=1)
         return RecordingPublisher(self.world, self.points)
 
     def stop_programs(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -23,11 +23,15 @@ from outbox_saga import (
     SyncStepContext,
     nothing_to_undo,
 )
+from outbox_saga.envelopes import Envelope
 from outbox_saga.messages import Message
 from outbox_saga.saga.steps import Action
 from tests.crash.message_facts import UNTOLD
 from tests.crash.provider import Provider
 from tests.crash.tables import effect, handled, intent, move, order
+
+if TYPE_CHECKING:
+    from tests.crash.process import Process
 
 PRICE = 25_00
 PIECES = 5_00
@@ -202,6 +206,10 @@ class Shop:
         service.on(Grave, consumer="crash.grave-park", retry=once)(self.judge)
         skipping: dict[str, Any] = {"consumer": "crash.grave-skip", "retry": once}
         service.on(Grave, poison="skip", **skipping)(self.judge_in_thread)
+
+    def delivers(self, process: Process) -> Callable[[Envelope], Awaitable[object]]:
+        """The local broker hands everything to the handlers of this service."""
+        return process.service.deliver
 
     # --- handlers --------------------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ import pytest
 
 from tests.crash.explorer import Explorer, every, singles
 from tests.crash.operation import is_sampled
-from tests.crash.operations import FIRST, OPERATIONS
+from tests.crash.operations import FIRST, JOURNEYS, MESSAGES, OPERATIONS
 from tests.crash.world import World
 
 STRIDE, CLOSE = 41, 9
 REST = {"sqlite": 89, "postgres18": 139, "mariadb": 139}  # of what only proof 2.8 goes through
+SOMEWHERE = 41  # a point in the midst of every saga's way
 CLOSELY = {  # on SQLite and PostgreSQL
     "publish async",
     "relay to a broker",
@@ -33,7 +34,7 @@ CLOSELY = {  # on SQLite and PostgreSQL
 }
 
 
-CASES = [(name, where) for name, o in OPERATIONS.items() for where in o.databases]
+CASES = [(name, where) for name, o in (FIRST | MESSAGES).items() for where in o.databases]
 
 
 @pytest.mark.parametrize(("name", "world"), CASES, indirect=["world"])
@@ -52,6 +53,16 @@ def test_whatever_the_point_at_which_the_process_dies_the_next_one_puts_everythi
     # other operations, other databases, other points
     first = 1 if stride == 1 else 1 + zlib.crc32(f"{name} {world.name}".encode()) % stride
     bad = [run for run in singles(explorer, every(stride, count, first=first)) if run.violations]
+    assert not bad, "\n".join(str(run) for run in bad)
+
+
+@pytest.mark.parametrize("world", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", JOURNEYS)
+def test_a_saga_goes_on_wherever_its_process_died(name: str, world: World, soak: bool) -> None:
+    explorer = Explorer(world, JOURNEYS[name])
+    # all of them, and their pairs, on all databases: `./dev prove 3.2`
+    points = range(1, explorer.count() + 1) if soak else [SOMEWHERE]
+    bad = [run for run in singles(explorer, points) if run.violations]
     assert not bad, "\n".join(str(run) for run in bad)
 
 

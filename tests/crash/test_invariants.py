@@ -34,8 +34,10 @@ def test_a_second_effect_of_one_message_is_seen() -> None:
     assert not invariants.handled_once([("c", "m"), ("d", "m")], [("c", "m"), ("d", "m")])
 
 
-def row(number: int, transition: str, step: str | None = None) -> HistoryRow:
-    return HistoryRow("s", number, number // 1000, transition, step, 1, None)
+def row(
+    number: int, transition: str, step: str | None = None, detail: str | None = None
+) -> HistoryRow:
+    return HistoryRow("s", number, number // 1000, transition, step, 1, detail)
 
 
 def test_a_history_that_does_not_lead_to_the_state_is_seen() -> None:
@@ -99,3 +101,17 @@ def test_another_key_on_a_retry_and_another_request_under_a_key_are_seen() -> No
     assert not invariants.same_request([first, first])
     assert invariants.same_request([first, Request("s", "a", "do", "k2", "{}")])
     assert invariants.same_request([first, Request("s", "a", "do", "k1", "{1}")])
+
+
+def test_a_history_replays_to_what_waits_was_left_out_or_was_never_answered() -> None:
+    history = [
+        row(0, "STARTED"),
+        row(1, "RUNNING", "paid", "waits for 60 s"),
+        row(2, "STEP_SKIPPED", "gift"),
+        row(3, "RUNNING", "ship", "its command leaves"),
+        row(4, "STEP_FAILED", "ship", "no answer within 1 s to any of 1 commands: it is undone"),
+        row(5, "COMPENSATION_SKIPPED", "pack", "by ada"),
+    ]
+    state, phases = invariants.replay(history, ["paid", "gift", "ship", "pack"])
+    assert state == "running"
+    assert phases == {"paid": "listening", "gift": "skipped", "ship": "done", "pack": "undone"}
