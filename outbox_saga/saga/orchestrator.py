@@ -235,6 +235,8 @@ class Orchestrator:
             ours = await self._parking.taken_over(hand)
         except LeaseLost as error:
             logger.warning("%s", error)
+            # as far as it is still ours: an event may have moved it, and it is taken up again
+            await self._release(hand.instance, None)
             return False
         except Exception as error:  # noqa: BLE001  # logged; the instance is taken up again
             logger.warning("saga %s was not taken over (%s)", hand.instance.id, brief(error))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,6 +20,7 @@ from outbox_saga.instances import Entry, Instance
 from outbox_saga.queries import leases, transition
 from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.leases import Known
+from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.execution import Hand
 from outbox_saga.saga.taking_over import take_over, why_not
@@ -78,9 +80,7 @@ class Parking:
         if seen.shape == definition.shape:
             return True
         try:
-            new = await database.run(
-                take_over, database.tables, database.clock, definition, seen, leased=True
-            )
+            new = await database.run(self._take_over, definition, seen, hand.lease)
         except MessageRefused as refused:
             await database.run(self._park, seen, why_not(refused))
             return False
@@ -88,6 +88,14 @@ class Parking:
             raise LeaseLost(f"saga {seen.id} was taken over, or moved, meanwhile")
         hand.instance = new
         return True
+
+    def _take_over(
+        self, connection: sa.Connection, definition: Saga[Any], seen: Instance, lease: float
+    ) -> Instance | None:
+        # a process that stands still here must not keep the row from its successor
+        limit_idle_transaction(connection, lease)
+        tables, clock = self._database.tables, self._database.clock
+        return take_over(connection, tables, clock, definition, seen, leased=True)
 
     def _park(self, connection: sa.Connection, seen: Instance, reason: str | None = None) -> None:
         # a process that stands still here must not keep the row from whoever can carry it on

@@ -13,12 +13,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from outbox_saga.errors import MessageRefused, SagaUnknown
-from outbox_saga.instances import Entry, Instance, StepState, dump_data, dump_progress
+from outbox_saga.instances import Entry, Instance, Phase, StepState, dump_data, dump_progress
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
 from outbox_saga.tables import Tables
+
+_CALLED_AGAIN: tuple[Phase, ...] = ("waiting", "calling", "undoing", "stuck")
 
 
 def taken_over(definition: Saga[Any], seen: Instance) -> Instance:
@@ -75,8 +77,13 @@ def take_over(
     if not leased:
         same.append(sa.or_(saga.c.lease_until.is_(None), saga.c.lease_until < clock.now()))
         new = replace(new, epoch=seen.epoch + 1)
+        # who had it has died, as far as its lease says; the next claim cannot see that any more
+        died = sa.case((saga.c.owner.is_(None), 0), else_=1)
         values |= {"owner": None, "lease_until": None, "epoch": new.epoch}
-    if not connection.execute(sa.update(saga).where(*same).values(**values)).rowcount:
+        values = {"deaths": saga.c.deaths + died, **values}
+    # in this order: MariaDB and MySQL evaluate one after another, with what is set already
+    ordered = [(saga.c[name], value) for name, value in values.items()]
+    if not connection.execute(sa.update(saga).where(*same).ordered_values(*ordered)).rowcount:
         return None
     entry = Entry("UPCAST", detail=f"from version {seen.version} to version {new.version}")
     sagas.add_history(connection, tables, clock, seen.id, new.revision, [entry])
@@ -121,12 +128,14 @@ def _step(
     definition: Saga[Any], seen: Instance, data: Mapping[str, Any], name: str, step: StepState
 ) -> StepState:
     rule = definition.steps[name]
-    if step.input is not None:
+    if step.input is not None and step.phase in _CALLED_AGAIN:
         undoing = step.phase == "undoing" or step.stuck == "undo"
         command = rule.undone == "command" if undoing else rule.kind == "command"
         # what a command has is the other service's, and stays as it was sent
         if not command:
             step = replace(step, input=definition.upcast(seen.version, step.input))
+    elif step.input is not None:
+        step = replace(step, input=None)  # what a person has ended: nobody calls with it again
     if step.early is not None:
         # what its event brings, as this version names it: what it makes different
         brought = definition.upcast(seen.version, {**seen.state.data, **step.early})
@@ -135,7 +144,7 @@ def _step(
             early={
                 field: value
                 for field, value in brought.items()
-                if field not in data or data[field] != value
+                if field in step.early or field not in data or data[field] != value
             },
         )
     return step
