@@ -148,8 +148,8 @@ def replies_topic(service: str) -> str:
 
 
 def requests_topic(service: str) -> str:
-    """Where the answers to this service's own requests go."""
-    return f"{service}.requests.replies"
+    """Where the answers to this service's own requests go; no service's sagas listen there."""
+    return f"{service}.replies.requests"
 
 
 def answers_on(topic: str) -> type[Answer]:

@@ -95,7 +95,8 @@ class Entry:
     Args:
         code: Why, for what counts: `failure` (a business no), `error`, `timeout` (of a step, its
             event or its answer), `deadline` (of the saga), `died`, `not_done`, `unusable`,
-            `cancelled`, `late`. None: nothing failed.
+            `cancelled`, `late`, `beside_pivot` (no attempt of its own: a step that had failed
+            before, and must not fail any more). None: nothing failed.
     """
 
     transition: str

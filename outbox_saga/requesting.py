@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.commanding import Answer, Asked, answers_on, requests_topic
 from outbox_saga.database import READ_ONLY, Database
-from outbox_saga.errors import ConfigurationError, RequestFaulted, RequestTimeout
+from outbox_saga.errors import ConfigurationError, HandlerFailed, RequestFaulted, RequestTimeout
 from outbox_saga.handler_context import HandlerContext
 from outbox_saga.ids import new_id
 from outbox_saga.instances import Direction
@@ -118,7 +118,13 @@ class Requests:
     async def _take_in(self, handle: HandlerContext[Any]) -> None:
         answer: Answer = handle.message
         if answer.direction != "do":
-            return  # that it was withdrawn: nobody waits for that
+            if not answer.done:  # nobody waits for that, and what was done is still there
+                raise HandlerFailed(
+                    f"request {answer.saga} was not withdrawn: who was asked would not undo it; "
+                    "withdraw it again when that has changed",
+                    code="withdrawal_refused",
+                )
+            return
         outcome: Outcome = "faulted" if answer.fault else "done" if answer.done else "refused"
         tables, clock = self._database.tables, self._database.clock
         await handle.session.run_sync(

@@ -237,6 +237,7 @@ def _steps(
         def count(transition: str, own: list[Any] = own) -> int:
             return sum(n for t, _, n in own if t == transition)
 
+        told_again = sum(n for t, code, n in own if (t, code) == ("STEP_FAILED", "beside_pivot"))
         completed = (
             saga.name == name,
             history.at >= since,
@@ -249,7 +250,8 @@ def _steps(
             StepFigures(
                 step=step,
                 completed=count("STEP_COMPLETED"),
-                failed=count("STEP_FAILED"),
+                # one that failed beside the pivot is told twice: when it does, and when it must not
+                failed=count("STEP_FAILED") - told_again,
                 timeouts=sum(n for t, code, n in own if _is_timeout(t, code)),
                 compensated=count("STEP_COMPENSATED"),
                 undo_failed=count("COMPENSATION_FAILED"),

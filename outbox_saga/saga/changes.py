@@ -56,7 +56,7 @@ def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
         if step.phase == "failed":
             reason = f"beside the pivot: {step.error}"
             state = stick(
-                state, name, "STEP_FAILED", step.attempts, reason, entries, code="failure"
+                state, name, "STEP_FAILED", step.attempts, reason, entries, code="beside_pivot"
             )
     return replace(state, status="running", reason=None)
 

@@ -14,8 +14,10 @@ import sqlalchemy as sa
 
 from outbox_saga.errors import MessageRefused, SagaUnknown
 from outbox_saga.instances import Entry, Instance, Phase, StepState, dump_data, dump_progress
+from outbox_saga.payloads import storable
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import Clock
+from outbox_saga.saga.changes import MAX_REASON
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
 from outbox_saga.tables import Tables
@@ -152,4 +154,5 @@ def _step(
 
 def why_not(refused: MessageRefused) -> str:
     """The reason for people; the path only, for what is refused may be personal."""
-    return f"its data cannot be upcast ({refused.path}); mend the upcaster and release it"
+    path = storable(refused.path, MAX_REASON)  # of what no table takes, too: it may be the reason
+    return f"its data cannot be upcast ({path}); mend the upcaster and release it"

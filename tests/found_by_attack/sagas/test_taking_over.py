@@ -88,6 +88,25 @@ async def test_who_stands_still_while_taking_over_does_not_keep_the_instance(
     assert "0" not in limits
 
 
+@pytest.mark.parametrize("key", ["\x00", "\ud800"])
+async def test_what_no_table_takes_and_an_upcaster_makes_is_parked_all_the_same(
+    post: Post, key: str
+) -> None:
+    class Tagged(New):
+        tags: dict[str, int] = {}
+
+    saga = Saga("parcels", data=Tagged, version=2)
+    saga.step("send", post.saw.send, compensation=undo, external=True, idempotent=True)
+    saga.upcasts(1, Old, lambda data: {**to_new(data), "tags": {key: "secret"}})
+    id_ = await post.start(old(post.saw, waits=False))
+
+    await post.carry_on(saga)
+
+    parked, history = await post.seen(id_)
+    assert history == ["STARTED", "PARKED"]
+    assert "mend the upcaster" in parked.state.parked
+
+
 # --- inputs --------------------------------------------------------------------------------------
 
 
