@@ -18,7 +18,7 @@ from outbox_saga.calling import told
 from outbox_saga.database import Database
 from outbox_saga.errors import CommitUnknown, HandlerFailed, LeaseLost
 from outbox_saga.faults import tell
-from outbox_saga.handlers import Handler
+from outbox_saga.handlers import Handler, Handlers
 from outbox_saga.keeping import altered, holding_up_nothing
 from outbox_saga.patience import patiently
 from outbox_saga.queries import claims, waiting
@@ -43,12 +43,12 @@ class Failures:
     """Keeps what was not handled, for one database.
 
     Args:
-        source: The service; it tells whoever made a request that it was given up.
+        handlers: Of the service; who made a request is told that one of them has given it up.
     """
 
-    def __init__(self, database: Database, source: str) -> None:
+    def __init__(self, database: Database, handlers: Handlers) -> None:
         self._database = database
-        self._source = source
+        self._handlers = handlers
 
     async def store(
         self,
@@ -74,7 +74,7 @@ class Failures:
                 connection, tables, clock, delivered, trouble.failed, delay=delay
             )
             if stored == "stored" and delay is None:
-                tell(connection, tables, self._source, delivered, trouble.failed.code)
+                tell(connection, tables, self._handlers, delivered, trouble.failed.code)
             return stored
 
         try:
@@ -106,7 +106,7 @@ class Failures:
                 connection, tables, clock, owner, leased, trouble.failed, delay=delay, parks=parks
             )
             if failed and delay is None:
-                tell(connection, tables, self._source, leased, trouble.failed.code)
+                tell(connection, tables, self._handlers, leased, trouble.failed.code)
             return failed
 
         if await self.unit(verb):

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from outbox_saga.commanding import Answer, Asked
 from outbox_saga.errors import MessageRefused
+from outbox_saga.handlers import Handlers
 from outbox_saga.keeping import opened
 from outbox_saga.queries.waiting import Delivered, Leased
 from outbox_saga.tables import Tables
@@ -17,14 +18,19 @@ logger = logging.getLogger("outbox_saga.inbox")
 
 
 def tell(
-    connection: sa.Connection, tables: Tables, source: str, given_up: Delivered | Leased, code: str
+    connection: sa.Connection,
+    tables: Tables,
+    handlers: Handlers,
+    given_up: Delivered | Leased,
+    code: str,
 ) -> None:
     """Whoever asked to be told is told, if, and only if, this transaction commits.
 
-    What the message says about it may be anything, and keeps nobody from giving it up.
+    Who only listens says nothing about it: whoever carries it out may do so all the same. What the
+    message says about it may be anything, and keeps nobody from giving it up.
 
     Args:
-        source: The service that gives it up.
+        handlers: Of the service that gives it up.
         given_up: The message, which is a dead letter from now on.
         code: Of what its handler failed on: no text, which may show what it was working on.
     """
@@ -35,10 +41,13 @@ def tell(
         asked = Asked.of(envelope)
         if asked is None or asked.fault_to is None:
             return
+        wanting = handlers.wanting(envelope, given_up.consumer)
+        if not any(handler.answers for handler in wanting):
+            return
         uow = UnitOfWork(
             connection,
             schema=tables.schema,
-            source=source,
+            source=handlers.source,
             correlation_id=envelope.correlation_id or str(envelope.id),
             causation_id=str(envelope.id),
         )

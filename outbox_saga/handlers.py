@@ -34,6 +34,7 @@ class Handler:
         poison: Whether a message that used up its attempts holds up its key ("park").
         pessimistic: Whether a claim is committed before it runs, because it acts outside.
         room: How many messages it may have in hand in this process; None: as many as come.
+        answers: Whether it carries commands out, and tells who made them what came of them.
     """
 
     consumer: str
@@ -45,6 +46,7 @@ class Handler:
     poison: Poison = "park"
     pessimistic: bool = False
     room: Room | None = None
+    answers: bool = False
 
     @property
     def parks(self) -> bool:
@@ -90,6 +92,7 @@ class Handlers:
         timeout: float | None = TIMEOUT,
         poison: Poison = "park",
         pessimistic: bool = False,
+        answers: bool = False,
     ) -> None:
         """Registers.
 
@@ -122,6 +125,7 @@ class Handlers:
                 poison,
                 pessimistic,
                 None if concurrency is None else Room(concurrency),
+                answers,
             )
         )
 

@@ -44,7 +44,7 @@ class Handling:
         self.database = database
         self.handlers = handlers
         self._attempts = Attempts(database, threads, handlers.source)
-        self._failures = Failures(database, handlers.source)
+        self._failures = Failures(database, handlers)
         self._unknown: set[tuple[str, str]] = set()
 
     # --- deliveries ------------------------------------------------------------------------------

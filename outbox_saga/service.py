@@ -327,6 +327,7 @@ class Service:
                 retry=retry,
                 timeout=timeout,
                 poison=poison,
+                answers=True,
             )
             return function
 

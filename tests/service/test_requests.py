@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from outbox_saga import (
-    Event,
+    Command,
     Failure,
     HandlerContext,
     RequestFaulted,
@@ -241,10 +241,10 @@ async def test_a_fault_that_cannot_be_told_keeps_nothing_from_being_given_up(
     with shop.database.begin() as connection:
         upgrade(connection)
 
-    class Odd(Event, topic="odd"):
+    class Odd(Command, topic="odd"):
         n: int
 
-    @shop.on(Odd, retry=Retry(max_attempts=1))
+    @shop.handles(Odd, retry=Retry(max_attempts=1))
     async def fail(handle: HandlerContext[Odd]) -> None:
         raise ValueError("no")
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from outbox_saga import Failure, HandlerContext, Service, Success
+from outbox_saga import (
+    Failure,
+    HandlerContext,
+    RequestFaulted,
+    RequestTimeout,
+    Retry,
+    Service,
+    Success,
+)
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.commanding import replies_topic, requests_topic
 from outbox_saga.waiting_messages import WaitingMessages
@@ -73,3 +81,30 @@ def test_what_one_service_asks_is_answered_where_no_saga_of_another_is() -> None
     for name in ("shop", "shop.requests", "shop.replies"):
         for other in ("shop", "shop.requests", "shop.replies", "shop.replies.requests"):
             assert requests_topic(name) != replies_topic(other)
+
+
+async def test_who_only_listens_to_a_request_and_gives_up_tells_nothing_about_it(
+    shop: Service,
+) -> None:
+    @shop.on(ShipOrder, consumer="shop.audit", retry=Retry(max_attempts=1))
+    async def audit(handle: HandlerContext[ShipOrder]) -> None:
+        raise OSError("the disk is full")
+
+    shipped = shop.handles(ShipOrder, retry=Retry(max_attempts=1))
+    async with shop.unit_of_work() as uow:
+        request = shop.ask(uow, ShipOrder(order_id=7, address="x"))
+    await carry(shop)
+
+    with pytest.raises(RequestTimeout):  # nobody has answered, and nobody who would gave it up
+        await shop.async_reply(request, timeout=0.0)
+
+    @shipped
+    async def ship(handle: HandlerContext[ShipOrder]) -> Any:
+        raise OSError("no lorry")
+
+    async with shop.unit_of_work() as uow:
+        request = shop.ask(uow, ShipOrder(order_id=8, address="x"))
+    await carry(shop)
+
+    with pytest.raises(RequestFaulted):
+        await shop.async_reply(request, timeout=0.0)
