@@ -250,7 +250,7 @@ def _steps(
             StepFigures(
                 step=step,
                 completed=count("STEP_COMPLETED"),
-                # one that failed beside the pivot is told twice: when it does, and when it must not
+                # told twice: when it fails beside the pivot, and when it must not any more
                 failed=count("STEP_FAILED") - told_again,
                 timeouts=sum(n for t, code, n in own if _is_timeout(t, code)),
                 compensated=count("STEP_COMPENSATED"),

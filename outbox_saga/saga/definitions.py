@@ -11,14 +11,14 @@ from outbox_saga.saga.definition import Saga
 
 
 class Definitions:
-    """An instance is carried on by the very shape that it was started with, by a later version
+    """An instance is carried on by the very shape that it was started with, by the latest version
     that takes that shape over (`Saga.upcasts`), or by none.
 
     Args:
         definitions: Each is checked, and frozen by that.
 
     Raises:
-        ConfigurationError: Two of one name and version, or two that take the same one over.
+        ConfigurationError: Two of one name and version.
     """
 
     def __init__(self, definitions: Iterable[Saga[Any]]) -> None:

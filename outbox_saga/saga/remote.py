@@ -91,7 +91,9 @@ class Answers:
     def _move(self, connection: sa.Connection, answer: Answer) -> None:
         tables, clock = self._database.tables, self._database.clock
         if answer.fault:  # no answer: it is neither done nor refused
-            logger.warning("the command of step %s of saga %s was given up", answer.step, answer.saga)
+            logger.warning(
+                "the command of step %s of saga %s was given up", answer.step, answer.saga
+            )
             return
         instance = sagas.read(connection, tables, answer.saga, lock=True)
         if instance is None:

@@ -86,18 +86,8 @@ def _against_snapshot(kept: Snapshot, here: Snapshot, alive: Alive | None) -> It
             if by := _taken_over_by(now, saga, was["shape"]):
                 yield Finding(saga, version, "taken over", f"version {by} carries them on")
                 continue
-            needed = sum(n for (s, v, _), n in (alive or {}).items() if (s, v) == (saga, version))
-            if alive is not None and not needed:
-                yield Finding(saga, version, "gone", "no instance needs it any more")
-            else:
-                who = f"{needed} instances need it" if needed else "instances may need it"
-                yield Finding(
-                    saga,
-                    version,
-                    "missing",
-                    f"{who}: register it beside the others until they have ended (the database "
-                    "knows)",
-                )
+            mend = "register it beside the others until they have ended (the database knows)"
+            yield _away(saga, version, alive, mend)
         elif is_["shape"] != was["shape"]:
             yield Finding(
                 saga,
@@ -107,8 +97,33 @@ def _against_snapshot(kept: Snapshot, here: Snapshot, alive: Alive | None) -> It
                 f"{max(v for s, v in (*before, *now) if s == saga) + 1}, and keep this one "
                 "as it was",
             )
+    yield from _no_longer_taken_over(before, now, alive)
     for saga, version in now.keys() - before.keys():
         yield Finding(saga, version, "new", "not in the snapshot: take it in with --write")
+
+
+def _no_longer_taken_over(
+    before: Mapping[tuple[str, int], dict[str, Any]],
+    now: Mapping[tuple[str, int], dict[str, Any]],
+    alive: Alive | None,
+) -> Iterator[Finding]:
+    """A stuck instance is of the older version until somebody has decided about it."""
+    for (saga, by), was in before.items():
+        for version, shape in was.get("takes_over", {}).items():
+            older = (saga, int(version))
+            here = now.get(older, {}).get("shape") == shape
+            if older in before or here or _taken_over_by(now, saga, shape):
+                continue
+            mend = f"let version {by}, or a later one, upcast them again until they have ended"
+            yield _away(saga, int(version), alive, mend)
+
+
+def _away(saga: str, version: int, alive: Alive | None, mend: str) -> Finding:
+    needed = sum(n for (s, v, _), n in (alive or {}).items() if (s, v) == (saga, version))
+    if alive is not None and not needed:
+        return Finding(saga, version, "gone", "no instance needs it any more")
+    who = f"{needed} instances need it" if needed else "instances may need it"
+    return Finding(saga, version, "missing", f"{who}: {mend}")
 
 
 def _against_database(here: Snapshot, alive: Alive) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from outbox_saga_relay.opened_database import opened_async
 from outbox_saga_relay.printing import json_option, print_json, print_rows
 
 HOUR = 3600.0
+LONGEST = 876_600.0  # hours; a hundred years back, every database still has a date
 
 
 @click.command("figures")
@@ -22,7 +23,7 @@ HOUR = 3600.0
 @click.option("--name", help="Only of this saga.")
 @click.option(
     "--hours",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, LONGEST, min_open=True),
     default=24.0,
     show_default=True,
     help="Of what happened in so many last hours.",

@@ -6,10 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from outbox_saga import Failure, Retry, Saga, Service, nothing_to_undo
 from outbox_saga.queries.figures import figures
 from outbox_saga_migrations import upgrade
+from outbox_saga_relay.cli import main
 from tests.fixtures.databases import Database
 from tests.saga.shipping import Order, pay
 
@@ -44,5 +46,21 @@ async def test_a_step_that_failed_beside_the_pivot_is_counted_once(database: Dat
         figures, service.database.tables, service.database.clock, 3600.0
     )
     assert found.alive == {"stuck": 1}
-    assert {step.step: step.failed for step in found.steps} == {"beside": 1, "capture": 0, "pay": 0}
+    assert {step.step: step.failed for step in found.steps} == {
+        "beside": 1,
+        "capture": 0,
+        "pay": 0,
+    }
     await service.close()
+
+
+@pytest.mark.parametrize("hours", ["1e9", "inf"])
+def test_a_time_before_all_dates_is_refused_and_not_counted_as_nothing(
+    database: Database, hours: str
+) -> None:
+    result = CliRunner().invoke(
+        main, ["saga", "figures", "--database-url", database.url, "--hours", hours]
+    )
+
+    assert result.exit_code == 2
+    assert "--hours" in result.output

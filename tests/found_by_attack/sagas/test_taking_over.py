@@ -16,6 +16,7 @@ from outbox_saga.queries import leases
 from outbox_saga.queries.leases import Known
 from outbox_saga.saga import parking
 from outbox_saga.saga.progress import initial
+from outbox_saga.saga.snapshot import compare, take_snapshot
 from outbox_saga.saga.taking_over import taken_over
 from tests.saga.test_data_upcasts import New, Old, Post, Priced, Saw, new, old, post, to_new, undo
 
@@ -75,9 +76,7 @@ async def test_who_stands_still_while_taking_over_does_not_keep_the_instance(
     as_it_is = parking.take_over
 
     def seen(connection: sa.Connection, *args: Any, **kwargs: Any) -> Any:
-        limits.append(
-            connection.scalar(sa.text("SHOW idle_in_transaction_session_timeout")) or ""
-        )
+        limits.append(connection.scalar(sa.text("SHOW idle_in_transaction_session_timeout")) or "")
         return as_it_is(connection, *args, **kwargs)
 
     monkeypatch.setattr(parking, "take_over", seen)
@@ -175,3 +174,25 @@ def _instance(saga: Saga[Any], data: dict[str, Any]) -> Instance:
         epoch=1,
         state=initial(saga, dumped),
     )
+
+
+# --- snapshots and definitions -------------------------------------------------------------------
+
+
+@pytest.mark.databases("sqlite")
+def test_a_snapshot_lets_no_upcast_go_that_instances_may_still_need() -> None:
+    saw = Saw()
+    kept = take_snapshot([new(saw)])
+    without = Saga("parcels", data=New, version=2)
+    without.wait_for("price", Priced, timeout=1.0)
+    without.step("send", saw.send, compensation=undo, external=True, idempotent=True)
+    here = take_snapshot([without])
+    stuck = {("parcels", 1, old(saw).shape): 1}
+
+    assert [(f.version, f.kind) for f in compare(kept, here)] == [(1, "missing")]
+    assert [(f.version, f.kind) for f in compare(kept, here, stuck)] == [(1, "missing")]
+    assert [(f.version, f.kind) for f in compare(kept, here, {})] == [(1, "gone")]
+    assert compare(kept, kept) == []
+    assert compare(kept, take_snapshot([old(saw), without])) == [
+        f for f in compare(kept, take_snapshot([old(saw), without])) if f.kind == "new"
+    ]
