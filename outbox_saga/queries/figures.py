@@ -195,7 +195,7 @@ def _transitions(
         .where(saga.name == name, history.at >= since)
         .group_by(*kind)
     )
-    return [tuple(row) for row in rows]
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 def _is_timeout(transition: str, code: str | None) -> bool:
