@@ -14,7 +14,7 @@ OutboxSagaError
 ├── CommitRefused                     a handler or step tried to end a lent transaction
 ├── HandlerFailed                     a handler did not handle it; nothing of it stayed
 ├── HandlerBusy                       it is being handled already, or there is no room now
-├── RequestTimeout (TimeoutError)     no answer in time; it may be carried out, and answered, yet
+├── RequestTimeout                    a TimeoutError: no answer yet; it may be carried out yet
 ├── RequestFaulted                    who was asked has given up so far, and a person decides
 ├── PartEnded                         the relay, the orchestrator or a consumer ended unasked
 ├── DefinitionError (ValueError)      a saga, or upcasters, that break a rule; it is named

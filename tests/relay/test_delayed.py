@@ -138,6 +138,7 @@ def _cuts(point: Point) -> bool:
 
 @pytest.mark.needs_a_session("the explorer asks the server who waits, by a session's number")
 @pytest.mark.databases("postgres18", "mariadb")
+@pytest.mark.timeout(400)  # hundreds of orders: 40 s by themselves
 async def test_two_relays_let_each_message_in_once_whatever_the_order_of_their_steps(
     house: House,
 ) -> None:

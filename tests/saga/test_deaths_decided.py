@@ -100,7 +100,7 @@ def test_at_the_tenth_death_a_local_step_is_charged_an_attempt_and_waits_as_afte
     assert first.due is not None
     assert first.due > START
     assert decision.entries == (
-        Entry("STEP_FAILED", "first", 1, DEATH.format(10) + " (will be tried again)"),
+        Entry("STEP_FAILED", "first", 1, DEATH.format(10) + " (will be tried again)", code="died"),
     )
     again = decide(saga, decision.state, Resumed(), _around(first.due))
     assert again.todo == (Run("first", "do", 2),)
