@@ -175,7 +175,9 @@ class Service:
     ) -> None:
         """Nothing of the request stays, if, and only if, the transaction commits.
 
-        What was done is undone by this command, once; what comes after it is refused.
+        What was done is undone by this command, once; what comes after it is refused. If the
+        handler over there answers the undoing with a Failure, what was done is still there, and
+        that answer waits in this service's `outbox-saga waiting` (`withdrawal_refused`).
 
         Args:
             request: As `ask` returned it.

@@ -249,7 +249,7 @@ def came_late(
     except MessageRefused as refused:
         reason, done = f"its answer does not fit the saga's data ({refused.path})", None
     if reason is None or done == state or happened.added is None:
-        assert done is not None
+        assert done is not None, "an answer without data cannot be refused"
         return done, tuple(entries)
     unusable = Unusable(happened.step, happened.attempt, reason)
     entries.clear()
