@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 
 from benchmarks.databases import Place
 from benchmarks.measuring import Sample
@@ -122,7 +123,8 @@ class Runs:
 
     def _effects(self) -> int:
         with psycopg.connect(self.dsn) as connection:
-            row = connection.execute(f"SELECT sum(balance) FROM {ACCOUNT.name}").fetchone()
+            asked = sql.SQL("SELECT sum(balance) FROM {}").format(sql.Identifier(ACCOUNT.name))
+            row = connection.execute(asked).fetchone()
         assert row is not None
         return int(row[0])
 
