@@ -122,7 +122,11 @@ class Crashes:
     # --- the kinds of parts ----------------------------------------------------------------------
 
     def explore(self, world: World, operations: Iterable[Operation]) -> dict[str, Any]:
-        """Every single point of these, and some pairs of each."""
+        """Every single point of these, and some pairs of each.
+
+        The moment after one statement and the moment before the next are one (`CrashPoints`), and
+        are tried once.
+        """
         points: dict[str, int] = {}
         singles = pairs = 0
         violations: list[str] = []
@@ -130,16 +134,17 @@ class Crashes:
             if world.name not in operation.databases or not _is_asked_for(operation.name):
                 continue
             explorer = Explorer(world, operation)
-            count = points[operation.name] = explorer.count()
+            undisturbed = explorer.come_to()
+            count = points[operation.name] = undisturbed.count
             found, recoveries = [], {}
-            for at in range(1, count + 1):
+            for number, at in enumerate(undisturbed.moments, 1):
                 _must_end()
                 run = explorer.crash(at)
                 found.append(run)
                 recoveries[at] = run.recovery
-                if at % 100 == 0:
+                if number % 100 == 0:
                     say(f"{world.name}, {operation.name}: {at} of {count}")
-            singles += count
+            singles += len(undisturbed.moments)
             # a sample, not a secret
             chance = random.Random(f"{SEED} {world.name} {operation.name}")
             for _ in range(self.pairs):
@@ -149,7 +154,10 @@ class Crashes:
                 pairs += 1
             bad = [str(run) for run in found if run.violations]
             violations += bad
-            say(f"{world.name}, {operation.name}: {count} points, {len(bad)} bad runs")
+            say(
+                f"{world.name}, {operation.name}: {count} points, "
+                f"{len(undisturbed.moments)} moments, {len(bad)} bad runs"
+            )
             for text in bad[:2]:
                 say(f"    {text[:1000]}")
         return {"points": points, "singles": singles, "pairs": pairs, "violations": violations}
@@ -226,6 +234,9 @@ def _sum(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
             )
             for database in DATABASES
         },
+        "points": sum(
+            count for part in measured.values() for count in part.get("points", {}).values()
+        ),
         "singles": total("singles"),
         "pairs": total("pairs"),
         "cancels": total("cancels"),

@@ -73,13 +73,14 @@ def explore(world: World) -> dict[str, Any]:
     violations: list[str] = []
     for name, operation in FIRST.items():
         explorer = Explorer(world, operation)
-        count = points[name] = explorer.count()
+        undisturbed = explorer.come_to()
+        count = points[name] = undisturbed.count
         found = []
         recoveries = {}
-        for run in singles(explorer, range(1, count + 1)):
+        for run in singles(explorer, undisturbed.moments):
             found.append(run)
             recoveries[run.at[0]] = run.recovery
-        runs["singles"] += count
+        runs["singles"] += len(undisturbed.moments)
         chance = random.Random(f"{SEED} {world.name} {name}")  # a sample, not a secret
         for _ in range(PAIRS):
             at = chance.choice([at for at, recovery in recoveries.items() if recovery])
@@ -98,8 +99,9 @@ def explore(world: World) -> dict[str, Any]:
 def plant(world: World, bug: str) -> dict[str, Any]:
     """At which points the explorer catches this bug."""
     explorer = Explorer(world, FIRST[WANTED[bug]], PLANTED[bug])
-    count = explorer.count()
-    caught = [run for run in singles(explorer, range(1, count + 1)) if run.violations]
+    moments = explorer.moments()
+    count = len(moments)
+    caught = [run for run in singles(explorer, moments) if run.violations]
     invariants = sorted({v.invariant for run in caught for v in run.violations})
     say(f"{world.name}, planted {bug!r}: caught at {len(caught)} of {count} points")
     return {

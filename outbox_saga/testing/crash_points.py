@@ -3,17 +3,16 @@
     points = CrashPoints()                      # the undisturbed run counts
     points.watch(database)
     with points.effect("charge the card"): ...
-    for at in range(1, points.count + 1):
+    for at in points.moments:
         points = CrashPoints(at)                # this one dies at point `at`, and stays dead
         ...
 
 A *point* is before and after each statement, each commit and each outside effect. At its point the
-process dies: the lines
-of all its connections are cut, so no rollback and no commit gets out later, and every point it
-still comes to, in any
-thread or task, raises `ProcessDied`, which no `except Exception` stops. Rollbacks are no points: a
-process that dies
-before one and a process that dies after one leave the same behind.
+process dies: the lines of all its connections are cut, so no rollback and no commit gets out
+later, and every point it still comes to, in any thread or task, raises `ProcessDied`, which no
+`except Exception` stops. Rollbacks are no points: a process that dies before one and a process
+that dies after one leave the same behind. So do one that dies after something and one that dies
+before the next, if nothing happened outside in between: they are one *moment*.
 
 Statements that a new engine makes once, at its first connect, are not counted.
 """
@@ -49,12 +48,23 @@ class CrashPoints:
         kill: Dies for real (`os.kill(os.getpid(), SIGKILL)`) or stops (SIGSTOP, and goes on when
             it is continued);
             None cuts the lines and raises.
+        outside: Tells apart what can be seen from outside and has no point before and after it
+            (the sizes of logs, say), for `moments`. None: there is nothing of that kind.
     """
 
-    def __init__(self, at: int | None = None, *, kill: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        at: int | None = None,
+        *,
+        kill: Callable[[], None] | None = None,
+        outside: Callable[[], object] | None = None,
+    ) -> None:
         self.at = at
         self.names: list[str] = []
+        self.moments: list[int] = []
         self._kill = kill
+        self._outside = outside
+        self._after: tuple[object] | None = None  # what was outside, if the last point ended one
         self._dead = False
         self._lock = threading.Lock()
         self._lines: list[Line] = []
@@ -79,10 +89,18 @@ class CrashPoints:
 
         Raises ProcessDied if it dies here, or has died before.
         """
+        self._come_to(name)
+
+    def _come_to(self, name: str, *, begins: bool = False, ends: bool = False) -> None:
+        """To this point, at which something begins, or has ended."""
         with self._lock:
             if self._dead:
                 raise ProcessDied(self.place)
             self.names.append(name)
+            seen = (None if self._outside is None else self._outside(),)
+            if not (begins and self._after == seen):
+                self.moments.append(len(self.names))
+            self._after = seen if ends else None
             if len(self.names) != self.at:
                 return
             if self._kill is None:
@@ -96,9 +114,9 @@ class CrashPoints:
     @contextlib.contextmanager
     def effect(self, name: str) -> Iterator[None]:
         """The block is one outside effect: there is a point before it and one after it."""
-        self.point(f"before {name}")
+        self._come_to(f"before {name}", begins=True)
         yield
-        self.point(f"after {name}")
+        self._come_to(f"after {name}", ends=True)
 
     def watch(self, database: Database) -> None:
         """Every statement and commit of this database's engines is a point from now on."""

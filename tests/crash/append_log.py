@@ -29,6 +29,14 @@ class AppendLog:
             return []
         return [json.loads(line) for line in self._path.read_text().splitlines()]
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def empty(self) -> None:
         """Nothing is remembered any more."""
         self._path.unlink(missing_ok=True)

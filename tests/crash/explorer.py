@@ -75,20 +75,35 @@ class Explorer:
 
     def count(self) -> int:
         """The points of the undisturbed run, which must leave everything well by itself."""
+        return self.come_to().count
+
+    def moments(self) -> list[int]:
+        """Of those points the ones at which something else is left behind than at the one before.
+
+        All there are, for whoever tries every one.
+        """
+        return self.come_to().moments
+
+    def come_to(self) -> CrashPoints:
+        """What the undisturbed run came to; it must leave everything well by itself."""
         points, run = self.undisturbed()
         if run.violations:
             raise AssertionError(f"undisturbed: {run}")
         return points
 
-    def undisturbed(self) -> tuple[int, Run]:
-        """The points of the undisturbed run, and what came of it."""
-        points = self._prepared_run(CrashPoints())
+    def undisturbed(self) -> tuple[CrashPoints, Run]:
+        """What the undisturbed run came to, and what came of it."""
+        points = self._prepared_run(CrashPoints(outside=self.world.logged))
         self._recover(CrashPoints())
-        return points.count, self._judge((), (), 0)
+        return points, self._judge((), (), 0)
+
+    def dies(self, at: int) -> CrashPoints:
+        """At this point, and nobody recovers."""
+        return self._prepared_run(CrashPoints(at))
 
     def crash(self, at: int) -> Run:
         """Dies at this point; the next process recovers."""
-        points = self._prepared_run(CrashPoints(at))
+        points = self.dies(at)
         recovery = self._recover(CrashPoints())
         return self._judge((at,), (points.place,), recovery.count)
 
@@ -97,7 +112,7 @@ class Explorer:
 
         A third one recovers.
         """
-        first = self._prepared_run(CrashPoints(at))
+        first = self.dies(at)
         second = self._recover(CrashPoints(again))
         third = self._recover(CrashPoints(), later=2 * A_WHILE * 100)
         return self._judge((at, again), (first.place, second.place), third.count)

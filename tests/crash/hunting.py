@@ -66,7 +66,7 @@ def _runs(world: World, bug: Bug) -> Iterator[tuple[str, Run]]:
                 yield "cancel", run
         return
     explorer = Explorer(world, operation, bug.code)
-    count, run = explorer.undisturbed()
+    points, run = explorer.undisturbed()
     yield "undisturbed", run
-    for at in range(1, count + 1):
+    for at in points.moments:
         yield "crash", explorer.crash(at)

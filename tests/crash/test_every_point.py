@@ -44,15 +44,14 @@ def test_whatever_the_point_at_which_the_process_dies_the_next_one_puts_everythi
     if not (soak or name in FIRST or is_sampled(name, world.name)):
         pytest.skip("./dev soak, or ./dev prove 2.8")
     explorer = Explorer(world, OPERATIONS[name])
-    count = explorer.count()
+    undisturbed = explorer.come_to()
     stride = CLOSE if name in CLOSELY and world.name != "mariadb" else STRIDE
     if name not in FIRST:
         stride = REST[world.name]
-    if soak:
-        stride = 1
     # other operations, other databases, other points
-    first = 1 if stride == 1 else 1 + zlib.crc32(f"{name} {world.name}".encode()) % stride
-    bad = [run for run in singles(explorer, every(stride, count, first=first)) if run.violations]
+    first = 1 + zlib.crc32(f"{name} {world.name}".encode()) % stride
+    points = undisturbed.moments if soak else every(stride, undisturbed.count, first=first)
+    bad = [run for run in singles(explorer, points) if run.violations]
     assert not bad, "\n".join(str(run) for run in bad)
 
 
@@ -61,7 +60,7 @@ def test_whatever_the_point_at_which_the_process_dies_the_next_one_puts_everythi
 def test_a_saga_goes_on_wherever_its_process_died(name: str, world: World, soak: bool) -> None:
     explorer = Explorer(world, JOURNEYS[name])
     # all of them, and their pairs, on all databases: `./dev prove 3.2`
-    points = range(1, explorer.count() + 1) if soak else [SOMEWHERE]
+    points = explorer.moments() if soak else [SOMEWHERE]
     bad = [run for run in singles(explorer, points) if run.violations]
     assert not bad, "\n".join(str(run) for run in bad)
 

@@ -109,6 +109,10 @@ class World:
         database._programs = ours.program_engine
         return database
 
+    def logged(self) -> tuple[int, ...]:
+        """How much each log has: what can be seen outside, beside the database."""
+        return tuple(log.size for log in self.logs)
+
     def prepare(self) -> None:
         """Our tables, the shop's tables and the triggers."""
         with self.observer.begin() as connection:
