@@ -25,6 +25,7 @@ from outbox_saga.queries import dialects, failures, failures_at_once
 from outbox_saga.queries import outbox as writing
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.inbox import note_arrival
+from outbox_saga_relay import lease as leases
 from outbox_saga_relay import listening, outage
 from outbox_saga_relay import relay as relays
 from outbox_saga_relay import store as stores
@@ -160,9 +161,9 @@ def _keeps_its_lease() -> None:
     """A relay that ends leaves its partitions leased until the lease is over."""
 
     async def release_lease(self: Any) -> None:
-        await self._in_thread(self._give_up_kept)
+        await self._connection.run(self._connection.give_up)
 
-    setattr(stores.Store, "release_lease", release_lease)  # noqa: B010
+    setattr(leases.Lease, "release", release_lease)  # noqa: B010
 
 
 # --- what happens once ---------------------------------------------------------------------------

@@ -93,7 +93,9 @@ async def _drain(place: Place, rows: int) -> Drained:
     if last not in done:
         last.cancel()
         await running
-        raise RuntimeError(f"the relay ended with {relay.store.removed} of {rows} rows removed")
+        raise RuntimeError(
+            f"the relay ended with {relay.store.lease.removed} of {rows} rows removed"
+        )
     ended = last.result()
     await running
     await database.close()
@@ -111,6 +113,6 @@ async def _drain(place: Place, rows: int) -> Drained:
 
 async def _removed(relay: Relay, broker: Counting, rows: int) -> float:
     await broker.done.wait()
-    while relay.store.removed < rows:  # noqa: ASYNC110 - a counter that another thread moves
+    while relay.store.lease.removed < rows:  # noqa: ASYNC110 - a counter that another thread moves
         await asyncio.sleep(LOOK)
     return time.monotonic()

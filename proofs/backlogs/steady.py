@@ -39,10 +39,10 @@ async def _keep_up(place: Place, seconds: float) -> Steady:
     try:
         with program("proofs.backlogs.writer", place.url, str(ADDED)) as writer:
             await asyncio.sleep(BEGIN)
-            removed = [relay.store.removed]
+            removed = [relay.store.lease.removed]
             for _ in range(QUARTERS):
                 await asyncio.sleep(seconds / QUARTERS)
-                removed.append(relay.store.removed)
+                removed.append(relay.store.lease.removed)
             if writer.poll() is not None or running.done():
                 raise RuntimeError("the writer or the relay has ended before its time")
     finally:

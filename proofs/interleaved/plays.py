@@ -113,9 +113,9 @@ def time_and_relay(on: Stage) -> Play:
 def _whoever_holds(on: Stage, first: RelayActor, second: RelayActor) -> Drains:
     class Last:
         def drains(self) -> None:
-            if not second.store.epochs:
+            if not second.store.lease.epochs:
                 on.advance(3e6)  # the first one's lease is over for good
-                first.store.epochs = {}
+                first.store.lease.epochs = {}
                 second.begins()
             second.drains()
 

@@ -76,7 +76,7 @@ class RelayActor:
     def begins(self) -> bool:
         """Takes the lease; whether it has one."""
         self._acknowledged, self._again = [], None
-        return self.store._take_lease({})
+        return self.store.lease._take({})
 
     def passes(self, count: int, *, renewing: bool = False) -> Callable[[], None]:
         """So many pages, read, sent and removed with the next one, or until it loses its lease.
@@ -92,7 +92,7 @@ class RelayActor:
                         self.renews()
                     self.one_pass()
             except LeaseLost:
-                self.store.epochs = {}
+                self.store.lease.epochs = {}
 
         return work
 
@@ -135,7 +135,7 @@ class RelayActor:
         again, self._again = self._again, None
         page = self.store._exchange(acknowledged, PAGE, None, [], [], again)
         if page.put_back:
-            told = self._stage.in_transaction(self.store._take_back)
+            told = self._stage.in_transaction(self.store.lease._take_back)
             self._again = None if told is None else told - 1
         return page
 
@@ -149,7 +149,7 @@ class RelayActor:
 
     def renews(self) -> None:
         """Renews its lease, and hears what others did to its keys."""
-        renewal = self.store._renew_lease({})
+        renewal = self.store.lease._renew({})
         if not renewal.held:
             raise LeaseLost("another relay has taken over")
         if renewal.again is not None:
@@ -157,7 +157,7 @@ class RelayActor:
 
     def close(self) -> None:
         """Its connection is given back; the actor's own thread has worked for it."""
-        self.store._give_back()
+        self.store.connection.give_back()
 
 
 class Drains(Protocol):
@@ -272,7 +272,7 @@ class Stage:
             refused_for_good=(self.broker.never | self.broker.once).intersection(
                 self.broker.refused
             ),
-            removed=sum(relay.store.removed for relay in self._relays),
+            removed=sum(relay.store.lease.removed for relay in self._relays),
             left=[word_of(row.body) for row in self._rows(t.outbox)],
             dead={row.position: word_of(row.body) for row in letters},
             blocked=self._rows(t.blocked_key),

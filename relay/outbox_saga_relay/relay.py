@@ -36,11 +36,12 @@ from outbox_saga.retries import Retry
 from outbox_saga_relay.counters import Counters
 from outbox_saga_relay.head_start import MANY, HeadStart
 from outbox_saga_relay.lanes import Lanes
+from outbox_saga_relay.lease import Renewal
 from outbox_saga_relay.listening import Listener
 from outbox_saga_relay.outage import Outage
 from outbox_saga_relay.pace import Pace
 from outbox_saga_relay.sending import Sending
-from outbox_saga_relay.store import Page, Renewal, Store
+from outbox_saga_relay.store import Page, Store
 
 logger = logging.getLogger("outbox_saga.relay")
 
@@ -134,7 +135,7 @@ class Relay:
         self._again: int | None = None
         self._more_is_due = False
         self._stop: asyncio.Event | None = None
-        self._outage = Outage(outage, seed=str(self.store.owner), most=max_rate)
+        self._outage = Outage(outage, seed=str(self.store.lease.owner), most=max_rate)
         self._lanes = Lanes(max(16, page_rows // 8))
         self._sending = Sending(
             publisher,
@@ -142,7 +143,7 @@ class Relay:
             self._outage,
             retry=retry,
             skip=skip_poison,
-            attempts=self.store.attempts,
+            attempts=self.store.blocked.attempts,
             counters=self.counters,
             wake=self._wake.set,
             go_on=self._send_few,
@@ -184,7 +185,7 @@ class Relay:
 
     def _asked_to_stop(self, stopped: asyncio.Task[bool]) -> None:
         if not stopped.cancelled():
-            self.store.hurry()
+            self.store.connection.hurry()
             self._wake.set()
 
     def _ear(self) -> asyncio.Task[None] | None:
@@ -249,12 +250,12 @@ class Relay:
             the same ids. BrokerUnavailable: The broker takes nothing now.
         """
         before = self.counters.published
-        if self._owns_any and self.store.lease_may_be_over:
+        if self._owns_any and self.store.lease.may_be_over:
             await self._renew_or_lose(raising=False)
         try:
             await self._publish_page()
         finally:
-            await self.store.rest()
+            await self.store.connection.rest()
         return self.counters.published - before
 
     # --- page by page ----------------------------------------------------------------------------
@@ -340,7 +341,7 @@ class Relay:
 
     @property
     def _may_send(self) -> bool:
-        lapsed = self._is_stopping() or self.store.lease_may_be_over
+        lapsed = self._is_stopping() or self.store.lease.may_be_over
         return self._serving and not lapsed and not self._head_start.left
 
     def _send_few(self) -> None:
@@ -359,7 +360,7 @@ class Relay:
         """What the database is asked for next; None: nothing for now."""
         now, sending = time.monotonic(), self._sending
         # told once: what is due and cannot be read yet must not keep us awake
-        if (now >= pace.due_at and self.store.take_due()) or self._hinted:
+        if (now >= pace.due_at and self.store.blocked.take_due()) or self._hinted:
             self._hinted = False
             pace.hinted(now)
         if now >= pace.renew_at:
@@ -371,7 +372,7 @@ class Relay:
             self._failures_were_last = True
             return self._store_some(pace)
         self._failures_were_last = False
-        if self.store.leaving and not self._lanes.flying_of(self.store.leaving):
+        if self.store.lease.leaving and not self._lanes.flying_of(self.store.lease.leaving):
             return self._hand_over()
         if not stopping and self._may_read:
             reads = now >= pace.read_at and self._has_room()
@@ -408,7 +409,7 @@ class Relay:
         if busy:
             return self._head_start.left or min(self._lease, self._sends_again_in)
         moments = [pace.renew_at - now, self._sends_again_in]
-        if (due := self.store.next_due) is not None:
+        if (due := self.store.blocked.next_due) is not None:
             moments.append(max(due, pace.due_at - now))
         if self._sending.failures:
             moments.append(pace.store_at - now)
@@ -426,7 +427,7 @@ class Relay:
     @property
     def _sends_again_in(self) -> float:
         """Seconds until something that waits for the broker's sake alone may be sent."""
-        if not self._lanes.ready or self._is_stopping() or self.store.lease_may_be_over:
+        if not self._lanes.ready or self._is_stopping() or self.store.lease.may_be_over:
             return math.inf
         return self._outage.pause(self._lanes.flying)
 
@@ -493,7 +494,7 @@ class Relay:
         return page
 
     async def _look_for_what_is_back(self) -> None:
-        again = await self.store.put_back()
+        again = await self.store.lease.put_back()
         if again is not None:
             self._look_again(again)
             self._look_again(self._lanes.release_held())
@@ -559,14 +560,14 @@ class Relay:
             self._look_again(renewal.again)
             self._look_again(self._lanes.release_held())
             self._hinted = True
-        if leaving := self.store.leave_beyond(renewal.share):
+        if leaving := self.store.lease.leave_beyond(renewal.share):
             logger.info("%s relays: handing %s partitions over", renewal.relays, len(leaving))
             self._lanes.leave(leaving)
         return renewal
 
     async def _hand_over(self) -> None:
         await self._remove()
-        await self.store.release_leaving()
+        await self.store.lease.release_leaving()
 
     def _look_again(self, position: int | None) -> None:
         """The next page is read from above this position, if the low-water mark is beyond it."""
@@ -578,15 +579,17 @@ class Relay:
     @property
     def _owns_any(self) -> bool:
         """Whether it has partitions, as far as it may believe that."""
-        return bool(self.store.epochs) and not self._lost
+        return bool(self.store.lease.epochs) and not self._lost
 
     async def _begin(self) -> bool:
         self._forget()  # of a lease before: published again, under the same ids
-        if not await self.store.take_lease(self.counters.as_dict()):
+        if not await self.store.lease.take(self.counters.as_dict()):
             return False
         self._lost = False
         await self.publisher.open()
-        logger.info("relay %s owns %s partitions", self.store.owner, len(self.store.epochs))
+        logger.info(
+            "relay %s owns %s partitions", self.store.lease.owner, len(self.store.lease.epochs)
+        )
         return True
 
     async def _start_over(self) -> None:
@@ -599,14 +602,14 @@ class Relay:
 
     def _forget(self) -> None:
         self._sending.forget()
-        self.store.forget(self._lanes.sent)
+        self.store.lease.forget(self._lanes.sent)
         self._lanes.clear()
         self._again = None
         self._lost = True
 
     async def _wait_out(self, stopped: asyncio.Task[bool]) -> None:
         self._troubles += 1
-        delay = self._trouble.delay(self._troubles, seed=str(self.store.owner))
+        delay = self._trouble.delay(self._troubles, seed=str(self.store.lease.owner))
         await asyncio.wait({stopped}, timeout=delay)
 
     async def _end(self) -> None:
@@ -615,12 +618,12 @@ class Relay:
             if self._owns_any:
                 await self._store_all_failures()
                 await self._remove()
-            await self.store.release_lease()
+            await self.store.lease.release()
         except Exception as error:  # noqa: BLE001  # logged
             # acknowledged rows are published again, under the same ids; the lease ends by itself
             logger.warning("the relay could not tidy up (%s)", brief(error))
         await self.publisher.close()
-        self.store.close()
+        self.store.connection.close()
 
     def _is_stopping(self) -> bool:
         return self._stop is not None and self._stop.is_set()

@@ -32,7 +32,7 @@ async def all_is_old(process: Process) -> None:
     one = process.new_relay(archive=True)
     while await one.run_once():
         pass
-    await one.store.release_lease()
+    await one.store.lease.release()
     publish_all(process, ("old 4", "one"), ("old 5", None))  # never published
     publish_all(process, ("late 6", None), delay=AGES)
     note = sa.insert(OURS.inbox)
@@ -48,7 +48,7 @@ async def all_is_old(process: Process) -> None:
     two.publisher = OnlyNew(process.world, process.points)
     for _ in range(8):
         await two.run_once()
-    await two.store.release_lease()
+    await two.store.lease.release()
 
 
 class OnlyNew(RecordingPublisher):

@@ -38,7 +38,7 @@ class MarksBeforePublishing(Relay):
     """Removes a page from the outbox, then publishes it."""
 
     async def run_once(self) -> int:
-        if not self.store.epochs and not await self._begin():
+        if not self.store.lease.epochs and not await self._begin():
             return 0
         page = (await self.store.exchange([], self._limit)).rows
         if page:

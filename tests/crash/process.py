@@ -167,7 +167,7 @@ class Process:
                     pass
             except BrokerUnavailable:
                 pass  # it is asked again, as a relay's own loop would
-            await relay.store.release_lease()
+            await relay.store.lease.release()
             if not self.world.pending():
                 return
             self.let_time_pass()
@@ -253,7 +253,7 @@ class Process:
     def stop_programs(self) -> None:
         """Relays and housekeeping give back their threads and connections."""
         for relay in self._relays:
-            relay.store.close()
+            relay.store.connection.close()
         for housekeeping in self._houses:
             housekeeping._thread.close(lambda: None)
 

@@ -66,7 +66,7 @@ async def relay_when_due(process: Process) -> None:
     one = process.new_relay()
     while await one.run_once():
         pass
-    await one.store.release_lease()
+    await one.store.lease.release()
     process.let_time_pass()
     await process.relay()
 
@@ -178,7 +178,7 @@ async def late_commit(process: Process) -> None:
         await one.run_once()
     if process.world.pending():
         raise TimeoutError("the relay did not see what committed late")
-    await one.store.release_lease()
+    await one.store.lease.release()
 
 
 _FIRST = (

@@ -153,8 +153,8 @@ async def test_a_relay_publishes_parks_retries_and_buries_as_relay(
     while await relay.run_once() or house.waiting():
         pass
     assert (await relay.store.renew_lease()).held
-    await relay.store.release_lease()
-    relay.store.close()
+    await relay.store.lease.release()
+    relay.store.connection.close()
     await database.close()
 
     assert recorder.words.index("goes") < recorder.words.index("waits")
@@ -229,7 +229,7 @@ async def test_a_program_with_a_role_that_is_not_its_own_changes_nothing(
 
     with pytest.raises(DBAPIError):
         await relay.run_once()
-    relay.store.close()
+    relay.store.connection.close()
     await database.close()
 
     assert house.waiting() == ["stays"]

@@ -36,7 +36,7 @@ async def die(house: House, *words: str, **codes: str) -> Relay:
     The relay that did it keeps its lease; those before it have given theirs back.
     """
     for other in house._relays:
-        await other.store.release_lease()
+        await other.store.lease.release()
     relay = house.relay(Recorder(refusing(*words, **codes)))
     for _ in range(10):
         await relay.run_once()

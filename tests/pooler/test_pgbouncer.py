@@ -140,8 +140,8 @@ async def test_a_relay_leaves_no_limit_of_its_own_in_the_sessions_it_shares(
         found = [one.result() for one in [threads.submit(limit) for _ in range(SHARED)]]
     assert len({session for _, session in found}) == SHARED
     assert {limit for limit, _ in found} == {default}
-    await relay.store.release_lease()
-    relay.store.close()
+    await relay.store.lease.release()
+    relay.store.connection.close()
     await database.close()
 
 

@@ -101,7 +101,7 @@ class House:
         """No thread and no connection of this test is left."""
         for relay in self._relays:
             with suppress(RuntimeError):  # it ended by itself
-                relay.store.close()
+                relay.store.connection.close()
         for database in self._databases:
             await database.close()
 

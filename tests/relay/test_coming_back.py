@@ -72,7 +72,7 @@ async def test_two_relays_ask_for_a_lost_database_ever_less_often_and_never_in_s
         async with down.listens() as url:
             relay = Relay(Database(url), Broker(), outage=PAUSES, listen=False)
             async with running(relay):
-                said.append(check(await down.tried(TRIES), str(relay.store.owner)))
+                said.append(check(await down.tried(TRIES), str(relay.store.lease.owner)))
     assert apart(*said)
 
 

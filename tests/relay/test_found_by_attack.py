@@ -50,7 +50,7 @@ async def test_a_relay_whose_lease_ran_out_takes_it_anew_and_goes_on(house: Hous
     relay = house.relay(recorder, lease=30.0)
     house.say("a")
     assert await relay.run_once() == 1
-    relay.store._lease_ends = 0.0  # as its own clock would say after 30 seconds
+    relay.store.lease._ends = 0.0  # as its own clock would say after 30 seconds
     house.advance(31)
     house.say("b")
 

@@ -54,7 +54,7 @@ async def test_a_relay_that_renews_keeps_its_lease(house: House) -> None:
         house.advance(8)
         assert (await working.store.renew_lease()).held
         assert await waiting.run_once() == 0
-    assert house.owners() == {working.store.owner}
+    assert house.owners() == {working.store.lease.owner}
 
 
 async def test_a_relay_that_ends_gives_its_lease_to_the_next_at_once(house: House) -> None:
@@ -83,7 +83,7 @@ async def test_a_relay_without_the_lease_takes_none_away_when_it_ends(house: Hou
     running = asyncio.create_task(waiting.run(stop))
     stop.set()
     await asyncio.wait_for(running, PATIENCE)
-    assert house.owners() == {working.store.owner}
+    assert house.owners() == {working.store.lease.owner}
 
 
 async def test_a_relay_that_was_passed_reads_nothing_any_more(house: House) -> None:
@@ -130,11 +130,11 @@ async def test_a_relay_that_was_passed_removes_nothing_any_more_and_counts_it(
             await passed.run_once()
     assert house.waiting() == ["a", "b"]
     assert await passed.run_once() == 0
-    assert passed.store.fenced == 1
+    assert passed.store.lease.fenced == 1
     go.set()
     assert await asyncio.wait_for(passing[0], PATIENCE) == 2
     assert house.waiting() == []
-    assert successor.store.fenced == 0
+    assert successor.store.lease.fenced == 0
 
 
 async def removes_too_late(house: House) -> tuple[Relay, Recorder]:
@@ -180,7 +180,7 @@ async def test_the_server_ends_what_a_relay_that_stands_still_has_begun(house: H
     """In the middle of a statement, too, where its session is not idle; since PostgreSQL 17."""
     relay = house.relay(Recorder(), lease=0.5)
     with pytest.raises(DBAPIError) as ended:
-        relay.store._write(lambda c: c.exec_driver_sql("select pg_sleep(60)").all())
+        relay.store.connection.write(lambda c: c.exec_driver_sql("select pg_sleep(60)").all())
     assert getattr(ended.value.orig, "sqlstate", None) == "25P04"  # transaction_timeout
     assert is_transient(ended.value)  # it begins anew when it goes on
 
@@ -212,7 +212,7 @@ async def test_a_relay_that_lost_its_lease_leaves_no_task_behind_and_works_again
         # as if the relay had stood still for longer than its lease
         with house.eyes.begin() as connection:
             lease = house.tables.partition_lease
-            connection.execute(lease.update().values(owner=usurper.store.owner))
+            connection.execute(lease.update().values(owner=usurper.store.lease.owner))
     house.say("last")
     await until("last")
     stop.set()

@@ -78,8 +78,8 @@ async def _play(  # noqa: C901, PLR0915  # a play and its model, step by step
     async def succeed() -> None:
         nonlocal relay
         twice.update(house.waiting())  # acknowledged ones among them are not yet removed
-        await relay.store.release_lease()
-        relay.store.close()
+        await relay.store.lease.release()
+        relay.store.connection.close()
         relay = house.relay(Recorder(answer), page_rows=page_rows)
 
     for step in steps:
@@ -97,7 +97,7 @@ async def _play(  # noqa: C901, PLR0915  # a play and its model, step by step
     for _ in range(8 * len(fate) + 8):
         house.advance(61)
         await work()
-    await relay.store.release_lease()
+    await relay.store.lease.release()
 
     dead = [word_of(row.body) for row in house.dead()]
     waiting = house.waiting()

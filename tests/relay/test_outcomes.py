@@ -78,7 +78,7 @@ async def test_a_relay_that_dies_between_ack_and_removal_publishes_again_under_t
     assert await dying.run_once() == 2  # acknowledged, and nothing removed before the next look
     assert house.waiting() == ["a", "b"]
 
-    await dying.store.release_lease()
+    await dying.store.lease.release()
     await house.relay(second).run_once()
 
     assert [e.id for e in second.attempts] == [e.id for e in first.attempts]
@@ -149,7 +149,7 @@ async def test_attempts_are_remembered_by_the_next_relay(house: House) -> None:
         relay = house.relay(scripted(a=[REFUSED]))
         await relay.run_once()
         assert [b.attempts for b in house.blocked()] == [attempt]
-        await relay.store.release_lease()
+        await relay.store.lease.release()
         house.advance(61)
 
 
@@ -186,7 +186,7 @@ async def test_an_impossible_message_is_a_dead_letter_with_everything_and_its_ke
 
     house.advance(1_000_000)
     await relay.run_once()
-    await relay.store.release_lease()
+    await relay.store.lease.release()
     await house.relay(recorder).run_once()  # and the next relay knows it, too
     assert sorted(recorder.words) == ["a1", "b1"]
     assert house.waiting() == ["a2"]
@@ -318,9 +318,9 @@ async def test_failures_are_kept_by_nobody_who_lost_the_lease(house: House) -> N
     usurper = house.relay(Recorder())
 
     async def answer(envelope: Envelope) -> Outcome:
-        if not usurper.store.epochs:
+        if not usurper.store.lease.epochs:
             house.advance(20)
-            assert await usurper.store.take_lease()
+            assert await usurper.store.lease.take()
         return IMPOSSIBLE if word_of(envelope) == "x" else REFUSED
 
     late = house.relay(Recorder(answer), lease=10.0)
@@ -328,7 +328,7 @@ async def test_failures_are_kept_by_nobody_who_lost_the_lease(house: House) -> N
         await late.run_once()
     assert (house.blocked(), house.dead()) == ([], [])
     assert house.waiting() == ["a1", "x"]
-    assert house.owners() == {usurper.store.owner}
+    assert house.owners() == {usurper.store.lease.owner}
 
 
 async def test_an_interrupted_publish_leaves_everything_for_the_next_relay(house: House) -> None:

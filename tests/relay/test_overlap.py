@@ -25,10 +25,10 @@ async def test_a_key_is_parked_only_together_with_its_dead_letter(house: House) 
     def play() -> Play:
         house.empty()
         house.say("one", key="k")
-        assert first._take_lease({})
+        assert first.lease._take({})
         (row,) = first._exchange([], 10, None, [], [], None).rows
         house.advance(1001)
-        assert second._take_lease({})
+        assert second.lease._take({})
 
         def removes() -> None:
             with databases[0].program_engine.begin() as connection:
@@ -54,7 +54,7 @@ async def test_a_key_is_parked_only_together_with_its_dead_letter(house: House) 
         found = explore(play, [database.program_engine for database in databases])
     finally:
         for store in (first, second):
-            store._give_up_kept()
+            store.connection.give_up()
     assert found.exhausted
     assert not found.problems, found.report()
 
@@ -76,7 +76,7 @@ async def test_a_key_does_not_wait_for_a_message_that_another_relay_has_removed(
     assert (await successor.store.renew_lease()).held  # it knows how late it is
     await successor.run_once()
     assert house.blocked() == []
-    assert successor.store.blocked == 0
+    assert len(successor.store.blocked) == 0
     sent.answer = accept
     house.say("two", key="k")
     assert await successor.run_once() == 1

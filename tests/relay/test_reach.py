@@ -167,11 +167,11 @@ def memory(relays: list[RelayActor], lowest: int) -> object:
             relay.store.mark.position - lowest if relay.store.mark.position else None,
             [(seen.highest - lowest, seen.after is None) for seen in relay.store.mark._seen],
             sorted(floor and floor - lowest for floor in relay.store.mark.open.values()),
-            sorted((key, place - lowest) for _, key, place in relay.store._blocked),
+            sorted((key, place - lowest) for _, key, place in relay.store.blocked._keys),
             [row.position - lowest for row in relay._acknowledged],
             relay._again is None,
-            relay.store.removed,
-            len(relay.store.epochs),
+            relay.store.lease.removed,
+            len(relay.store.lease.epochs),
         )
         for relay in relays
     ]

@@ -307,7 +307,7 @@ async def test_the_next_rows_of_a_long_key_have_a_bound_in_bytes(house: House) -
 async def test_a_long_body_that_was_acknowledged_is_in_memory_no_longer(house: House) -> None:
     house.say("x" * 100_000, "short")
     relay = house.relay(Recorder())
-    await relay.store.take_lease()
+    await relay.store.lease.take()
     page = await relay._exchange([])
     await relay._sending.send(relay._lanes.take(10))
     assert len(page.rows) == 2
@@ -420,7 +420,7 @@ async def test_two_relays_share_the_partitions_and_a_third_gets_its_own(house: H
 
     def shares() -> list[int]:
         held = [row.owner for row in house.rows(house.tables.partition_lease)]
-        return [held.count(relay.store.owner) for relay in relays]
+        return [held.count(relay.store.lease.owner) for relay in relays]
 
     async with running(relays[0]):
         await until(house, lambda: shares() == [64, 0, 0], "one has all")
@@ -451,7 +451,7 @@ async def test_a_partition_is_handed_over_when_nothing_of_it_is_on_its_way(house
     async with running(one):
         await first.until(*range(64))
         async with running(two):
-            await until(house, lambda: bool(one.store.leaving), "asked to leave some")
+            await until(house, lambda: bool(one.store.lease.leaving), "asked to leave some")
             assert second.attempts == []
             for gate in gates:
                 gate.set()
@@ -541,7 +541,7 @@ async def test_what_was_published_is_kept_in_the_archive_where_that_is_wanted(
     kept = house.rows(archive, archive.c.position)
     assert [row.id for row in kept] == ids
     assert [word_of(row.body) for row in kept] == ["a1", "a2", "b"]
-    await keeping.store.release_lease()
+    await keeping.store.lease.release()
     house.say("c")
     assert await plain.run_once() == 1
     assert len(house.rows(archive)) == 3

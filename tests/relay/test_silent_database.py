@@ -52,7 +52,7 @@ class Frozen:
         settings = {"lease": 3600.0, "poll": 0.05, "outage": QUICK, **options}
         database = self.database(deadline=settings.pop("deadline", DEADLINE))
         relay = Relay(database, broker, **settings)
-        self.threads.append(relay.store._thread)
+        self.threads.append(relay.store.connection.thread)
         return relay
 
     async def close(self) -> None:
@@ -384,24 +384,24 @@ async def test_what_a_call_that_was_left_behind_finds_is_not_believed(
     """The lease it took is in its memory when nobody waits for it any more."""
     database = house.another_database(deadline=0.2)
     relay = Relay(database, Broker(), lease=3600.0)
-    take = relay.store._take_lease
+    take = relay.store.lease._take
 
     def late(detail: Any) -> bool:
         stuck.wait(PATIENCE)
         return take(detail)
 
-    relay.store._take_lease = late  # type: ignore[method-assign]
+    relay.store.lease._take = late  # type: ignore[method-assign]
     house.say("a")
     with pytest.raises(DatabaseSilent):
         await relay.run_once()
     stuck.set()
-    await asyncio.to_thread(house.until, lambda: relay.store.epochs, "the late one has it")
+    await asyncio.to_thread(house.until, lambda: relay.store.lease.epochs, "the late one has it")
     assert not relay._owns_any
-    relay.store._take_lease = take  # type: ignore[method-assign]
+    relay.store.lease._take = take  # type: ignore[method-assign]
     database.deadline = PATIENCE
     assert await relay.run_once() == 1
     assert house.waiting() == []
-    relay.store.close()
+    relay.store.connection.close()
 
 
 # --- options -------------------------------------------------------------------------------------

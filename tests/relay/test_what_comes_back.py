@@ -169,10 +169,10 @@ async def test_what_is_due_as_one_owner_was_told_waits_as_the_next_one_stored_it
     await relay.run_once()
     house.advance(61)
     assert words(await relay.store.exchange([], 10)) == ["k1"]
-    await relay.store.release_lease()
+    await relay.store.lease.release()
     await other.run_once()
-    await other.store.release_lease()
-    assert await relay.store.take_lease()
+    await other.store.lease.release()
+    assert await relay.store.lease.take()
     assert words(await relay.store.exchange([], 10, due=False)) == []
     assert words(await relay.store.exchange([], 10)) == []
     house.advance(61)
