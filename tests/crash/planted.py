@@ -40,7 +40,7 @@ class MarksBeforePublishing(Relay):
     async def run_once(self) -> int:
         if not self.store.lease.epochs and not await self._begin():
             return 0
-        page = (await self.store.exchange([], self._limit)).rows
+        page = (await self.store.exchange([], self._page_rows)).rows
         if page:
             await self.store.exchange(page, 0)
             for row in page:

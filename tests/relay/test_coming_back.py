@@ -133,11 +133,13 @@ async def test_where_pages_can_be_read_and_nothing_removed_the_same_is_sent_ever
     try:
         house.say("again and again")
         async with running(relay):
-            await asyncio.to_thread(house.until, lambda: relay._troubles >= 5, "it slows down")
+            await asyncio.to_thread(
+                house.until, lambda: relay._turns.troubles >= 5, "it slows down"
+            )
             with house.eyes.begin() as connection:
                 connection.exec_driver_sql("drop trigger no on outbox_saga_outbox")
             await asyncio.to_thread(house.until, lambda: house.waiting() == [], "removed")
-            await asyncio.to_thread(house.until, lambda: relay._troubles == 0, "it is over")
+            await asyncio.to_thread(house.until, lambda: relay._turns.troubles == 0, "it is over")
     finally:
         with house.eyes.begin() as connection:
             connection.exec_driver_sql("drop trigger if exists no on outbox_saga_outbox")

@@ -158,7 +158,7 @@ async def test_a_relay_whose_lease_ran_out_while_nobody_wanted_it_was_not_fenced
 ) -> None:
     relay, recorder = await removes_too_late(house)
     await relay.store.renew_lease()
-    relay._forget()
+    relay._turns.forget()
     await relay.run_once()
     assert recorder.words == ["a", "a"]
     assert house.waiting() == []

@@ -92,10 +92,10 @@ async def test_a_relay_does_not_spin_while_the_time_of_a_key_has_come(house: Hou
     now = time.monotonic()
     pace = Pace(relay.poll, 1000.0, now)
     pace.looked(now, now, found=False)
-    looks = relay._next_turn(pace, stopping=False)
+    looks = relay._serving.next_turn(pace, stopping=False)
     assert looks is not None
     looks.close()
     pace.looked(now, now, found=False)  # it could not be read
     pace.entered(now, full=False)
-    assert relay._next_turn(pace, stopping=False) is None
-    assert relay._patience(pace, busy=False) > 0
+    assert relay._serving.next_turn(pace, stopping=False) is None
+    assert relay._serving._patience(pace, busy=False) > 0

@@ -181,13 +181,13 @@ async def test_a_relay_that_is_told_to_end_waits_for_what_is_on_its_way_and_not_
     house.say("slow", key="a")
     relay = house.relay(broker, poll=0.02)
     stop, rounds = asyncio.Event(), list[float]()
-    patience = relay._patience
+    patience = relay._serving._patience
 
     def counted(*args: Any, **kwargs: Any) -> float:
         rounds.append(patience(*args, **kwargs))
         return rounds[-1]
 
-    monkeypatch.setattr(relay, "_patience", counted)
+    monkeypatch.setattr(relay._serving, "_patience", counted)
     ending = asyncio.create_task(relay.run(stop))
     await broker.until("slow")
     await until(house, lambda: relay._lanes.flying == 1, "it is on its way")
@@ -279,7 +279,7 @@ async def test_what_calls_hold_that_one_slow_message_keeps_open_counts_as_memory
     relay = house.relay(broker, page_bytes=500_000, poll=0.02)
     async with running(relay):
         await until(
-            house, lambda: broker.came and not relay._has_room(), "it reads no more for now"
+            house, lambda: broker.came and not relay._turns.has_room, "it reads no more for now"
         )
         assert broker.most <= 3 * 500_000
         broker.go_on.set()
@@ -308,11 +308,11 @@ async def test_a_long_body_that_was_acknowledged_is_in_memory_no_longer(house: H
     house.say("x" * 100_000, "short")
     relay = house.relay(Recorder())
     await relay.store.lease.take()
-    page = await relay._exchange([])
+    page = await relay._turns.exchange([])
     await relay._sending.send(relay._lanes.take(10))
     assert len(page.rows) == 2
     assert sum(len(row.body) for row in relay._sending.acknowledged) < 1_000
-    await relay._remove()
+    await relay._turns.remove()
     assert house.waiting() == []
 
 

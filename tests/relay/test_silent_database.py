@@ -396,7 +396,7 @@ async def test_what_a_call_that_was_left_behind_finds_is_not_believed(
         await relay.run_once()
     stuck.set()
     await asyncio.to_thread(house.until, lambda: relay.store.lease.epochs, "the late one has it")
-    assert not relay._owns_any
+    assert not relay._turns.owns_any
     relay.store.lease._take = take  # type: ignore[method-assign]
     database.deadline = PATIENCE
     assert await relay.run_once() == 1
