@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
-from outbox_saga.saga.execution import Hand
+from outbox_saga.saga.hand import Hand
 from outbox_saga.testing.servers import DatabaseServer, MariaDB, Postgres18, choose
 from outbox_saga_migrations import upgrade
 from proofs.payments.paying import (

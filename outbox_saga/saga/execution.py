@@ -12,14 +12,12 @@ import asyncio
 import datetime as dt
 import inspect
 import logging
-import math
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
-
-import sqlalchemy as sa
 
 from outbox_saga.calling import (
     Deadline,
@@ -28,23 +26,26 @@ from outbox_saga.calling import (
     begin_in_thread,
     call_in_time,
     place,
-    refuse_coroutine,
     to_the_end,
     told,
 )
 from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
-from outbox_saga.ids import idempotency_key
-from outbox_saga.instances import ENDED, Direction, Instance
+from outbox_saga.instances import Instance
 from outbox_saga.lent_session import LentSession
-from outbox_saga.queries import breakers, sagas, transition
 from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
-from outbox_saga.results import Failure, Success
-from outbox_saga.saga.announcing import announce
-from outbox_saga.saga.breaking import guarded, let_through, note_outcome
+from outbox_saga.saga.attempts import (
+    action_of,
+    answered,
+    context_of,
+    errored,
+    note_late_end,
+    outcome_of,
+)
+from outbox_saga.saga.breaking import guarded
 from outbox_saga.saga.context import StepContext, SyncStepContext, _Context
-from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import (
     Call,
     Decision,
@@ -57,12 +58,11 @@ from outbox_saga.saga.happened import (
     Refused,
     Resumed,
     Run,
-    Surroundings,
     ToDo,
     Unusable,
 )
-from outbox_saga.saga.progress import came_late, decide
-from outbox_saga.saga.remote import command_of
+from outbox_saga.saga.progress import decide
+from outbox_saga.saga.recording import Recording, came_too_late
 from outbox_saga.saga.steps import Action, Step
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga.worker_threads import Threads
@@ -74,51 +74,6 @@ PATIENCE = 10  # times that a step's trouble with a database costs no attempt
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Hand:
-    """An instance in this process's hands: as last committed, and what is being carried out."""
-
-    definition: Saga[Any]
-    instance: Instance
-    owner: UUID
-    now: dt.datetime  # the database's time, read at `read_at`
-    read_at: float
-    lease: float
-    lease_ends: float = (
-        math.inf
-    )  # by this process's monotonic clock: then somebody else may have it
-    in_flight: set[Flight] = field(default_factory=set)
-    untouched: bool = True  # nothing was committed since it was claimed
-    lag: float = 0.0  # seconds that reading the database's time took
-
-    def advance(self, instance: Instance) -> None:
-        """Takes over what was committed.
-
-        Of two branches that commit together, the later revision stays.
-        """
-        if instance.revision > self.instance.revision:
-            self.untouched = False
-            self.instance = instance
-
-    def surroundings(self, reporting: Flight | None) -> Surroundings:
-        """What `decide` must know.
-
-        The database's time goes on by this process's monotonic clock.
-        """
-        now = self.now + dt.timedelta(seconds=time.monotonic() - self.read_at)
-        in_flight = (
-            frozenset(self.in_flight - {reporting}) if reporting else frozenset(self.in_flight)
-        )
-        return Surroundings(
-            now,
-            in_flight,
-            self.lease,
-            str(self.instance.id),
-            self.instance.started_at,
-            lag=self.lag,
-        )
-
-
 class Execution:
     """Carries out what `decide` asked for.
 
@@ -128,6 +83,7 @@ class Execution:
     def __init__(self, database: Database, threads: Threads) -> None:
         self.database = database
         self.threads = threads
+        self.recording = Recording(database)
         self.lateness = 600.0  # seconds that the answer of a call that came late is kept
         self._troubles: Counter[tuple[UUID, str, str]] = Counter()
         self._late: dict[tuple[UUID, Flight], asyncio.Future[Any]] = {}
@@ -142,7 +98,9 @@ class Execution:
             nothing = decision.state == hand.instance.state and not decision.entries
             if nothing and not guarded(hand.definition, decision.todo):
                 return decision
-        decision, instance = await self.database.run(self._record_alone, hand, happened, [])
+        decision, instance = await self.database.run(
+            self.recording.record_alone, hand, happened, []
+        )
         hand.advance(instance)
         return decision
 
@@ -158,11 +116,16 @@ class Execution:
             return await self._call(hand, todo)
         return await self._query(hand, todo)
 
+    async def _record(
+        self, hand: Hand, happened: Happened, kept: Sequence[Delayed] = ()
+    ) -> tuple[Decision, Instance]:
+        return await self.database.run(self.recording.record_alone, hand, happened, kept)
+
     # --- local steps -----------------------------------------------------------------------------
 
     async def _run(self, hand: Hand, todo: Run) -> Decision:
         step = hand.definition.steps[todo.step]
-        action = _action(step, todo.direction)
+        action = action_of(step, todo.direction)
         started = hand.surroundings(None).now
         try:
             if inspect.iscoroutinefunction(action):
@@ -174,7 +137,7 @@ class Execution:
         except Exception as error:
             if is_transient(error) and self._bear(hand, todo):
                 raise  # the database's trouble, not the step's: no attempt is used up
-            outcome = _errored(todo, told(error), started)
+            outcome = errored(todo, told(error), started)
         self._troubles.pop((hand.instance.id, todo.step, todo.direction), None)
         if isinstance(outcome, Decision):
             return outcome
@@ -194,15 +157,15 @@ class Execution:
             lent = session.sync_session
             assert isinstance(lent, LentSession)
             await session.run_sync(lambda _: self._open(lent, seconds))
-            context = _context(StepContext, hand, todo, self._uow(hand, session))
+            context = context_of(StepContext, hand, todo, self._uow(hand, session))
             try:
                 answer = await call_in_time(action, context, seconds)
             except TimeoutError as error:
                 in_use = isinstance(error, OutOfTime) and error.task is not None
                 await session.run_sync(lambda _: lent.abandon(in_use=in_use))
                 late = f"timed out after {seconds} s" if not str(error) else told(error)
-                return _errored(todo, late, started, code="timeout")
-            happened = _answered(todo, answer, started)
+                return errored(todo, late, started, code="timeout")
+            happened = answered(todo, answer, started)
             if not isinstance(happened, Done):
                 await session.run_sync(lambda _: lent.undo())
                 return happened
@@ -222,8 +185,8 @@ class Execution:
         def work() -> Decision | Happened | None:
             with self.database.lend() as session:
                 self._open(session, seconds)
-                context = _context(SyncStepContext, hand, todo, self._uow(hand, session))
-                happened = _answered(todo, action(context), started)
+                context = context_of(SyncStepContext, hand, todo, self._uow(hand, session))
+                happened = answered(todo, action(context), started)
                 if not isinstance(happened, Done):
                     session.undo()
                     return happened
@@ -235,8 +198,8 @@ class Execution:
         # the timed-out thread keeps its place in the pool until it ends
         future, in_time = await begin_in_thread(self.threads, work, seconds)
         if not in_time and deadline.expire():
-            future.add_done_callback(_ended_late)
-            return _errored(todo, f"timed out after {seconds} s", started, code="timeout")
+            future.add_done_callback(note_late_end)
+            return errored(todo, f"timed out after {seconds} s", started, code="timeout")
         outcome: Decision | Happened | None = await to_the_end(future)
         assert outcome is not None
         return outcome
@@ -260,8 +223,8 @@ class Execution:
         to count must not stay: it is rolled back, and only its coming is recorded.
         """
         session.flush()
-        decision, instance = self._record(session.taken_back(), hand, happened, [])
-        if _came_too_late(decision):
+        decision, instance = self.recording.record(session.taken_back(), hand, happened, [])
+        if came_too_late(decision):
             session.undo()
             return happened
         session.settle()
@@ -272,7 +235,7 @@ class Execution:
 
     async def _call(self, hand: Hand, todo: Call) -> Decision:
         step = hand.definition.steps[todo.step]
-        happened, kept = await self._outside(hand, todo, step, _action(step, todo.direction))
+        happened, kept = await self._outside(hand, todo, step, action_of(step, todo.direction))
         return await self._report(hand, happened, kept)
 
     async def _query(self, hand: Hand, todo: Query) -> Decision:
@@ -284,11 +247,11 @@ class Execution:
             # our own call still goes on: nobody can believe "not found" before it has ended
             await asyncio.wait({late}, timeout=step.timeout)
             if not late.done():
-                happened: Happened = _errored(
+                happened: Happened = errored(
                     call, "still calling", None, unknown=True, code="timeout"
                 )
             else:
-                happened = _outcome(call, late)
+                happened = outcome_of(call, late)
             if isinstance(happened, Done):
                 return await self._report(hand, happened, [])
             if not late.done():
@@ -310,11 +273,11 @@ class Execution:
         started = hand.surroundings(None).now
         asynchronous = inspect.iscoroutinefunction(action)
         try:
-            context: _Context[Any] = _context(
+            context: _Context[Any] = context_of(
                 StepContext if asynchronous else SyncStepContext, hand, todo, None
             )
         except Exception as error:  # noqa: BLE001  # users' validators
-            failed = _errored(todo, f"its data does not load ({place(error)})", started)
+            failed = errored(todo, f"its data does not load ({place(error)})", started)
             return replace(failed, asked=False), []
 
         def called() -> Any:
@@ -332,21 +295,21 @@ class Execution:
                 if not in_time and not asking:
                     self._keep_late(hand, todo, future)
                 answer = future.result() if in_time else await _no_answer()
-            return _answered(todo, answer, started), context.kept
+            return answered(todo, answer, started), context.kept
         except LeaseLost:
             raise
         except TimeoutError as error:
             if isinstance(error, OutOfTime) and error.task is not None and not asking:
                 self._keep_late(hand, todo, error.task)
             late = f"no answer within {seconds} s" if not str(error) else told(error)
-            return _errored(todo, late, started, unknown=True, code="timeout"), []
+            return errored(todo, late, started, unknown=True, code="timeout"), []
         except NothingRan as error:
-            return replace(_errored(todo, told(error), started), asked=False), []
+            return replace(errored(todo, told(error), started), asked=False), []
         except NotDone as error:
-            return _errored(todo, told(error), started, code="not_done"), []
+            return errored(todo, told(error), started, code="not_done"), []
         except Exception as error:  # noqa: BLE001  # users' code
             # whatever it was: the request may have arrived
-            return _errored(todo, told(error), started, unknown=True), []
+            return errored(todo, told(error), started, unknown=True), []
 
     def _keep_late(self, hand: Hand, todo: Call, future: asyncio.Future[Any]) -> None:
         key: tuple[UUID, Flight] = (hand.instance.id, (todo.step, todo.direction))
@@ -357,7 +320,7 @@ class Execution:
                 del self._late[key]
 
         def forget(ended: asyncio.Future[Any]) -> None:
-            _ended_late(ended)
+            note_late_end(ended)
             asyncio.get_running_loop().call_later(self.lateness, pop)
 
         future.add_done_callback(forget)
@@ -368,14 +331,16 @@ class Execution:
         except LeaseLost:
             if isinstance(happened, Done) and happened.direction == "do":
                 # what was done has to be undone, whoever did it and whoever has the instance now
-                await self.database.run(self._record_late, hand, happened, kept)
+                await self.database.run(self.recording.record_late, hand, happened, kept)
             raise
 
     async def _report_in_time(
         self, hand: Hand, happened: Happened, kept: list[Delayed]
     ) -> Decision:
         try:
-            decision, instance = await self.database.run(self._record_alone, hand, happened, kept)
+            decision, instance = await self.database.run(
+                self.recording.record_alone, hand, happened, kept
+            )
         except MessageRefused as error:
             if not isinstance(happened, Done):
                 raise
@@ -388,196 +353,13 @@ class Execution:
             )
             reason = f"its answer does not fit the saga's data ({error.path})"
             decision, instance = await self.database.run(
-                self._record_alone, hand, Unusable(happened.step, happened.attempt, reason), []
+                self.recording.record_alone,
+                hand,
+                Unusable(happened.step, happened.attempt, reason),
+                [],
             )
         hand.advance(instance)
         return decision
-
-    def _record_late(
-        self, connection: sa.Connection, hand: Hand, happened: Done, kept: list[Delayed]
-    ) -> None:
-        """Another process has the instance: it is told, and finds it at its next transition."""
-        tables, clock = self.database.tables, self.database.clock
-        limit_idle_transaction(connection, hand.lease)
-        current = sagas.read(connection, tables, hand.instance.id, lock=True)
-        if current is None:
-            return
-        generation = hand.instance.state.steps[happened.step].generation
-        # one of a later version has data that is not ours to write
-        usable = current.shape == hand.instance.shape
-        state, entries = came_late(
-            hand.definition, current.state, happened, generation, usable=usable
-        )
-        if state == current.state:
-            return  # it is known already: who was passed changes nothing
-        moved = transition.record(
-            connection,
-            tables,
-            clock,
-            current,
-            state,
-            None if state.status in ENDED else clock.read(connection),
-            entries,
-            keep_lease=True,
-            keep_deaths=True,
-        )
-        assert moved, "it is locked"
-        announce(connection, tables.schema, hand.definition, current, state, entries)
-        uow = UnitOfWork(connection, schema=tables.schema)
-        for message in kept:
-            uow.keep_sealed(*message)
-
-    # --- the transition --------------------------------------------------------------------------
-
-    def _record_alone(
-        self, connection: sa.Connection, hand: Hand, happened: Happened, kept: list[Delayed]
-    ) -> tuple[Decision, Instance]:
-        # a process that stands still before the commit must not keep the row from its successor
-        limit_idle_transaction(connection, hand.lease)
-        return self._record(connection, hand, happened, kept)
-
-    def _record(
-        self,
-        connection: sa.Connection,
-        hand: Hand,
-        happened: Happened,
-        kept: list[Delayed],
-    ) -> tuple[Decision, Instance]:
-        """Compare-and-set and history, in the transaction of `connection`; the caller commits.
-
-        A lost compare-and-set is not a lost step: another branch of the same saga moved it, so the
-        row is read again, locked, and decided again. Only a lease that was taken over ends it.
-
-        Args:
-            kept: What the step published; it leaves if the step has succeeded.
-        """
-        tables, clock = self.database.tables, self.database.clock
-        flight = None
-        if isinstance(happened, Done | Refused | Errored):
-            flight = (happened.step, happened.direction)
-        elif isinstance(happened, NotFound | Unusable):
-            flight = (happened.step, "do")
-        around = hand.surroundings(flight)
-        seen = hand.instance
-        opened = note_outcome(connection, tables, clock, hand.definition, happened)
-        probes: frozenset[str] = frozenset()
-        for locked in (False, True):
-            if locked:
-                # the first decision's; left there they would hold back the calls of this one
-                breakers.give_back(connection, tables, clock, probes)
-                current = sagas.read(connection, tables, seen.id, lock=True)
-                if current is None or current.epoch != seen.epoch:
-                    raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
-                seen = current
-            state = seen.state
-            decision, probes = let_through(
-                connection,
-                tables,
-                clock,
-                hand.definition,
-                lambda gates, state=state: decide(  # type: ignore[misc]
-                    hand.definition, state, happened, replace(around, gates=gates)
-                ),
-                hand.lease,
-            )
-            if opened is not None:
-                decision = replace(decision, entries=(*decision.entries, opened))
-            if decision.state == seen.state and not decision.entries:
-                return decision, seen  # nothing to write: an instance taken up to run a local step
-            if transition.record(
-                connection,
-                tables,
-                clock,
-                seen,
-                decision.state,
-                decision.due,
-                decision.entries,
-                keep_lease=decision.busy,
-                keep_deaths=isinstance(happened, Resumed),
-            ):
-                break
-        else:
-            raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
-        announce(
-            connection, tables.schema, hand.definition, seen, decision.state, decision.entries
-        )
-        uow = UnitOfWork(connection, schema=tables.schema)
-        if isinstance(happened, Done) and not _came_too_late(decision):
-            for message in kept:
-                uow.keep_sealed(*message)
-        for send in decision.sends:
-            uow.keep_sealed(command_of(hand.definition, seen, send))
-        deaths = seen.deaths if isinstance(happened, Resumed) else 0
-        moved = replace(seen, revision=seen.revision + 1, state=decision.state, deaths=deaths)
-        return decision, moved
-
-
-def _came_too_late(decision: Decision) -> bool:
-    return any(entry.transition == "IGNORED" for entry in decision.entries)
-
-
-def _action(step: Step, direction: Direction) -> Action:
-    if direction == "do":
-        return step.action
-    assert callable(step.compensation)
-    return step.compensation
-
-
-def _context(kind: type[Any], hand: Hand, todo: Run | Call, uow: UnitOfWork[Any] | None) -> Any:
-    instance = hand.instance
-    state = instance.state.steps[todo.step]
-    data = (
-        state.input if isinstance(todo, Call) and state.input is not None else instance.state.data
-    )
-    return kind(
-        saga_id=instance.id,
-        saga=instance.name,
-        step=todo.step,
-        direction=todo.direction,
-        attempt=todo.attempt,
-        key=idempotency_key(instance.id, todo.step, todo.direction, state.generation),
-        data=hand.definition.load(data),
-        source=instance.source,
-        correlation_id=instance.correlation_id,
-        uow=uow,
-    )
-
-
-def _answered(todo: Run | Call, answer: object, started: dt.datetime | None) -> Happened:
-    refuse_coroutine(answer)
-    if isinstance(answer, Failure):
-        return Refused(todo.step, todo.direction, todo.attempt, str(answer.error), started)
-    added = answer.value if isinstance(answer, Success) else answer
-    if todo.direction == "undo":
-        added = None
-    return Done(todo.step, todo.direction, todo.attempt, added, started)
-
-
-def _errored(
-    todo: Run | Call,
-    error: str,
-    started: dt.datetime | None,
-    *,
-    unknown: bool = False,
-    code: str = "error",
-) -> Errored:
-    step, direction, attempt = todo.step, todo.direction, todo.attempt
-    return Errored(step, direction, attempt, error, unknown, started, code=code)
-
-
-def _outcome(todo: Call, ended: asyncio.Future[Any]) -> Happened:
-    """What a call said that ended after its time."""
-    if ended.cancelled() or ended.exception() is not None:
-        return _errored(todo, "ended late, with an error", None, unknown=True)
-    try:
-        return _answered(todo, ended.result(), None)
-    except NothingRan as error:
-        return _errored(todo, told(error), None)
-
-
-def _ended_late(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        logger.info("a step that had timed out ended with %s", type(error).__name__)
 
 
 async def _no_answer() -> NoReturn:

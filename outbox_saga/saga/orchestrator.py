@@ -23,7 +23,8 @@ from outbox_saga.queries.leases import Known
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
-from outbox_saga.saga.execution import Execution, Hand
+from outbox_saga.saga.execution import Execution
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Decision, Flight, Query, Resumed, Run
 from outbox_saga.saga.parking import OVERDUE, Parking
 from outbox_saga.worker_threads import WorkerThreads

@@ -22,7 +22,7 @@ from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.leases import Known
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
-from outbox_saga.saga.execution import Hand
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.taking_over import take_over, why_not
 
 logger = logging.getLogger("outbox_saga.saga")

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from outbox_saga.saga.execution import Hand
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Surroundings
 from proofs.clocks.waiting import service
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from outbox_saga.ids import new_id
 from outbox_saga.instances import Entry
 from outbox_saga.queries import sagas, transition
-from outbox_saga.saga import arrivals, execution, progress
+from outbox_saga.saga import arrivals, attempts, progress
 
 Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -46,7 +46,7 @@ def row_is_not_locked() -> Any:
 
 def another_key_each_time() -> Any:
     """Whoever takes over a call of which nobody knows makes it under a key of its own."""
-    return patch.object(execution, "idempotency_key", lambda *_: new_id())
+    return patch.object(attempts, "idempotency_key", lambda *_: new_id())
 
 
 def early_is_too_early() -> Any:

@@ -28,7 +28,7 @@ from outbox_saga.ids import saga_id
 from outbox_saga.instances import OVER_FOR_GOOD, Instance
 from outbox_saga.queries import sagas
 from outbox_saga.saga.arrivals import Arrivals
-from outbox_saga.saga.execution import Hand
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Resumed, ToDo
 from outbox_saga.saga.operating import SagaOperations
 from outbox_saga.saga.orchestrator import Orchestrator

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from outbox_saga.saga.execution import Execution
+from outbox_saga.saga.recording import Recording
 from proofs.payments.paying import Mode, Paying
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Carries on what is due, once."""
     if "OUTBOX_SAGA_PROOF_FORGETS" in os.environ:
         # a rule taken out: as if whoever lost an instance told nobody of what it has done
-        setattr(Execution, "_record_late", lambda *_: None)  # noqa: B010
+        setattr(Recording, "record_late", lambda *_: None)  # noqa: B010
     url, folder, mode, threads = sys.argv[1:]
     paying = Paying(url, Path(folder), cast("Mode", mode), threads=threads == "def", stops=True)
     asyncio.run(paying.carry_on())

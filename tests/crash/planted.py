@@ -15,7 +15,8 @@ from outbox_saga.database import Database
 from outbox_saga.lent_session import LentSession
 from outbox_saga.queries.delayed import Delayed
 from outbox_saga.saga.definition import Saga
-from outbox_saga.saga.execution import Execution, Hand
+from outbox_saga.saga.execution import Execution
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Call, Decision, Done, Happened
 from outbox_saga.saga.orchestrator import Orchestrator
 from outbox_saga.saga.steps import Action, Step
@@ -77,7 +78,7 @@ class CommitsTheEffectFirst(Execution):
         session.settle()
         engine: Any = session.get_bind()
         with engine.begin() as connection:
-            decision, instance = self._record(connection, hand, happened, [])
+            decision, instance = self.recording.record(connection, hand, happened, [])
         hand.advance(instance)
         return decision
 

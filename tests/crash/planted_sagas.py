@@ -17,15 +17,15 @@ from outbox_saga.participants import Participants
 from outbox_saga.queries import barriers, leases, sagas, transition
 from outbox_saga.saga import (
     changes,
-    execution,
     happened,
     interventions,
     onward,
     operating,
     progress,
+    recording,
 )
-from outbox_saga.saga.execution import Execution
 from outbox_saga.saga.happened import Call
+from outbox_saga.saga.recording import Recording
 from tests.crash.planted import PLANTED
 from tests.crash.planted_messages import (
     Bug,
@@ -142,14 +142,14 @@ def _skipped_by_nobody() -> Any:
 
 
 def _commands_afterwards() -> Any:
-    ours: Any = vars(Execution)["_record_alone"]
+    ours: Any = vars(Recording)["record_alone"]
 
     def record(self: Any, connection: Any, *told: Any) -> Any:
         found = ours(self, connection, *told)
         commit_here(connection)
         return found
 
-    return patch.object(Execution, "_record_alone", record)
+    return patch.object(Recording, "record_alone", record)
 
 
 # --- who has it, and who takes part --------------------------------------------------------------
@@ -227,7 +227,7 @@ SAGA_BUGS = {
         Bug(
             "a late success is undone",
             "journey late-success",
-            instead(execution, "came_late", lambda _, state, *__: (state, ())),
+            instead(recording, "came_late", lambda _, state, *__: (state, ())),
         ),
         Bug(
             "a participant asks its barrier",
@@ -274,7 +274,7 @@ SAGA_BUGS = {
         Bug(
             "a failure counts at its breaker",
             "journey breaker",
-            instead(execution, "note_outcome", lambda *_: None),
+            instead(recording, "note_outcome", lambda *_: None),
         ),
         Bug(
             "a step is left out if its when= says so",
@@ -305,7 +305,7 @@ SAGA_BUGS = {
         Bug(
             "what is told of a saga commits with it",
             "journey started",
-            first_commits(execution, "announce"),
+            first_commits(recording, "announce"),
         ),
         Bug(
             "a command commits with the transition that sends it",

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from outbox_saga import Saga, Service, StepContext, nothing_to_undo
 from outbox_saga.ids import new_id
 from outbox_saga.instances import Instance
-from outbox_saga.saga.execution import Hand
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Decision, Happened, Query, Run, ToDo
 from outbox_saga.saga.progress import initial
 

@@ -17,7 +17,8 @@ from outbox_saga.ids import new_id
 from outbox_saga.queries import leases, sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.leases import Known
-from outbox_saga.saga.execution import Execution, Hand
+from outbox_saga.saga.execution import Execution
+from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Call, Resumed, Run
 from tests.saga.shop import Order, Reserved, Shop, refuse, stock
 
