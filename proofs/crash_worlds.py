@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from outbox_saga.testing.servers import MariaDB, Postgres18, choose
+from outbox_saga.testing.servers.memory import folder_in_memory
 from tests.crash.world import World
 
 DATABASES = {"sqlite": None, "postgres18": Postgres18, "mariadb": MariaDB}
@@ -17,7 +18,7 @@ DATABASES = {"sqlite": None, "postgres18": Postgres18, "mariadb": MariaDB}
 def world_on(name: str) -> Iterator[World]:
     """A prepared world, and beside it a database without our tables."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder_in_memory())))
         kind = DATABASES[name]
         if kind is None:
             url, bare = f"sqlite:///{folder / 'crash.db'}", f"sqlite:///{folder / 'bare.db'}"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+
 import pytest
 
+from outbox_saga.testing.servers.memory import folder_in_memory
 from tests.fixtures import pooled
 
 SOAK = 3 * 3600  # seconds a test may take that tries everything
@@ -35,6 +39,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="try whole what the suite only samples, as every point at which a process may die",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """The files of tests are in memory, too, if there is plenty: SQLite waits for no disk."""
+    folder = folder_in_memory()
+    if folder is None or config.option.basetemp or hasattr(config, "workerinput"):
+        return
+    base = tempfile.mkdtemp(prefix="outbox-saga-tests-", dir=folder)
+    config.option.basetemp = base
+    config.add_cleanup(lambda: shutil.rmtree(base, ignore_errors=True))
 
 
 @pytest.fixture

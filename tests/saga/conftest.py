@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -11,6 +11,12 @@ from outbox_saga import Saga
 from tests.fixtures.databases import Database
 from tests.saga.shipping import House, Order, Shipping, ordering
 from tests.saga.shop import Shop
+
+
+@pytest.fixture
+def fresh_database(prepared_database: Callable[[str], Database]) -> Callable[[str], Database]:
+    """A thousand tests need our tables: they are copied."""
+    return prepared_database
 
 
 @pytest.fixture(params=["async", "threads"])

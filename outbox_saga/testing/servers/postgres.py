@@ -29,7 +29,8 @@ _SETTINGS = (
 )
 # Lost when the machine loses power, kept when processes are killed. Not synchronous_commit=off:
 # that would lose acknowledged commits in a kill.
-_FAST = ("fsync=off", "full_page_writes=off")
+# The log of what was written is short: it may be in memory.
+_FAST = ("fsync=off", "full_page_writes=off", "max_wal_size=256MB")
 
 
 class Postgres(DatabaseServer):

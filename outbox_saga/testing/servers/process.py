@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from outbox_saga.testing.servers.memory import folder_in_memory
 from outbox_saga.testing.servers.place import Place, ServerFailed, Source, free_port
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -79,7 +80,9 @@ class LocalProcess(Place):
             raise ServerFailed(f"{self.command()[0]} could not be run:\n{self._log_end()}")
 
     def _settle(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="outbox-saga-"))
+        # what is not durable need not wait for a disk
+        folder = None if self.durable else folder_in_memory()
+        self.directory = Path(tempfile.mkdtemp(prefix="outbox-saga-", dir=folder))
         self._cleaner = weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.port = free_port()
         self.log.touch()
