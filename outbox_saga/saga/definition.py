@@ -142,7 +142,7 @@ class Saga(Generic[D]):
         query: Action | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         retry: Retry | None = None,
-        compensation_retry: Retry = COMPENSATION_RETRY,
+        compensation_retry: Retry | None = None,
         compensation_timeout: float | None = None,
         after: str | Iterable[str] | None = None,
         pivot: bool = False,
@@ -183,7 +183,7 @@ class Saga(Generic[D]):
                 did not.
             timeout: Seconds for one attempt; of a command seconds until its answer has to come.
             retry: For technical failures; of a command how often it is sent.
-            compensation_retry: For the compensation.
+            compensation_retry: For the compensation; tried for long when left out.
             compensation_timeout: Seconds for one attempt of the compensation; of a command until
                 its answer has to come. As `timeout` when left out, where both are functions or
                 both are commands; 30 where they are not.
@@ -208,6 +208,7 @@ class Saga(Generic[D]):
         does: Any = action
         commanded = rules.is_command(action)
         undo = undoing(compensation, external=external)
+        rules.check_undoing(where, undo, compensation_retry, compensation_timeout)
         # nobody here runs for as long as an answer may take
         runs_for = DEFAULT_TIMEOUT if commanded else timeout
         if compensation_timeout is None:
@@ -223,7 +224,7 @@ class Saga(Generic[D]):
                 query=query,
                 timeout=runs_for,
                 retry=retry or FORWARD_RETRY,
-                compensation_retry=compensation_retry,
+                compensation_retry=compensation_retry or COMPENSATION_RETRY,
                 after=tuple(_names(after) or ()),
                 pivot=pivot,
                 reads=_fields(reads),
@@ -270,8 +271,8 @@ class Saga(Generic[D]):
         business_key: Callable[[Any], str] | None = None,
         fails_on: type[Event] | None = None,
         compensation: Undoing = nothing_to_undo,
-        compensation_retry: Retry = COMPENSATION_RETRY,
-        compensation_timeout: float = DEFAULT_TIMEOUT,
+        compensation_retry: Retry | None = None,
+        compensation_timeout: float | None = None,
         after: str | Iterable[str] | None = None,
         pivot: bool = False,
         reads: str | Iterable[str] | None = None,
@@ -295,11 +296,13 @@ class Saga(Generic[D]):
             compensation: What undoes that which the event told of: a function, which is local
                 unless `external(function)` says otherwise, or a Command class.
             compensation_timeout: Seconds for one attempt of it; of a command until its answer has
-                to come.
+                to come. 30 when left out.
 
         The other arguments are those of `step`, which also says what is raised.
         """
+        where = f"saga {self.name}, step {name!r}"
         undo = undoing(compensation, external=False)
+        rules.check_undoing(where, undo, compensation_retry, compensation_timeout)
         return self._add(
             Step(
                 name=name,
@@ -310,7 +313,7 @@ class Saga(Generic[D]):
                 query=None,
                 timeout=DEFAULT_TIMEOUT,
                 retry=AFTER_PIVOT_RETRY,  # it is not tried, so no rule of attempts is broken
-                compensation_retry=compensation_retry,
+                compensation_retry=compensation_retry or COMPENSATION_RETRY,
                 after=tuple(_names(after) or ()),
                 pivot=pivot,
                 reads=_fields(reads),
@@ -321,7 +324,9 @@ class Saga(Generic[D]):
                 seconds=timeout,
                 command=commands(None, undo.command),
                 undone=undo.kind,
-                undo_timeout=compensation_timeout,
+                undo_timeout=DEFAULT_TIMEOUT
+                if compensation_timeout is None
+                else compensation_timeout,
             ),
             placed=after is not None,
         )

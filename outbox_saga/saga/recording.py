@@ -35,8 +35,7 @@ class Recording:
     """Writes what `decide` decided, whoever else has moved the instance meanwhile."""
 
     def __init__(self, database: Database) -> None:
-        self._tables = database.tables
-        self._clock = database.clock
+        self._database = database
 
     def record_alone(
         self, connection: sa.Connection, hand: Hand, happened: Happened, kept: Sequence[Delayed]
@@ -61,7 +60,7 @@ class Recording:
         Args:
             kept: What the step published; it leaves if the step has succeeded.
         """
-        tables, clock = self._tables, self._clock
+        tables, clock = self._database.tables, self._database.clock
         flight = None
         if isinstance(happened, Done | Refused | Errored):
             flight = (happened.step, happened.direction)
@@ -125,7 +124,7 @@ class Recording:
         self, connection: sa.Connection, hand: Hand, happened: Done, kept: Sequence[Delayed]
     ) -> None:
         """Another process has the instance: it is told, and finds it at its next transition."""
-        tables, clock = self._tables, self._clock
+        tables, clock = self._database.tables, self._database.clock
         limit_idle_transaction(connection, hand.lease)
         current = sagas.read(connection, tables, hand.instance.id, lock=True)
         if current is None:

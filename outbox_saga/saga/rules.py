@@ -10,7 +10,8 @@ from typing import Any
 
 from outbox_saga.errors import DefinitionError
 from outbox_saga.messages import Command, Event
-from outbox_saga.saga.steps import Step, all_before, nothing_to_undo
+from outbox_saga.retries import Retry
+from outbox_saga.saga.steps import Step, Undo, all_before, nothing_to_undo
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
 
@@ -73,6 +74,24 @@ def check_step(
                     f"{where}: {kind}={name!r} is no field of the data; there are "
                     f"{', '.join(sorted(fields))}"
                 )
+
+
+def check_undoing(where: str, undo: Undo, retry: Retry | None, timeout: float | None) -> None:
+    """What says how a step is undone says so of one that is.
+
+    Args:
+        retry: Of the compensation, as given.
+        timeout: Of the compensation, as given.
+
+    Raises:
+        DefinitionError: It is of no use.
+    """
+    by: object = undo.by
+    if (by is None or by is nothing_to_undo) and not (retry is None and timeout is None):
+        raise DefinitionError(
+            f"{where}: compensation_retry= and compensation_timeout= are for a compensation, and "
+            "this step has none; leave them out"
+        )
 
 
 def _check_compensation(where: str, step: Step) -> None:

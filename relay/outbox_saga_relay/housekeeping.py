@@ -11,7 +11,7 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -54,6 +54,8 @@ class Pruned:
         archive: Published messages, one by one.
         processes: Mentions of dead processes.
         replies: Answers to requests.
+        sagas: Those that have ended for good, each with its history.
+        barriers: Notes of commands that were carried out or undone.
         days_made: Partitions of the archive made ahead (PostgreSQL).
         days_dropped: Partitions of the archive dropped, with all they held (PostgreSQL).
     """
@@ -62,6 +64,8 @@ class Pruned:
     archive: int = 0
     processes: int = 0
     replies: int = 0
+    sagas: int = 0
+    barriers: int = 0
     days_made: tuple[dt.date, ...] = ()
     days_dropped: tuple[dt.date, ...] = ()
 
@@ -80,6 +84,12 @@ class Housekeeping:
         inbox_window: Seconds for which an inbox remembers what it handled; None is for ever.
             Longer than any broker or person may deliver a message again: what is forgotten is
             handled again. Answers to requests are kept for as long.
+        saga_window: Seconds for which completed and compensated sagas are kept, with their
+            history; None is for ever. Longer than a call, an answer or an event may come late, and
+            than anybody may start one again: what is forgotten has never been.
+        barrier_window: Seconds for which a participant remembers what it was commanded; None is
+            for ever. Longer than any saga that commands it may last, a stuck one too, until a
+            person has decided: what is forgotten is carried out again, and not undone.
         process_window: Seconds after which a dead process is not mentioned any more.
         interval: Seconds between two rounds.
         batch: Rows a transaction.
@@ -95,6 +105,8 @@ class Housekeeping:
         *,
         archive_window: float | None = ARCHIVE_WINDOW,
         inbox_window: float | None = INBOX_WINDOW,
+        saga_window: float | None = None,
+        barrier_window: float | None = None,
         process_window: float = PROCESS_WINDOW,
         interval: float = 10 * 60.0,
         batch: int = 1000,
@@ -108,6 +120,12 @@ class Housekeeping:
         ):
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigurationError(f"{name} is {value}; give seconds, 0 or more")
+        for name, value in (("saga_window", saga_window), ("barrier_window", barrier_window)):
+            if value is not None and not DAY <= value < float("inf"):
+                raise ConfigurationError(
+                    f"{name} is {value}; give seconds, {DAY:.0f} (a day) or more, or None: what "
+                    "comes late must find what it belongs to"
+                )
         if not 0 < interval < float("inf"):
             raise ConfigurationError(f"interval is {interval}; give seconds, more than 0")
         if batch < 1:
@@ -115,6 +133,8 @@ class Housekeeping:
         self.database = database
         self.archive_window = archive_window
         self.inbox_window = inbox_window
+        self.saga_window = saga_window
+        self.barrier_window = barrier_window
         self.process_window = process_window
         self.interval = interval
         self.batch = batch
@@ -135,22 +155,29 @@ class Housekeeping:
         engine = self.database.engine.execution_options(**{READ_ONLY: True})
         with engine.begin() as connection:
             require_tables(connection, t)
-            return Pruned(
-                0
-                if self.inbox_window is None
-                else pruning.past_inbox(connection, t, c, self.inbox_window),
-                0
-                if self.archive_window is None
-                else pruning.past_archive(connection, t, c, self.archive_window),
-                pruning.past_processes(connection, t, c, self.process_window),
-                0
-                if self.inbox_window is None
-                else pruning.past_replies(connection, t, c, self.inbox_window),
-                tuple(partitions.days_to_make(connection, t, c)) if self.archive_window else (),
-                ()
-                if self.archive_window is None
-                else tuple(partitions.days_past(connection, t, c, self.archive_window)),
-            )
+            rows: dict[str, Any] = {
+                field: past(connection, t, c, window)
+                for field, window, past, _ in self._rows()
+                if window is not None
+            }
+            return replace(Pruned(), **rows, **self._days(connection))
+
+    def _days(self, connection: sa.Connection) -> dict[str, Any]:
+        t, c = self._tables, self._clock
+        if self.archive_window is None:
+            return {}
+        past = partitions.days_past(connection, t, c, self.archive_window)
+        made = partitions.days_to_make(connection, t, c) if self.archive_window else ()
+        return {"days_made": tuple(made), "days_dropped": tuple(past)}
+
+    def _rows(self) -> Iterator[tuple[str, float | None, Callable[..., int], Callable[..., int]]]:
+        """What goes row by row: its field, its window, what counts it and what removes it."""
+        yield "archive", self.archive_window, pruning.past_archive, pruning.prune_archive
+        yield "inbox", self.inbox_window, pruning.past_inbox, pruning.prune_inbox
+        yield "replies", self.inbox_window, pruning.past_replies, pruning.prune_replies
+        yield "sagas", self.saga_window, pruning.past_sagas, pruning.prune_sagas
+        yield "barriers", self.barrier_window, pruning.past_barriers, pruning.prune_barriers
+        yield "processes", self.process_window, pruning.past_processes, pruning.prune_processes
 
     # --- a round -----------------------------------------------------------------------------
 
@@ -171,15 +198,10 @@ class Housekeeping:
             for day in self._held(partitions.days_to_make, t, c) if self.archive_window else ():
                 if self._day(partitions.make_day, day, "made"):
                     yield (gone := replace(gone, days_made=(*gone.days_made, day)))
-            for count in self._until_few(pruning.prune_archive, self.archive_window):
-                yield (gone := replace(gone, archive=gone.archive + count))
-        if self.inbox_window is not None:
-            for count in self._until_few(pruning.prune_inbox, self.inbox_window):
-                yield (gone := replace(gone, inbox=gone.inbox + count))
-            for count in self._until_few(pruning.prune_replies, self.inbox_window):
-                yield (gone := replace(gone, replies=gone.replies + count))
-        for count in self._until_few(pruning.prune_processes, self.process_window):
-            yield (gone := replace(gone, processes=gone.processes + count))
+        for field, window, _, prune in self._rows():
+            for count in () if window is None else self._until_few(prune, window):
+                gone = replace(gone, **{field: getattr(gone, field) + count})
+                yield gone
 
     def _until_few(self, prune: Callable[..., int], window: float) -> Iterator[int]:
         count = self.batch
@@ -316,6 +338,7 @@ def _told(pruned: Pruned) -> str:
     return (
         f"removed {pruned.inbox} notes of the inbox, {pruned.archive} archived messages, "
         f"{pruned.processes} dead processes, {pruned.replies} answers to requests, "
+        f"{pruned.sagas} ended sagas, {pruned.barriers} notes of commands, "
         f"{len(pruned.days_dropped)} days of the archive; "
         f"made {len(pruned.days_made)} days"
     )

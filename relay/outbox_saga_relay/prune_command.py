@@ -38,6 +38,20 @@ from outbox_saga_relay.times import STRETCH
     show_envvar=True,
     help="How long the inbox remembers; a message that comes again later is handled again.",
 )
+@click.option(
+    "--saga-window",
+    type=STRETCH,
+    envvar="OUTBOX_SAGA_SAGA_WINDOW",
+    help="How long sagas that have ended for good are kept, with their history; from 1d.  "
+    "[default: for ever]",
+)
+@click.option(
+    "--barrier-window",
+    type=STRETCH,
+    envvar="OUTBOX_SAGA_BARRIER_WINDOW",
+    help="How long a participant remembers commands; longer than any saga may last, a stuck one "
+    "too; from 1d.  [default: for ever]",
+)
 @click.option("--keep-inbox", is_flag=True, help="The inbox remembers for ever.")
 @click.option("--batch", type=click.IntRange(1, 100_000), default=1000, show_default=True)
 @click.option(
@@ -54,6 +68,8 @@ def prune(
     schema: str | None,
     archive_window: float,
     inbox_window: float,
+    saga_window: float | None,
+    barrier_window: float | None,
     batch: int,
     pause: float,
     interval: float,
@@ -65,8 +81,9 @@ def prune(
 ) -> None:
     """Remove what may be forgotten, and nothing else.
 
-    Notes of handled messages, archived messages, and dead processes past their windows; batch by
-    batch, by one process at a time. Never a message that was not published, whatever its age.
+    Notes of handled messages, archived messages, and dead processes past their windows, and, if
+    you give them windows, sagas that have ended and notes of commands; batch by batch, by one
+    process at a time. Never a message that was not published, whatever its age.
     Goes on until SIGTERM unless you pass --once.
     """
     if once and only_plan:
@@ -76,6 +93,8 @@ def prune(
             database,
             archive_window=archive_window,
             inbox_window=None if keep_inbox else inbox_window,
+            saga_window=saga_window,
+            barrier_window=barrier_window,
             batch=batch,
             pause=pause,
             interval=interval,
@@ -112,6 +131,8 @@ def _print(pruned: Pruned, *, as_json: bool) -> None:
         "archive": pruned.archive,
         "processes": pruned.processes,
         "replies": pruned.replies,
+        "sagas": pruned.sagas,
+        "barriers": pruned.barriers,
         "days_made": [day.isoformat() for day in pruned.days_made],
         "days_dropped": [day.isoformat() for day in pruned.days_dropped],
     }

@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
+from outbox_saga_relay.housekeeping import DAY
 from tests.cli.conftest import Command
 from tests.operating.test_archive import archived, publish
-from tests.operating.test_housekeeping import handle
+from tests.operating.test_housekeeping import barrier, handle, saga
 from tests.relay.house import House
 
 pytestmark = pytest.mark.databases("sqlite", "mariadb")
@@ -39,6 +40,22 @@ async def test_a_plan_removes_nothing_and_a_round_what_it_said(
     assert (len(house.inbox()), archived(house)) == (1, [])
     plain = await command("prune", "-d", house.url, "--once", "--pause", "0")
     assert plain.stdout.splitlines()[:2] == ["inbox\t0", "archive\t0"]
+
+
+async def test_sagas_and_notes_of_commands_go_only_when_they_are_given_a_window(
+    house: House, command: Command
+) -> None:
+    saga(house, "completed", 31 * DAY)
+    barrier(house, 31 * DAY)
+    prune = ("prune", "-d", house.url, "--once", "--json")
+
+    done = json.loads((await command(*prune)).stdout)
+    assert (done["sagas"], done["barriers"]) == (0, 0)
+    windows = ("--saga-window", "30d", "--barrier-window", "30d")
+    done = json.loads((await command(*prune, *windows)).stdout)
+    assert (done["sagas"], done["barriers"]) == (1, 1)
+    short = await command("prune", "-d", house.url, "--once", "--saga-window", "1h")
+    assert (short.exit_code, "a day" in short.stderr) == (1, True)
 
 
 async def test_a_window_needs_a_unit(house: House, command: Command) -> None:

@@ -102,7 +102,8 @@ async def prune(process: Process) -> None:
     if process.database.clock.shift < keeping_house.AGES:
         process.let_time_pass(keeping_house.AGES + keeping_house.SOON)
     url = sync_url(process.world.url).render_as_string(hide_password=False)
-    await run(process, "prune", "--once", "--batch", "2", "--pause", "0", "--database-url", url)
+    windows = ("--saga-window", "1d", "--barrier-window", "1d")
+    await run(process, "prune", "--once", *windows, "--batch", "2", "--pause", "0", "-d", url)
 
 
 def command_of(names: list[str]) -> Any:

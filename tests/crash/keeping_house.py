@@ -42,6 +42,8 @@ async def all_is_old(process: Process) -> None:
             with process.database.begin() as connection:
                 values = {"consumer": name, "message_id": new_id(), "body_hash": b"0" * 32}
                 connection.execute(note.values(**values, handled_at=now))
+    for _ in range(3):
+        _what_is_over(process)
     process.let_time_pass(AGES)
     publish_all(process, ("new 7", "seven"))
     two = process.new_relay(archive=True)
@@ -49,6 +51,25 @@ async def all_is_old(process: Process) -> None:
     for _ in range(8):
         await two.run_once()
     await two.store.lease.release()
+
+
+def _what_is_over(process: Process) -> None:
+    """A saga that has ended just now, and a command that was carried out."""
+    now, id_ = process.database.clock.now(), new_id()
+    values = {
+        "source": "crash",
+        "name": "over",
+        "version": 1,
+        "shape": "s",
+        "input_hash": b"0" * 32,
+    }
+    values |= {"state": "completed", "revision": 1, "data": "{}", "progress": '{"steps": {}}'}
+    values |= {"correlation_id": str(id_), "epoch": 1}
+    moments = {"started_at": now, "updated_at": now, "ended_at": now}
+    command = {"saga_id": id_, "step": "s", "generation": 0, "state": "done", "updated_at": now}
+    with process.database.begin() as connection:
+        connection.execute(sa.insert(OURS.saga).values(id=id_, **values, **moments))
+        connection.execute(sa.insert(OURS.barrier).values(**command))
 
 
 class OnlyNew(RecordingPublisher):
@@ -61,7 +82,9 @@ class OnlyNew(RecordingPublisher):
 
 
 def _keeping(process: Process) -> Housekeeping:
-    keeping = Housekeeping(process.database, batch=2, pause=0.0)
+    keeping = Housekeeping(
+        process.database, saga_window=DAY, barrier_window=DAY, batch=2, pause=0.0
+    )
     process.keep_house(keeping)
     return keeping
 
@@ -75,13 +98,18 @@ async def keep_house(process: Process) -> None:
     await keeping.run_once()
 
 
-def only_what_is_old(facts: Facts, _: World) -> list[Violation]:
+def only_what_is_old(facts: Facts, world: World) -> list[Violation]:
     """I19, I3: past their windows things are gone; nothing else is, and nothing unpublished."""
     seen = [consumer for consumer, _ in facts.inbox]
     counts = {name: seen.count(name) for name in ("crash.old", "crash.new")}
     found = []
     if counts != {"crash.old": 0, "crash.new": 3}:
         found.append(Violation("I19", "inbox", f"notes left: {counts}"))
+    with world.observer.connect() as connection:
+        for table in (OURS.saga, OURS.barrier):
+            left = connection.scalar(sa.select(sa.func.count()).select_from(table))
+            if left:
+                found.append(Violation("I19", table.name, f"{left} rows are left"))
     old = {b'{"word":"old 1"}': 0, b'{"word":"new 7"}': 1}
     for id_, body in facts.committed.items():
         if body in old and facts.messages.kept.get(id_, 0) != old[body]:

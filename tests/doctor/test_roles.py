@@ -38,11 +38,11 @@ partition_lease   -        -         -             Su     Su        S
 inbox             -        SI        -             SD     SI        s
 inbox_waiting     -        SIUD      -             -      SUD       s
 inbox_claim       -        SIUD      -             -      S         S
-barrier           -        SIu       -             -      S         s
+barrier           -        SIu       -             sD     S         s
 reply             S        SIu       -             SD     S         s
 breaker           -        -         SIU           -      Su        S
-saga              sIu      sIu       SIu           -      Su        s
-saga_history      I        I         SI            -      SI        S
+saga              sIu      sIu       SIu           sD     Su        s
+saga_history      I        I         SI            sD     SI        S
 process           -        SIUD      SIUD          SIUD   SIU       S
 operator_action   -        -         -             -      SI        s
 version           S        S         S             S      S         S
@@ -84,6 +84,9 @@ SOME = {
     ("consumer", "reply", "UPDATE"): "outcome answer answered_at",
     ("observer", "reply", "SELECT"): "request_id outcome answered_at",
     ("operator", "breaker", "UPDATE"): "failures until probe_until trips opened_at changed_at",
+    ("relay", "barrier", "SELECT"): "saga_id step generation updated_at",
+    ("relay", "saga", "SELECT"): "id state ended_at",
+    ("relay", "saga_history", "SELECT"): "saga_id",
     ("observer", "barrier", "SELECT"): "saga_id step generation state updated_at",
     ("observer", "saga", "SELECT"): (
         "id source name version shape business_key correlation_id state revision reason due_at "

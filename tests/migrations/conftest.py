@@ -60,7 +60,7 @@ def two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 SECOND = """
 import sqlalchemy as sa
 
-revision, down_revision = "9001", "0005"
+revision, down_revision = "9001", "0006"
 
 
 def upgrade(steps):

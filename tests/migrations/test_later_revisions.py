@@ -34,10 +34,10 @@ def test_an_upgrade_may_stop_at_an_earlier_revision(
 ) -> None:
     two_revisions()
     with engine.begin() as connection:
-        upgrade(connection, revision="0005")
+        upgrade(connection, revision="0006")
 
     with engine.begin() as connection:
-        assert current(connection) == "0005"
+        assert current(connection) == "0006"
         assert "outbox_saga_later" not in table_names(connection)
 
 
@@ -49,7 +49,7 @@ def test_a_revision_that_was_passed_already_changes_nothing(
         upgrade(connection)
 
     with engine.begin() as connection:
-        upgrade(connection, revision="0005")
+        upgrade(connection, revision="0006")
 
     with engine.begin() as connection:
         assert current(connection) == "9001"
@@ -58,7 +58,7 @@ def test_a_revision_that_was_passed_already_changes_nothing(
 def test_offline_sql_starts_where_the_database_is(two_revisions: Callable[[], None]) -> None:
     two_revisions()
 
-    written = sql("postgresql", start="0005")
+    written = sql("postgresql", start="0006")
 
     assert "outbox_saga_later" in written
     assert "outbox_saga_outbox" not in written

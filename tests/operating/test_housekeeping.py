@@ -205,6 +205,131 @@ async def test_a_relay_that_archives_nothing_leaves_alone_what_another_one_archi
     assert house.inbox() == []
 
 
+def saga(house: House, state: str, ended: float | None, *, entries: int = 2) -> UUID:
+    """One that ended so long ago, with its history; None: it goes on, since long ago."""
+    id_, tables, long_ago = new_id(), house.tables, house.clock.now(-400 * DAY)
+    with house.eyes.begin() as connection:
+        connection.execute(
+            sa.insert(tables.saga).values(
+                id=id_,
+                source="shop",
+                name="order",
+                version=1,
+                shape="s",
+                correlation_id=str(id_),
+                state=state,
+                revision=3,
+                data="{}",
+                progress="{}",
+                input_hash=b"0" * 32,
+                epoch=1,
+                started_at=long_ago,
+                updated_at=long_ago,
+                ended_at=None if ended is None else house.clock.now(-ended),
+            )
+        )
+        for number in range(entries):
+            connection.execute(
+                sa.insert(tables.saga_history).values(
+                    saga_id=id_, number=number, revision=number, transition="t", at=long_ago
+                )
+            )
+    return id_
+
+
+def barrier(house: House, ago: float, *, step: str = "ship", generation: int = 0) -> UUID:
+    """Something came of a command so long ago."""
+    id_ = new_id()
+    with house.eyes.begin() as connection:
+        connection.execute(
+            sa.insert(house.tables.barrier).values(
+                saga_id=id_,
+                step=step,
+                generation=generation,
+                state="done",
+                answer="{}",
+                updated_at=house.clock.now(-ago),
+            )
+        )
+    return id_
+
+
+async def test_sagas_go_that_ended_for_good_before_their_window_with_all_their_history(
+    house: House,
+) -> None:
+    gone = {saga(house, "completed", 31 * DAY), saga(house, "compensated", 40 * DAY, entries=5)}
+    kept = {
+        saga(house, "completed", 20 * DAY),
+        saga(house, "stuck", 40 * DAY),
+        saga(house, "running", None),
+    }
+    keeping = keeper(house, saga_window=30 * DAY, batch=1)
+    assert keeping.plan().sagas == 2
+
+    pruned = await keeping.run_once()
+
+    assert pruned.sagas == 2
+    assert {row.id for row in house.rows(house.tables.saga)} == kept
+    assert {row.saga_id for row in house.rows(house.tables.saga_history)} == kept
+    assert not gone & kept
+
+
+async def test_a_saga_that_goes_on_again_while_it_is_pruned_stays_with_its_history(
+    house: House,
+) -> None:
+    """A call that came late opens a compensated one again."""
+    opened, over = (saga(house, "compensated", 31 * DAY) for _ in range(2))
+    keeping = keeper(house, saga_window=30 * DAY)
+    engine = keeping.database.program_engine
+
+    moved: list[str] = []
+
+    def reopen(*arguments: Any) -> None:
+        if arguments[2].lstrip().startswith("DELETE FROM outbox_saga_saga ") and not moved:
+            moved.append("while it was pruned")
+            move(arguments[0] if house.name == "sqlite" else None)
+
+    def move(connection: sa.Connection | None) -> None:
+        table = house.tables.saga
+        statement = sa.update(table).where(table.c.id == opened)
+        values = {"state": "compensating", "ended_at": None}
+        if connection is not None:  # it has one writer
+            connection.execute(statement.values(values))
+            return
+        with house.eyes.begin() as another:
+            another.execute(statement.values(values))
+
+    event.listen(engine, "before_cursor_execute", reopen)
+    assert (await keeping.run_once()).sagas == 1
+
+    assert {row.id for row in house.rows(house.tables.saga)} == {opened}
+    assert [row.saga_id for row in house.rows(house.tables.saga_history)] == [opened] * 2
+    assert over != opened
+
+
+async def test_notes_of_commands_go_when_they_are_past_their_window(house: House) -> None:
+    for number in range(3):
+        barrier(house, 91 * DAY, step=f"s{number}", generation=number)
+    kept = barrier(house, 80 * DAY)
+    keeping = keeper(house, barrier_window=90 * DAY, batch=2)
+    assert keeping.plan().barriers == 3
+
+    pruned = await keeping.run_once()
+
+    assert pruned.barriers == 3
+    assert [row.saga_id for row in house.rows(house.tables.barrier)] == [kept]
+
+
+async def test_without_a_window_no_saga_and_no_note_of_a_command_ever_goes(house: House) -> None:
+    saga(house, "completed", 4000 * DAY)
+    barrier(house, 4000 * DAY)
+    keeping = keeper(house)
+    planned = keeping.plan()
+    await keeping.run_once()
+    assert (planned.sagas, planned.barriers) == (0, 0)
+    assert len(house.rows(house.tables.saga)) == len(house.rows(house.tables.barrier)) == 1
+
+
 async def test_no_transaction_removes_more_than_a_batch(house: House) -> None:
     handle(house, 7, ago=31 * DAY)
     for number in range(5):
@@ -325,6 +450,10 @@ async def test_a_database_that_goes_away_ends_a_round_and_not_the_housekeeping(
         {"archive_window": -1.0},
         {"inbox_window": float("nan")},
         {"process_window": float("inf")},
+        {"saga_window": 86_399.0},
+        {"saga_window": float("nan")},
+        {"barrier_window": 3600.0},
+        {"barrier_window": float("inf")},
         {"interval": 0.0},
         {"batch": 0},
         {"pause": -0.1},

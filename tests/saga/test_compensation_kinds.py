@@ -408,11 +408,21 @@ async def test_a_lease_is_as_long_as_a_compensation_may_take(house: Any) -> None
         ({"compensation": "undo"}, "must be a function, a Command class or nothing_to_undo"),
         ({"compensation": local("undo")}, "must be a function, a Command class"),  # type: ignore[arg-type]
         ({"compensation": unpay, "breaker": "psp"}, "a breaker guards calls outside"),
+        (
+            {"compensation": nothing_to_undo, "compensation_timeout": 5.0},
+            "are for a compensation, and this step has none",
+        ),
+        ({"pivot": True, "compensation_retry": Retry(max_attempts=2)}, "this step has none"),
     ],
 )
 def test_a_compensation_that_cannot_work_is_refused(options: Any, told: str) -> None:
     with pytest.raises(DefinitionError, match=told):
         Saga("s", data=Order).step("x", pay, **options)
+
+
+def test_a_wait_that_has_nothing_to_undo_is_not_told_how_to_undo_it() -> None:
+    with pytest.raises(DefinitionError, match="this step has none"):
+        Saga("s", data=Order).wait_for("paid", Delivered, timeout=1.0, compensation_timeout=1.0)
 
 
 def test_a_breaker_may_guard_the_undoing_alone() -> None:

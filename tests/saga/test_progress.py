@@ -83,10 +83,11 @@ def definitions(draw: st.DrawFn) -> Saga[Data]:
             )
         )
         kind = draw(st.sampled_from(["local", "idempotent", "query"]))
+        undo, attempts = draw(st.sampled_from(UNDO)), draw(st.integers(1, 3))
         saga.step(
             name,
             act,
-            compensation=draw(st.sampled_from(UNDO)),
+            compensation=undo,
             external=kind != "local",
             idempotent=kind == "idempotent",
             query=act if kind == "query" else None,
@@ -94,7 +95,7 @@ def definitions(draw: st.DrawFn) -> Saga[Data]:
             pivot=name == pivot,
             when=draw(st.sampled_from(WHEN)) if name != pivot else None,
             retry=Retry(max_attempts=draw(st.integers(2, 3))),
-            compensation_retry=Retry(max_attempts=draw(st.integers(1, 3))),
+            compensation_retry=None if undo is nothing_to_undo else Retry(max_attempts=attempts),
             timeout=5,
         )
     return saga.check()

@@ -125,6 +125,11 @@ GRANT SELECT{locking} ON outbox_saga_key_lock TO {prefix}_relay;
 -- Retention.
 GRANT SELECT, DELETE ON outbox_saga_inbox TO {prefix}_relay;
 GRANT SELECT, DELETE ON outbox_saga_reply TO {prefix}_relay;
+-- Of sagas that have ended it sees when, and of commands when, and nothing of what they are about.
+GRANT SELECT (id, state, ended_at), DELETE ON outbox_saga_saga TO {prefix}_relay;
+GRANT SELECT (saga_id), DELETE ON outbox_saga_saga_history TO {prefix}_relay;
+GRANT SELECT (saga_id, step, generation, updated_at), DELETE
+  ON outbox_saga_barrier TO {prefix}_relay;
 -- That it is alive.
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_saga_process TO {prefix}_relay;
 GRANT SELECT ON outbox_saga_version TO {prefix}_relay;
