@@ -48,7 +48,9 @@ def next_decision(
         if over and state.status == "running":  # it may have turned back just now
             entries.append(Entry("COMPLETED"))
             return Decision(replace(state, status="completed"), tuple(entries), (), None)
-    if state.status == "compensating":  # when= may have failed just now
+    if state.status == "compensating":
+        # a branch may have failed as it began, just now: no other one begins beside the undoing
+        todo = [each for each in todo if not isinstance(each, Run)]
         state = _backward(definition, state, around, entries, todo, sends)
     if state.status in ENDED:
         return Decision(state, tuple(entries), (), None)

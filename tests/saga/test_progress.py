@@ -64,6 +64,14 @@ def fails(data: Data) -> bool:
 WHEN: list[Any] = [None] * 6 + [always, never, never, fails]
 
 
+class Paid(Event, topic="payments"):
+    amount: int
+
+
+class Cancelled(Event, topic="payments"):
+    amount: int
+
+
 @st.composite
 def definitions(draw: st.DrawFn) -> Saga[Data]:
     """Graphs of one to six steps of every kind, sometimes with a pivot, or steps left out."""
@@ -289,6 +297,32 @@ def _check_end(definition: Saga[Data], world: World, state: SagaState) -> None:
         rule = definition.steps[name]
         assert step.attempts < rule.retry.max_attempts + SETTLING.max_attempts
         assert step.undo_attempts <= rule.compensation_retry.max_attempts
+
+
+@pytest.mark.parametrize("how", ["when", "seconds", "early no"])
+def test_a_branch_that_fails_as_it_begins_lets_no_other_begin_beside_its_undoing(how: str) -> None:
+    """Found by the test above: what they wait for was undone while the other one ran."""
+    saga = Saga("s", data=Data).step("first", act, compensation=act)
+    saga.step("second", act, compensation=act, after="first")
+    if how == "when":
+        saga.step("third", act, compensation=act, after="first", when=fails)
+    elif how == "seconds":
+        saga.timer("third", lambda _: -1.0, after="first")
+    else:
+        saga.wait_for("third", Paid, timeout=9.0, after="first", fails_on=Cancelled)
+    state = initial(saga.check(), {"n": 0})
+    if how == "early no":
+        state = state.with_step("third", early_no="it will not come")
+
+    decision = decide(
+        saga,
+        state,
+        Done("first", "do", 1, {}),
+        Surroundings(START, frozenset(), LEASE, "s", START),
+    )
+
+    assert decision.state.status == "compensating"
+    assert decision.todo == (Run("first", "undo", 1),)
 
 
 def test_progress_is_stored_without_defaults_so_that_rows_stay_small() -> None:
@@ -642,10 +676,6 @@ def test_a_deadline_undoes_nothing_once_the_pivot_was_carried_out() -> None:
 
 
 # --- steps that wait -----------------------------------------------------------------------------
-
-
-class Paid(Event, topic="payments"):
-    amount: int
 
 
 def _patient(**options: Any) -> Saga[Data]:
