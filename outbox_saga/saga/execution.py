@@ -226,7 +226,8 @@ class Execution:
         decision, instance = self.recording.record(session.taken_back(), hand, happened, [])
         if came_too_late(decision):
             session.undo()
-            return happened
+            # by the time its coming is on record it might seem to have come in time
+            return replace(happened, kept=False)
         session.settle()
         hand.advance(instance)
         return decision

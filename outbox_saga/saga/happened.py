@@ -27,13 +27,18 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An action (or a compensation) succeeded; `added` is merged into the data."""
+    """An action (or a compensation) succeeded; `added` is merged into the data.
+
+    Args:
+        kept: False: its effect came too late, and was rolled back.
+    """
 
     step: str
     direction: Direction
     attempt: int
     added: Any = None
     started_at: dt.datetime | None = None
+    kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)

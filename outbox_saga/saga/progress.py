@@ -22,7 +22,15 @@ from dataclasses import replace
 from typing import Any
 
 from outbox_saga.errors import MessageRefused
-from outbox_saga.instances import ENDED, Entry, SagaState, StepState
+from outbox_saga.instances import (
+    ENDED,
+    NOTHING_LEFT,
+    OVER,
+    OVER_FOR_GOOD,
+    Entry,
+    SagaState,
+    StepState,
+)
 from outbox_saga.payloads import storable
 from outbox_saga.saga.changes import (
     MAX_REASON,
@@ -69,7 +77,11 @@ def decide(
         # whoever decides has the definition
         state = replace(state, parked=None)
         entries.append(Entry("UNPARKED"))
-    if isinstance(happened, Done):
+    if isinstance(happened, Done | Refused | Errored) and _is_overtaken(
+        definition, state, happened
+    ):
+        state = _ignored(state, happened, entries)
+    elif isinstance(happened, Done):
         state = _done(definition, state, happened, entries)
     elif isinstance(happened, Refused):
         state = _refused(definition, state, happened, entries)
@@ -134,6 +146,34 @@ def _done(
         state = state.with_step(name, phase="done", due=None, input=None)
         return replace(turn_back(state, "a late success", entries, code="late"), data=data)
     return _ignored(state, happened, entries)
+
+
+def _is_overtaken(
+    definition: Saga[Any], state: SagaState, happened: Done | Refused | Errored
+) -> bool:
+    """Whether a local step, or a local undoing, may not commit any more.
+
+    Nothing is on record of one before it commits. So a branch that ends at the moment when another
+    one's end has begun it may have decided what does not go together with it.
+    """
+    if isinstance(happened, Done) and not happened.kept:
+        return True
+    steps, rule = state.steps, definition.steps[happened.step]
+    if happened.direction == "undo":
+        if rule.undone != "local" or steps[rule.name].phase == "undoing":
+            return False
+        dependents = (s.name for s in definition.steps.values() if rule.name in s.after)
+        return state.status in ("running", "completed") or any(
+            steps[name].phase not in NOTHING_LEFT for name in dependents
+        )
+    if rule.external or rule.kind != "action" or steps[rule.name].phase != "waiting":
+        return False
+    undone = any(each.phase in ("undoing", "undone") for each in steps.values())
+    return (
+        state.status in OVER_FOR_GOOD
+        or (rule.pivot and undone)
+        or any(steps[name].phase not in OVER for name in rule.after)
+    )
 
 
 def _unusable(
