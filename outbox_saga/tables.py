@@ -292,7 +292,7 @@ class Tables:
             sa.Column("deaths", sa.Integer, nullable=False, server_default=sa.text("0")),
             sa.Index(PREFIX + "saga_due", "due_at"),
             sa.Index(PREFIX + "saga_correlation", "correlation_id"),
-            sa.Index(PREFIX + "saga_ended", "ended_at"),
+            sa.Index(PREFIX + "saga_ended", "ended_at", "business_key"),
             **options,
         )
         # Room for HOT updates; and those that are not HOT leave dead entries at the due end of an

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 
 import pytest
 
@@ -45,11 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """The files of tests are in memory, too, if there is plenty: SQLite waits for no disk."""
     folder = folder_in_memory()
-    if folder is None or config.option.basetemp or hasattr(config, "workerinput"):
-        return
-    base = tempfile.mkdtemp(prefix="outbox-saga-tests-", dir=folder)
-    config.option.basetemp = base
-    config.add_cleanup(lambda: shutil.rmtree(base, ignore_errors=True))
+    if folder is not None and not hasattr(config, "workerinput"):
+        # where pytest makes its own folders, and removes those of the runs before the last three
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ verbs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
 import sqlalchemy as sa
 
 from outbox_saga.instances import OVER_FOR_GOOD
@@ -15,6 +18,9 @@ from outbox_saga.queries.archive_partitions import rest_of
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import delete_at_most, family
 from outbox_saga.tables import Tables
+
+T = TypeVar("T")
+AT_ONCE = 5000  # rows of three parameters; PostgreSQL takes 65,535 a statement, SQLite 32,766
 
 
 def prune_inbox(
@@ -72,27 +78,36 @@ def prune_processes(
 
 
 def prune_sagas(
-    connection: sa.Connection, tables: Tables, clock: Clock, window: float, limit: int
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    window: float,
+    limit: int,
+    *,
+    keyed: bool = False,
 ) -> int:
     """How many completed or compensated sagas were removed, with their history; at most `limit`.
 
-    What they were started as is forgotten, too: started again under its business key, one begins
-    anew. A saga that is stuck stays.
+    A saga that is stuck stays.
 
     Args:
         window: Seconds since it ended.
+        keyed: Those that were started under a business key, too. Started again under it, one would
+            begin anew with the keys of the first for all that it does outside, and be given the
+            answers that the first one got.
     """
     saga, history = tables.saga, tables.saga_history
-    past = _over(tables, clock, window)
+    past = _over(tables, clock, window, keyed=keyed)
     # by id, not by the place of the row: whoever prunes may not read what a saga is about
     chosen = sa.select(saga.c.id).where(past).order_by(saga.c.ended_at).limit(limit)
     ids = list(connection.scalars(chosen))
-    if not ids:
-        return 0
-    # an effect that came late may have opened one again since
-    gone = connection.execute(sa.delete(saga).where(saga.c.id.in_(ids), past)).rowcount
-    stays = sa.exists().where(saga.c.id == history.c.saga_id)
-    connection.execute(sa.delete(history).where(history.c.saga_id.in_(ids), ~stays))
+    gone = 0
+    for some in batched(ids, AT_ONCE):
+        # an effect that came late may have opened one again since
+        gone += connection.execute(sa.delete(saga).where(saga.c.id.in_(some), past)).rowcount
+        # of a column: for EXISTS (SELECT *) PostgreSQL wants the right to read all of them
+        stays = sa.exists(saga.c.id).where(saga.c.id == history.c.saga_id)
+        connection.execute(sa.delete(history).where(history.c.saga_id.in_(some), ~stays))
     return gone
 
 
@@ -111,9 +126,10 @@ def prune_barriers(
     past = barrier.c.updated_at < clock.now(-window)
     chosen = sa.select(*key).where(past).order_by(barrier.c.updated_at).limit(limit)
     keys = [tuple(row) for row in connection.execute(chosen)]
-    if not keys:
-        return 0
-    return connection.execute(sa.delete(barrier).where(sa.tuple_(*key).in_(keys), past)).rowcount
+    return sum(
+        connection.execute(sa.delete(barrier).where(sa.tuple_(*key).in_(some), past)).rowcount
+        for some in batched(keys, AT_ONCE)
+    )
 
 
 def past_inbox(connection: sa.Connection, tables: Tables, clock: Clock, window: float) -> int:
@@ -140,9 +156,16 @@ def past_processes(connection: sa.Connection, tables: Tables, clock: Clock, wind
     return _count(connection, process, process.c.until < clock.now(-window))
 
 
-def past_sagas(connection: sa.Connection, tables: Tables, clock: Clock, window: float) -> int:
+def past_sagas(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    window: float,
+    *,
+    keyed: bool = False,
+) -> int:
     """How many sagas `prune_sagas` would remove in all."""
-    past = _over(tables, clock, window)
+    past = _over(tables, clock, window, keyed=keyed)
     statement = sa.select(sa.func.count(tables.saga.c.id)).where(past)
     return connection.execute(statement).scalar_one()
 
@@ -155,9 +178,17 @@ def past_barriers(connection: sa.Connection, tables: Tables, clock: Clock, windo
     return connection.execute(statement).scalar_one()
 
 
-def _over(tables: Tables, clock: Clock, window: float) -> sa.ColumnElement[bool]:
+def _over(tables: Tables, clock: Clock, window: float, *, keyed: bool) -> sa.ColumnElement[bool]:
     saga = tables.saga.c
-    return sa.and_(saga.ended_at < clock.now(-window), saga.state.in_(sorted(OVER_FOR_GOOD)))
+    over = saga.state.in_(sorted(OVER_FOR_GOOD))
+    anyone = sa.true() if keyed else saga.business_key.is_(None)
+    return sa.and_(saga.ended_at < clock.now(-window), over, anyone)
+
+
+def batched(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """All of them in their order, so many at a time."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def _delete(

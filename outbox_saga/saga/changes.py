@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from outbox_saga.errors import MessageRefused
-from outbox_saga.instances import Direction, Entry, SagaState
+from outbox_saga.instances import NOTHING_LEFT, OVER, Direction, Entry, SagaState
 from outbox_saga.saga.definition import Saga
 
 MAX_REASON = 500  # characters of an error that are kept
@@ -49,16 +49,33 @@ def finish(
 
 def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
     """The pivot was carried out while the saga waited to be undone: nothing may be undone now."""
-    if state.status != "compensating":
+    if unstuck(state).status != "compensating":
         return state
+    state = unstuck(state)
     entries.append(Entry("RUNNING", None, None, "the pivot was carried out"))
     for name, step in state.steps.items():
-        if step.phase == "failed":
-            reason = f"beside the pivot: {step.error}"
-            state = stick(
-                state, name, "STEP_FAILED", step.attempts, reason, entries, code="beside_pivot"
-            )
+        if step.phase == "stuck" and step.stuck == "undo" and not step.unknown:
+            state = state.with_step(name, phase="done", stuck=None)  # nothing of it was undone
+        elif step.phase == "stuck" and step.stuck == "undo":
+            state = _beside_pivot(state, name, "nobody knows whether it was undone", entries)
+        elif step.phase == "failed":
+            state = _beside_pivot(state, name, str(step.error), entries)
     return replace(state, status="running", reason=None)
+
+
+def _beside_pivot(state: SagaState, name: str, why: str, entries: list[Entry]) -> SagaState:
+    attempts, told = state.steps[name].attempts, f"beside the pivot: {why}"
+    return stick(state, name, "STEP_FAILED", attempts, told, entries, code="beside_pivot")
+
+
+def without_what_was_undone(state: SagaState, entries: list[Entry]) -> SagaState:
+    """A saga that can only go forward and has nothing to go on with: of what was undone before the
+    pivot was carried out, or may have been, a person decides.
+    """
+    for name, step in state.steps.items():
+        if step.phase in ("undone", "undoing"):
+            state = _beside_pivot(state, name, f"it was {step.phase} by then", entries)
+    return state
 
 
 def _wrote(definition: Saga[Any], state: SagaState, name: str, added: object) -> tuple[str, ...]:
@@ -128,6 +145,28 @@ def fail(
         name, phase="failed", attempts=attempt, due=None, unknown=False, error=reason, input=None
     )
     return turn_back(state, f"{name}: {reason}", entries, code=code)
+
+
+def something_waits_for(definition: Saga[Any], state: SagaState, name: str) -> bool:
+    """Whether anything is left of a step that depends on this one, past those left out."""
+    return any(
+        state.steps[each.name].phase not in NOTHING_LEFT
+        or (
+            state.steps[each.name].phase == "skipped"
+            and something_waits_for(definition, state, each.name)
+        )
+        for each in definition.steps.values()
+        if name in each.after
+    )
+
+
+def all_is_there_for(definition: Saga[Any], state: SagaState, name: str) -> bool:
+    """Whether what the step waits for is over, and what those wait for that were left out."""
+    return all(
+        state.steps[each].phase in OVER
+        and (state.steps[each].phase != "skipped" or all_is_there_for(definition, state, each))
+        for each in definition.steps[name].after
+    )
 
 
 def pivot_done(definition: Saga[Any], state: SagaState) -> bool:

@@ -98,9 +98,7 @@ class Execution:
             nothing = decision.state == hand.instance.state and not decision.entries
             if nothing and not guarded(hand.definition, decision.todo):
                 return decision
-        decision, instance = await self.database.run(
-            self.recording.record_alone, hand, happened, []
-        )
+        decision, instance = await self._record(hand, happened)
         hand.advance(instance)
         return decision
 
@@ -339,9 +337,7 @@ class Execution:
         self, hand: Hand, happened: Happened, kept: list[Delayed]
     ) -> Decision:
         try:
-            decision, instance = await self.database.run(
-                self.recording.record_alone, hand, happened, kept
-            )
+            decision, instance = await self._record(hand, happened, kept)
         except MessageRefused as error:
             if not isinstance(happened, Done):
                 raise
@@ -353,12 +349,8 @@ class Execution:
                 error,
             )
             reason = f"its answer does not fit the saga's data ({error.path})"
-            decision, instance = await self.database.run(
-                self.recording.record_alone,
-                hand,
-                Unusable(happened.step, happened.attempt, reason),
-                [],
-            )
+            unusable = Unusable(happened.step, happened.attempt, reason)
+            decision, instance = await self._record(hand, unusable)
         hand.advance(instance)
         return decision
 

@@ -21,7 +21,16 @@ from outbox_saga.instances import (
 )
 from outbox_saga.payloads import storable
 from outbox_saga.retries import Retry
-from outbox_saga.saga.changes import MAX_REASON, fail, finish, pivot_done, stick, turn_back
+from outbox_saga.saga.changes import (
+    MAX_REASON,
+    fail,
+    finish,
+    pivot_done,
+    something_waits_for,
+    stick,
+    turn_back,
+    without_what_was_undone,
+)
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.happened import Call, Decision, Query, Run, Send, Surroundings, ToDo
 from outbox_saga.saga.sending import is_open, may_still_be_sent, send, unanswered
@@ -57,12 +66,14 @@ def next_decision(
     told = tuple(sends)
     if todo or around.in_flight:
         return Decision(state, tuple(entries), tuple(todo), around.now, busy=True, sends=told)
-    moments = list(_moments(state))
+    moments = list(_moments(definition, state))
     if moments and (ends := _deadline(definition, state, around)) is not None:
         moments.append(ends)
     due = min(moments, default=None)
     if due is None:
         # nothing runs, nothing is due, nothing can start: only a person can help
+        if state.status == "running":
+            state = without_what_was_undone(state, entries)
         reason = "; ".join(f"{n}: {s.error}" for n, s in state.steps.items() if s.phase == "stuck")
         entries.append(Entry("FAILED", None, None, reason))
         before = (state.status, state.reason)
@@ -89,9 +100,11 @@ _WAITS: dict[Status, tuple[Phase, ...]] = {
 }
 
 
-def _moments(state: SagaState) -> Iterator[dt.datetime]:
-    for step in state.steps.values():
-        if step.due is not None and step.phase in _WAITS[state.status]:
+def _moments(definition: Saga[Any], state: SagaState) -> Iterator[dt.datetime]:
+    for name, step in state.steps.items():
+        # what cannot be undone yet waits for others, whatever its own time is
+        later = step.phase in ("done", "undoing") and something_waits_for(definition, state, name)
+        if step.due is not None and step.phase in _WAITS[state.status] and not later:
             yield step.due
 
 
@@ -226,6 +239,7 @@ def _backward(
         if (
             step.phase != "calling"
             or (rule.name, "do") in around.in_flight
+            or any(each.step == rule.name for each in todo)  # it begins just now
             or not _is_due(step, around)
         ):
             continue
@@ -243,8 +257,7 @@ def _backward(
         step = state.steps[rule.name]
         if step.phase not in ("done", "undoing") or (rule.name, "undo") in around.in_flight:
             continue
-        dependents = [s.name for s in definition.steps.values() if rule.name in s.after]
-        if all(state.steps[d].phase in NOTHING_LEFT for d in dependents):
+        if not something_waits_for(definition, state, rule.name):
             state = _undo(definition, state, rule, around, entries, todo, sends)
     if all(s.phase in NOTHING_LEFT for s in state.steps.values()):
         entries.append(Entry("COMPENSATED", None, None, state.reason))

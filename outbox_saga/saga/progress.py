@@ -24,8 +24,6 @@ from typing import Any
 from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import (
     ENDED,
-    NOTHING_LEFT,
-    OVER,
     OVER_FOR_GOOD,
     Entry,
     SagaState,
@@ -34,9 +32,11 @@ from outbox_saga.instances import (
 from outbox_saga.payloads import storable
 from outbox_saga.saga.changes import (
     MAX_REASON,
+    all_is_there_for,
     fail,
     finish,
     pivot_done,
+    something_waits_for,
     stick,
     turn_back,
     unstuck,
@@ -162,17 +162,15 @@ def _is_overtaken(
     if happened.direction == "undo":
         if rule.undone != "local" or steps[rule.name].phase == "undoing":
             return False
-        dependents = (s.name for s in definition.steps.values() if rule.name in s.after)
-        return state.status in ("running", "completed") or any(
-            steps[name].phase not in NOTHING_LEFT for name in dependents
-        )
+        forward = unstuck(state).status in ("running", "completed")
+        return forward or something_waits_for(definition, state, rule.name)
     if rule.external or rule.kind != "action" or steps[rule.name].phase != "waiting":
         return False
     undone = any(each.phase in ("undoing", "undone") for each in steps.values())
     return (
         state.status in OVER_FOR_GOOD
         or (rule.pivot and undone)
-        or any(steps[name].phase not in OVER for name in rule.after)
+        or not all_is_there_for(definition, state, rule.name)
     )
 
 

@@ -65,6 +65,7 @@ class CrashPoints:
         self._kill = kill
         self._outside = outside
         self._after: tuple[object] | None = None  # what was outside, if the last point ended one
+        self._under_way = 0  # effects: one beside may end between two points
         self._dead = False
         self._lock = threading.Lock()
         self._lines: list[Line] = []
@@ -98,9 +99,11 @@ class CrashPoints:
                 raise ProcessDied(self.place)
             self.names.append(name)
             seen = (None if self._outside is None else self._outside(),)
+            self._under_way -= ends
             if not (begins and self._after == seen):
                 self.moments.append(len(self.names))
-            self._after = seen if ends else None
+            self._after = seen if ends and not self._under_way else None
+            self._under_way += begins
             if len(self.names) != self.at:
                 return
             if self._kill is None:
@@ -115,7 +118,12 @@ class CrashPoints:
     def effect(self, name: str) -> Iterator[None]:
         """The block is one outside effect: there is a point before it and one after it."""
         self._come_to(f"before {name}", begins=True)
-        yield
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._under_way -= 1
+            raise
         self._come_to(f"after {name}", ends=True)
 
     def watch(self, database: Database) -> None:

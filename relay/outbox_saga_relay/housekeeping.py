@@ -11,6 +11,7 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -85,14 +86,17 @@ class Housekeeping:
             Longer than any broker or person may deliver a message again: what is forgotten is
             handled again. Answers to requests are kept for as long.
         saga_window: Seconds for which completed and compensated sagas are kept, with their
-            history; None is for ever. Longer than a call, an answer or an event may come late, and
-            than anybody may start one again: what is forgotten has never been.
+            history; None is for ever. Longer than a call, an answer or an event may come late:
+            what is forgotten has never been.
+        keyed_sagas: Those that were started under a business key go, too. Only if nobody will ever
+            start one again under it: it would begin anew, under the keys of the first, and be
+            given the answers that the first one got.
         barrier_window: Seconds for which a participant remembers what it was commanded; None is
             for ever. Longer than any saga that commands it may last, a stuck one too, until a
             person has decided: what is forgotten is carried out again, and not undone.
         process_window: Seconds after which a dead process is not mentioned any more.
         interval: Seconds between two rounds.
-        batch: Rows a transaction.
+        batch: Rows a transaction; of sagas so many with their history.
         pause: Seconds between two batches, in which others have the database for themselves.
 
     Raises:
@@ -106,6 +110,7 @@ class Housekeeping:
         archive_window: float | None = ARCHIVE_WINDOW,
         inbox_window: float | None = INBOX_WINDOW,
         saga_window: float | None = None,
+        keyed_sagas: bool = False,
         barrier_window: float | None = None,
         process_window: float = PROCESS_WINDOW,
         interval: float = 10 * 60.0,
@@ -134,6 +139,7 @@ class Housekeeping:
         self.archive_window = archive_window
         self.inbox_window = inbox_window
         self.saga_window = saga_window
+        self.keyed_sagas = keyed_sagas
         self.barrier_window = barrier_window
         self.process_window = process_window
         self.interval = interval
@@ -175,7 +181,9 @@ class Housekeeping:
         yield "archive", self.archive_window, pruning.past_archive, pruning.prune_archive
         yield "inbox", self.inbox_window, pruning.past_inbox, pruning.prune_inbox
         yield "replies", self.inbox_window, pruning.past_replies, pruning.prune_replies
-        yield "sagas", self.saga_window, pruning.past_sagas, pruning.prune_sagas
+        sagas = (pruning.past_sagas, pruning.prune_sagas)
+        past_sagas, prune_sagas = (partial(each, keyed=self.keyed_sagas) for each in sagas)
+        yield "sagas", self.saga_window, past_sagas, prune_sagas
         yield "barriers", self.barrier_window, pruning.past_barriers, pruning.prune_barriers
         yield "processes", self.process_window, pruning.past_processes, pruning.prune_processes
 

@@ -46,6 +46,12 @@ from outbox_saga_relay.times import STRETCH
     "[default: for ever]",
 )
 @click.option(
+    "--keyed-sagas",
+    is_flag=True,
+    help="Those that were started under a business key go, too: only if none is ever started "
+    "again under the same one.",
+)
+@click.option(
     "--barrier-window",
     type=STRETCH,
     envvar="OUTBOX_SAGA_BARRIER_WINDOW",
@@ -74,6 +80,7 @@ def prune(
     pause: float,
     interval: float,
     *,
+    keyed_sagas: bool,
     keep_inbox: bool,
     once: bool,
     only_plan: bool,
@@ -88,12 +95,15 @@ def prune(
     """
     if once and only_plan:
         raise click.UsageError("give --plan or --once, not both")
+    if keyed_sagas and saga_window is None:
+        raise click.UsageError("--keyed-sagas says which go by --saga-window; give that, too")
     with opened(database_url, schema) as database:
         keeping = Housekeeping(
             database,
             archive_window=archive_window,
             inbox_window=None if keep_inbox else inbox_window,
             saga_window=saga_window,
+            keyed_sagas=keyed_sagas,
             barrier_window=barrier_window,
             batch=batch,
             pause=pause,

@@ -54,6 +54,12 @@ async def test_sagas_and_notes_of_commands_go_only_when_they_are_given_a_window(
     windows = ("--saga-window", "30d", "--barrier-window", "30d")
     done = json.loads((await command(*prune, *windows)).stdout)
     assert (done["sagas"], done["barriers"]) == (1, 1)
+    saga(house, "completed", 31 * DAY, key="order:7")
+    assert json.loads((await command(*prune, *windows)).stdout)["sagas"] == 0
+    keyed = json.loads((await command(*prune, *windows, "--keyed-sagas")).stdout)
+    assert keyed["sagas"] == 1
+    alone = await command("prune", "-d", house.url, "--once", "--keyed-sagas")
+    assert (alone.exit_code, "--saga-window" in alone.stderr) == (2, True)
     short = await command("prune", "-d", house.url, "--once", "--saga-window", "1h")
     assert (short.exit_code, "a day" in short.stderr) == (1, True)
 

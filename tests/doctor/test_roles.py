@@ -85,7 +85,7 @@ SOME = {
     ("observer", "reply", "SELECT"): "request_id outcome answered_at",
     ("operator", "breaker", "UPDATE"): "failures until probe_until trips opened_at changed_at",
     ("relay", "barrier", "SELECT"): "saga_id step generation updated_at",
-    ("relay", "saga", "SELECT"): "id state ended_at",
+    ("relay", "saga", "SELECT"): "id business_key state ended_at",
     ("relay", "saga_history", "SELECT"): "saga_id",
     ("observer", "barrier", "SELECT"): "saga_id step generation state updated_at",
     ("observer", "saga", "SELECT"): (

@@ -18,7 +18,7 @@ def test_a_database_at_the_first_revision_gets_only_the_second(
     two_revisions()
     with engine.begin() as connection:
         assert [str(d) for d in check(connection)] == [
-            "outbox_saga_version: the revision is 0005, and this version of outbox-saga needs 9001"
+            "outbox_saga_version: the revision is 0006, and this version of outbox-saga needs 9001"
         ]
 
     with engine.begin() as connection:

@@ -205,7 +205,9 @@ async def test_a_relay_that_archives_nothing_leaves_alone_what_another_one_archi
     assert house.inbox() == []
 
 
-def saga(house: House, state: str, ended: float | None, *, entries: int = 2) -> UUID:
+def saga(
+    house: House, state: str, ended: float | None, *, entries: int = 2, key: str | None = None
+) -> UUID:
     """One that ended so long ago, with its history; None: it goes on, since long ago."""
     id_, tables, long_ago = new_id(), house.tables, house.clock.now(-400 * DAY)
     with house.eyes.begin() as connection:
@@ -216,6 +218,7 @@ def saga(house: House, state: str, ended: float | None, *, entries: int = 2) -> 
                 name="order",
                 version=1,
                 shape="s",
+                business_key=key,
                 correlation_id=str(id_),
                 state=state,
                 revision=3,
@@ -272,6 +275,20 @@ async def test_sagas_go_that_ended_for_good_before_their_window_with_all_their_h
     assert {row.id for row in house.rows(house.tables.saga)} == kept
     assert {row.saga_id for row in house.rows(house.tables.saga_history)} == kept
     assert not gone & kept
+
+
+async def test_a_saga_with_a_business_key_goes_only_if_it_is_said_so(house: House) -> None:
+    """Its row is what makes starting it again the same saga."""
+    saga(house, "completed", 31 * DAY, key="order:7")
+    saga(house, "completed", 31 * DAY)
+    keeping = keeper(house, saga_window=30 * DAY)
+    assert (keeping.plan().sagas, (await keeping.run_once()).sagas) == (1, 1)
+    assert [row.business_key for row in house.rows(house.tables.saga)] == ["order:7"]
+    assert len(house.rows(house.tables.saga_history)) == 2
+
+    all_of_them = keeper(house, saga_window=30 * DAY, keyed_sagas=True)
+    assert (all_of_them.plan().sagas, (await all_of_them.run_once()).sagas) == (1, 1)
+    assert house.rows(house.tables.saga) == house.rows(house.tables.saga_history) == []
 
 
 async def test_a_saga_that_goes_on_again_while_it_is_pruned_stays_with_its_history(

@@ -19,7 +19,7 @@ PREFIX = "outbox_saga_"
 
 def upgrade(steps: Steps | None = None) -> None:
     steps = steps or Steps(op.get_context())
-    steps.create_index(PREFIX + "saga_ended", PREFIX + "saga", ["ended_at"])
+    steps.create_index(PREFIX + "saga_ended", PREFIX + "saga", ["ended_at", "business_key"])
 
 
 def downgrade(steps: Steps | None = None) -> None:

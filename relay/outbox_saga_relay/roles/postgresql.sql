@@ -114,8 +114,8 @@ GRANT SELECT, UPDATE (owner, epoch, until, revisit)
 -- Retention.
 GRANT SELECT, DELETE ON outbox_saga_inbox TO {prefix}_relay;
 GRANT SELECT, DELETE ON outbox_saga_reply TO {prefix}_relay;
--- Of sagas that have ended it sees when, and of commands when, and nothing of what they are about.
-GRANT SELECT (id, state, ended_at), DELETE ON outbox_saga_saga TO {prefix}_relay;
+-- Of sagas it sees whether and when they ended, and their keys; of commands when; no data.
+GRANT SELECT (id, business_key, state, ended_at), DELETE ON outbox_saga_saga TO {prefix}_relay;
 GRANT SELECT (saga_id), DELETE ON outbox_saga_saga_history TO {prefix}_relay;
 GRANT SELECT (saga_id, step, generation, updated_at), DELETE
   ON outbox_saga_barrier TO {prefix}_relay;
