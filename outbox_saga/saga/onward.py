@@ -23,6 +23,7 @@ from outbox_saga.payloads import storable
 from outbox_saga.retries import Retry
 from outbox_saga.saga.changes import (
     MAX_REASON,
+    all_is_there_for,
     fail,
     finish,
     pivot_done,
@@ -102,9 +103,14 @@ _WAITS: dict[Status, tuple[Phase, ...]] = {
 
 def _moments(definition: Saga[Any], state: SagaState) -> Iterator[dt.datetime]:
     for name, step in state.steps.items():
-        # what cannot be undone yet waits for others, whatever its own time is
-        later = step.phase in ("done", "undoing") and something_waits_for(definition, state, name)
-        if step.due is not None and step.phase in _WAITS[state.status] and not later:
+        if step.due is None or step.phase not in _WAITS[state.status]:
+            continue
+        # what cannot be undone yet, or begin, waits for others, whatever its own time is
+        if step.phase in ("done", "undoing"):
+            others = something_waits_for(definition, state, name)
+        else:
+            others = step.phase == "waiting" and not all_is_there_for(definition, state, name)
+        if not others:
             yield step.due
 
 

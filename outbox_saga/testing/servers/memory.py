@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 _TMPFS = Path("/dev/shm")
+_CGROUP = Path("/sys/fs/cgroup")
 ROOM = 8 * 1024**3  # bytes that have to be free: servers of several test processes fit into half
 
 
@@ -28,4 +30,15 @@ def _available() -> int:
     except OSError:
         return 0
     kilobytes = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return int(next(kilobytes, "0")) * 1024
+    return min(int(next(kilobytes, "0")) * 1024, _left_to_the_container())
+
+
+def _left_to_the_container() -> int:
+    """Bytes by its own limit, if it has one (cgroup v2, as seen from inside)."""
+    try:
+        limit, used = (
+            (_CGROUP / f"memory.{name}").read_text("ascii") for name in ("max", "current")
+        )
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # none is set ("max"), or it is told elsewhere
+        return sys.maxsize
