@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -128,21 +129,34 @@ class World:
     def do(self, name: str) -> None:
         steps = self.definition.steps
         assert steps[name].when in (None, always), f"{name} was carried out, and its when= says no"
-        assert all(
-            (self.done.get(d) and not self.undone.get(d)) or steps[d].when is never
-            for d in steps[name].after
-        ), f"{name} ran before what it waits for was done"
+        for before in self.past_what_was_left_out(name, lambda n: steps[n].after):
+            there = self.done.get(before) and not self.undone.get(before)
+            assert there, f"{name} ran, and {before}, which it waits for, was not there"
         # idempotent at the other side: the second time changes nothing
         if not self.done.get(name):
             self.done[name] = 1
             self.order.append(("do", name))
 
+    def past_what_was_left_out(
+        self, name: str, near: Callable[[str], Iterable[str]]
+    ) -> Iterator[str]:
+        """The steps next to this one; instead of one that is always left out, those next to it."""
+        for other in near(name):
+            if self.definition.steps[other].when is never:
+                yield from self.past_what_was_left_out(other, near)
+            else:
+                yield other
+
     def undo(self, name: str) -> None:
         assert self.done.get(name), f"{name} was undone, but never done"
-        for other in self.definition.steps.values():
-            if name in other.after and self.done.get(other.name):
-                assert self.undone.get(other.name) or other.compensation is nothing_to_undo, (
-                    f"{name} was undone before {other.name}, which depends on it"
+        steps = self.definition.steps
+        for other in self.past_what_was_left_out(
+            name, lambda n: [each.name for each in steps.values() if n in each.after]
+        ):
+            if self.done.get(other):
+                free = steps[other].compensation is nothing_to_undo
+                assert self.undone.get(other) or free, (
+                    f"{name} was undone before {other}, which depends on it"
                 )
         if not self.undone.get(name):
             self.undone[name] = 1
@@ -197,7 +211,7 @@ def test_every_saga_ends_and_what_was_done_is_kept_or_undone_once_in_reverse(  #
         assert load_progress(dump_progress(decision.state)) == decision.state.steps
         revisions += 1
         state, due = decision.state, decision.due
-        begun = {
+        begun: dict[Flight, ToDo] = {
             (todo.step, "do" if isinstance(todo, Query) else todo.direction): todo
             for todo in decision.todo
         }

@@ -65,7 +65,8 @@ def two_branches(undo_first: Any = act, **second: Any) -> Story:
     """
     saga = Saga("s", data=Data).step("first", act, compensation=undo_first)
     saga.step("beside", act, compensation=nothing_to_undo, after=())
-    saga.step("second", act, after="first", **({"compensation": act} | second))
+    options: dict[str, Any] = {"compensation": act} | second
+    saga.step("second", act, after="first", **options)
     story = Story(saga)
     story.goes_on(Resumed())
     decision = story.goes_on(Done("first", "do", 1), ("beside", "do"))
