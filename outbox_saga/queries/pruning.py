@@ -102,7 +102,7 @@ def prune_sagas(
     chosen = sa.select(saga.c.id).where(past).order_by(saga.c.ended_at).limit(limit)
     ids = list(connection.scalars(chosen))
     gone = 0
-    for some in batched(ids, AT_ONCE):
+    for some in _batched(ids, AT_ONCE):
         # an effect that came late may have opened one again since
         gone += connection.execute(sa.delete(saga).where(saga.c.id.in_(some), past)).rowcount
         # of a column: for EXISTS (SELECT *) PostgreSQL wants the right to read all of them
@@ -128,7 +128,7 @@ def prune_barriers(
     keys = [tuple(row) for row in connection.execute(chosen)]
     return sum(
         connection.execute(sa.delete(barrier).where(sa.tuple_(*key).in_(some), past)).rowcount
-        for some in batched(keys, AT_ONCE)
+        for some in _batched(keys, AT_ONCE)
     )
 
 
@@ -185,7 +185,7 @@ def _over(tables: Tables, clock: Clock, window: float, *, keyed: bool) -> sa.Col
     return sa.and_(saga.ended_at < clock.now(-window), over, anyone)
 
 
-def batched(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _batched(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """All of them in their order, so many at a time."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
