@@ -114,8 +114,11 @@ class _RabbitMQProcess(LocalProcess):
             "RABBITMQ_CONF_ENV_FILE": str(self.directory / "none"),
             "RABBITMQ_CONFIG_FILE": str(self.directory / "none"),
             # Without epmd, which would outlive us and be shared with other nodes of the machine.
+            # A queue is declared in a log that lies in memory for up to two seconds, unless every
+            # write is worth a dump of it: a node that is killed by then has lost the queue, and
+            # with it what it had confirmed.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 f"-start_epmd false -erl_epmd_port {self.distribution_port}"
-                " -kernel inet_dist_use_interface {127,0,0,1}"
+                " -kernel inet_dist_use_interface {127,0,0,1} -mnesia dump_log_write_threshold 1"
             ),
         }
