@@ -21,6 +21,7 @@ from outbox_saga import Command, Failure, NotDone, Retry, Saga, Service, SyncSte
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.envelopes import Envelope
 from outbox_saga.queries.clock import Clock
+from outbox_saga.queries.relay import pending
 from outbox_saga.saga.operating import SagaOperations
 from outbox_saga_migrations import upgrade
 from outbox_saga_relay.relay import Relay
@@ -43,6 +44,7 @@ CENTS, BUYER = 100, 10_000
 TIMEOUT = 0.25  # seconds of one attempt of the step that is out of time
 PLENTY = 25.0  # of any other, however busy the machine is
 LEASE = 30.0
+RELAY_LEASE = 1.0  # seconds
 DEAD = 9  # exit code of a process that has crashed
 ATTEMPTS = 2
 
@@ -278,11 +280,13 @@ class World:
         orchestrator = service.orchestrator()
         try:
             moved = 1
-            while moved:
+            while moved or await service.database.look(pending, service.database.tables):
                 moved = 0
                 while count := await orchestrator.run_once():
                     moved += count
-                moved += await Relay(service.database, publisher, listen=False).run_until_empty()
+                # one that has died in the case before has a share of the partitions for so long
+                relay = Relay(service.database, publisher, listen=False, lease=RELAY_LEASE)
+                moved += await relay.run_until_empty()
                 moved += await service.waiting_room().run_once()
         finally:
             orchestrator.close()
