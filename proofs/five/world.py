@@ -279,8 +279,12 @@ class World:
         publisher = LocalPublisher(deliver, concurrency=4, timeout=30.0)
         orchestrator = service.orchestrator()
         try:
-            moved = 1
-            while moved or await service.database.look(pending, service.database.tables):
+            moved, last = 1, time.monotonic()
+            while moved or (
+                time.monotonic() < last + 2 * RELAY_LEASE
+                and await service.database.look(pending, service.database.tables)
+            ):
+                last = time.monotonic() if moved else last
                 moved = 0
                 while count := await orchestrator.run_once():
                     moved += count
