@@ -267,12 +267,14 @@ def release(
 ) -> None:
     """The instance is nobody's, as far as it was `owner`'s.
 
-    Due after so many seconds, or when it was before.
+    Due after so many seconds, or when it was before; or as whoever has moved it since says.
     """
     saga = tables.saga
     values: dict[str, Any] = {"owner": None, "lease_until": None}
     if after is not None:
-        values["due_at"] = clock.now(after)
+        # whatever has moved it meanwhile, an answer or an event, has said when it is due
+        as_seen = saga.c.revision == instance.revision
+        values["due_at"] = sa.case((as_seen, clock.now(after)), else_=saga.c.due_at)
     connection.execute(
         _with_idle_limit(
             connection,

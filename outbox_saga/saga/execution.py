@@ -99,7 +99,7 @@ class Execution:
             if nothing and not guarded(hand.definition, decision.todo):
                 return decision
         decision, instance = await self._record(hand, happened)
-        hand.advance(instance)
+        hand.advance(instance, leased=decision.busy)
         return decision
 
     async def carry_out(self, hand: Hand, todo: ToDo) -> Decision:
@@ -227,7 +227,7 @@ class Execution:
             # by the time its coming is on record it might seem to have come in time
             return replace(happened, kept=False)
         session.settle()
-        hand.advance(instance)
+        hand.advance(instance, leased=decision.busy)
         return decision
 
     # --- external steps --------------------------------------------------------------------------
@@ -351,7 +351,7 @@ class Execution:
             reason = f"its answer does not fit the saga's data ({error.path})"
             unusable = Unusable(happened.step, happened.attempt, reason)
             decision, instance = await self._record(hand, unusable)
-        hand.advance(instance)
+        hand.advance(instance, leased=decision.busy)
         return decision
 
 

@@ -28,16 +28,16 @@ class Hand:
         math.inf
     )  # by this process's monotonic clock: then somebody else may have it
     in_flight: set[Flight] = field(default_factory=set)
-    untouched: bool = True  # nothing was committed since it was claimed
+    leased: bool = True  # as last committed: this process goes on with it
     lag: float = 0.0  # seconds that reading the database's time took
 
-    def advance(self, instance: Instance) -> None:
+    def advance(self, instance: Instance, *, leased: bool) -> None:
         """Takes over what was committed.
 
         Of two branches that commit together, the later revision stays.
         """
         if instance.revision > self.instance.revision:
-            self.untouched = False
+            self.leased = leased
             self.instance = instance
 
     def surroundings(self, reporting: Flight | None) -> Surroundings:

@@ -316,8 +316,10 @@ class Orchestrator:
                 del self._hands[hand.instance.id]
 
     async def _rest(self, hand: Hand, decision: Decision) -> None:
-        """Taken up before anything was due: nothing was written, so the lease goes back."""
-        if decision.due is not None and hand.untouched:
+        """The lease goes back, unless what was committed last has given it back: it was taken up
+        before anything was due, or two branches that ended together took each other for running.
+        """
+        if decision.due is not None and hand.leased:
             now = hand.surroundings(None).now
             after = max(0.0, (decision.due - now).total_seconds())
             await self._release(hand.instance, after)

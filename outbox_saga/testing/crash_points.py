@@ -12,7 +12,8 @@ process dies: the lines of all its connections are cut, so no rollback and no co
 later, and every point it still comes to, in any thread or task, raises `ProcessDied`, which no
 `except Exception` stops. Rollbacks are no points: a process that dies before one and a process
 that dies after one leave the same behind. So do one that dies after something and one that dies
-before the next, if nothing happened outside in between: they are one *moment*.
+before the next, if nothing happened outside in between and nothing else is under way: they are one
+*moment*.
 
 Statements that a new engine makes once, at its first connect, are not counted.
 """

@@ -79,7 +79,7 @@ class CommitsTheEffectFirst(Execution):
         engine: Any = session.get_bind()
         with engine.begin() as connection:
             decision, instance = self.recording.record(connection, hand, happened, [])
-        hand.advance(instance)
+        hand.advance(instance, leased=decision.busy)
         return decision
 
 

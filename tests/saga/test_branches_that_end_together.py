@@ -43,7 +43,8 @@ class BothEnd:
             return Decision(hand.instance.state, (), (), NOW)
         first = hand.instance.revision == 0  # the other one finds the probe on its way
         state = replace(hand.instance.state)
-        hand.advance(replace(hand.instance, revision=hand.instance.revision + 1, state=state))
+        moved = replace(hand.instance, revision=hand.instance.revision + 1, state=state)
+        hand.advance(moved, leased=first)
         return Decision(state, (), (ASKS,) if first else (), NOW, busy=first)
 
 
