@@ -7,56 +7,20 @@ ended saga is left.
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from outbox_saga import Saga, nothing_to_undo
-from outbox_saga.instances import SagaState
 from outbox_saga.saga.happened import (
-    Decision,
     Done,
     Errored,
-    Flight,
     Happened,
     Refused,
     Resumed,
     Run,
-    Surroundings,
 )
-from outbox_saga.saga.progress import decide, initial
-
-NOW = dt.datetime(2026, 11, 29, tzinfo=dt.UTC)
-
-
-class Data(BaseModel):
-    n: int = 0
-
-
-async def act(_: Any) -> None: ...
-
-
-class Story:
-    """One saga's transitions, each with what its reporter saw on its way."""
-
-    def __init__(self, saga: Saga[Data]) -> None:
-        self.saga = saga.check()
-        self.state: SagaState = initial(saga, {"n": 0})
-
-    def goes_on(self, happened: Happened, *seen: Flight) -> Decision:
-        around = Surroundings(NOW, frozenset(seen), 30.0, "seed", NOW)
-        decision = decide(self.saga, self.state, happened, around)
-        self.state = decision.state
-        return decision
-
-    def phase(self, step: str) -> str:
-        return self.state.steps[step].phase
-
-
-def ignored(decision: Decision) -> bool:
-    return any(entry.transition == "IGNORED" for entry in decision.entries)
+from tests.saga.story import Data, Story, act, ignored
 
 
 def two_branches(undo_first: Any = act, **second: Any) -> Story:

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from typing import Any
-
 import pytest
-from pydantic import BaseModel
 
 from outbox_saga import Retry, Saga, nothing_to_undo
-from outbox_saga.instances import ENDED, SagaState
+from outbox_saga.instances import ENDED
 from outbox_saga.saga.happened import (
     Call,
-    Decision,
     Done,
     Errored,
-    Flight,
-    Happened,
     Refused,
     Resumed,
     Run,
-    Surroundings,
 )
-from outbox_saga.saga.interventions import Intervention, intervene
-from outbox_saga.saga.progress import decide, initial
-
-NOW = dt.datetime(2026, 11, 29, tzinfo=dt.UTC)
-
-
-class Data(BaseModel):
-    n: int = 0
-
-
-async def act(_: Any) -> None: ...
+from tests.saga.story import Data, Story, act
 
 
 def fails(_: Data) -> bool:
@@ -41,29 +23,6 @@ def fails(_: Data) -> bool:
 
 def never(_: Data) -> bool:
     return False
-
-
-class Story:
-    """One saga's transitions, each with what its reporter saw on its way."""
-
-    def __init__(self, saga: Saga[Data]) -> None:
-        self.saga = saga.check()
-        self.state: SagaState = initial(saga, {"n": 0})
-        self.now = NOW
-        self.calls = 0
-
-    def goes_on(self, happened: Happened, *seen: Flight) -> Decision:
-        around = Surroundings(self.now, frozenset(seen), 30.0, "seed", NOW)
-        decision = decide(self.saga, self.state, happened, around)
-        self.state = decision.state
-        return decision
-
-    def helped(self, kind: Any, step: str) -> Decision:
-        self.state, _ = intervene(self.saga, self.state, Intervention(kind, step, "ada"))
-        return self.goes_on(Resumed())
-
-    def phase(self, step: str) -> str:
-        return self.state.steps[step].phase
 
 
 # --- a step that was left out stands between two that depend on each other -----------------------

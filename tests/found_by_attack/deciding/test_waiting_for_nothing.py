@@ -12,49 +12,24 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from outbox_saga import Failure, Retry, Saga, Service, StepContext, nothing_to_undo
-from outbox_saga.instances import SagaState
 from outbox_saga.queries import sagas
 from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import (
-    Decision,
     Done,
     Errored,
     Flight,
-    Happened,
     Refused,
     Resumed,
     Run,
     Surroundings,
 )
-from outbox_saga.saga.progress import decide, initial
 from outbox_saga_migrations import upgrade
 from tests.fixtures.databases import Database
+from tests.saga.story import Data, Story, act
 
-NOW = dt.datetime(2026, 11, 29, tzinfo=dt.UTC)
 PATIENCE = 20.0
-
-
-class Data(BaseModel):
-    n: int = 0
-
-
-async def act(_: Any) -> None: ...
-
-
-class Story:
-    def __init__(self, saga: Saga[Data]) -> None:
-        self.saga = saga.check()
-        self.state: SagaState = initial(saga, {"n": 0})
-        self.now = NOW
-
-    def goes_on(self, happened: Happened, *seen: Flight) -> Decision:
-        around = Surroundings(self.now, frozenset(seen), 30.0, "seed", NOW)
-        decision = decide(self.saga, self.state, happened, around)
-        self.state = decision.state
-        return decision
 
 
 @pytest.fixture
