@@ -30,6 +30,7 @@ from outbox_saga.testing.servers import (
     choice,
     choose,
     environment_variable,
+    keeper,
 )
 from outbox_saga.testing.servers.process import LocalProcess
 from tests.fixtures.databases import Database
@@ -296,6 +297,20 @@ def test_a_server_is_gone_when_its_keeper_is_killed(owner: Owner) -> None:
     assert processes.all(seconds=20)
     owner.process.communicate("")  # the owner ends of itself, and deletes the data
     assert not directory.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads command lines where Linux has them")
+def test_a_server_has_our_environment_and_shows_it_in_no_command_line(
+    private_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI_TOKEN", "s3cret")
+    server = private(private_server(Nats))
+    server.stop()
+    server.start()
+    family = [Path(f"/proc/{pid}") for pid in keeper.descendants()]
+    ours = [entry for entry in family if b"CI_TOKEN=s3cret" in (entry / "environ").read_bytes()]
+    assert len(ours) >= 2  # the keeper and the server
+    assert not [entry for entry in family if b"s3cret" in (entry / "cmdline").read_bytes()]
 
 
 def test_a_server_that_cannot_start_says_what_its_log_says(private_server: PrivateServer) -> None:

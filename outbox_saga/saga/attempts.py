@@ -82,6 +82,12 @@ def outcome_of(todo: Call, ended: asyncio.Future[Any]) -> Happened:
         return errored(todo, told(error), None)
 
 
+async def has_ended(earlier: asyncio.Future[Any], *, within: float) -> bool:
+    """Whether it ends within so many seconds; whoever waits is back as soon as it does."""
+    await asyncio.wait({earlier}, timeout=within)
+    return earlier.done()
+
+
 def note_late_end(future: asyncio.Future[Any]) -> None:
     """Of a thread or a call that nobody waits for any more."""
     if not future.cancelled() and (error := future.exception()) is not None:

@@ -40,6 +40,7 @@ from outbox_saga.saga.attempts import (
     answered,
     context_of,
     errored,
+    has_ended,
     note_late_end,
     outcome_of,
 )
@@ -87,6 +88,7 @@ class Execution:
         self.lateness = 600.0  # seconds that the answer of a call that came late is kept
         self._troubles: Counter[tuple[UUID, str, str]] = Counter()
         self._late: dict[tuple[UUID, Flight], asyncio.Future[Any]] = {}
+        self._overdue: dict[tuple[UUID, Flight], asyncio.Future[Any]] = {}
 
     async def resume(self, hand: Hand, happened: Happened) -> Decision:
         """Commits the transition for what happened, in a transaction of its own."""
@@ -193,14 +195,29 @@ class Execution:
                     return None
                 return self._settle(session, hand, happened)
 
+        key: tuple[UUID, Flight] = (hand.instance.id, (todo.step, todo.direction))
+        if (earlier := self._overdue.get(key)) is not None:
+            # its transaction holds rows that this attempt needs: it would wait there until its
+            # own time is over, and so for every attempt that the policy grants
+            await has_ended(earlier, within=seconds)
         # the timed-out thread keeps its place in the pool until it ends
         future, in_time = await begin_in_thread(self.threads, work, seconds)
         if not in_time and deadline.expire():
-            future.add_done_callback(note_late_end)
+            self._keep_overdue(key, future)
             return errored(todo, f"timed out after {seconds} s", started, code="timeout")
         outcome: Decision | Happened | None = await to_the_end(future)
         assert outcome is not None
         return outcome
+
+    def _keep_overdue(self, key: tuple[UUID, Flight], future: asyncio.Future[Any]) -> None:
+        self._overdue[key] = future
+
+        def forget(ended: asyncio.Future[Any]) -> None:
+            note_late_end(ended)
+            if self._overdue.get(key) is ended:  # and not a later attempt, which is overdue, too
+                del self._overdue[key]
+
+        future.add_done_callback(forget)
 
     def _open(self, session: LentSession, seconds: float) -> None:
         # a process that stands still must not hold row locks for longer than its step may take

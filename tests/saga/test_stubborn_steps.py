@@ -13,7 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox_saga import calling
+from outbox_saga.saga import execution
+from outbox_saga.saga.attempts import has_ended
 from outbox_saga.saga.orchestrator import Orchestrator
+from tests.fixtures.databases import Database
 from tests.saga.shop import Shop
 
 
@@ -127,3 +130,37 @@ async def test_a_saga_is_undone_and_says_why_when_every_thread_is_held_by_steps_
 
     assert (await shop.instance(id_)).state.status == "compensated"
     assert await shop.shelf() == (100, 0)
+
+
+@pytest.mark.databases("postgres18", "mariadb")  # in SQLite the thread is the only writer
+async def test_a_thread_out_of_time_uses_up_no_further_attempt_while_it_holds_its_rows(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(database.url, threads=True)
+    ended, over = threading.Event(), threading.Event()
+    overlapped: list[bool] = []
+
+    def first_time_for_long(step: Any) -> None:
+        if step.attempt > 1:
+            overlapped.append(not ended.is_set())
+            return
+        over.wait(60)
+        ended.set()
+
+    async def waited_for(earlier: asyncio.Future[Any], *, within: float) -> bool:
+        over.set()
+        return await has_ended(earlier, within=60)
+
+    monkeypatch.setattr(execution, "has_ended", waited_for)
+    shop.hooks["reserve"] = first_time_for_long
+    set_timeout(shop, "reserve", 0.2)
+    id_ = await shop.start()
+    try:
+        await shop.to_the_end()
+    finally:
+        over.set()
+
+    instance = await shop.instance(id_)
+    assert (instance.state.status, instance.state.steps["reserve"].attempts) == ("completed", 2)
+    assert (overlapped, await shop.shelf()) == ([False], (99, 1))
+    await shop.service.close()

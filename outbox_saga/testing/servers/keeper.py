@@ -1,7 +1,8 @@
 """The parent of one private server: ends it, and deletes its data, when its own parent is gone.
 
-A program of its own, run as `python -I -S keeper.py '<json>'`, standard library only. Between a
-test run and its servers it is what makes "nothing is left behind" true:
+A program of its own, run as `python -I -S keeper.py '<json>'`, standard library only; the server
+gets its environment. Between a test run and its servers it is what makes "nothing is left behind"
+true:
 
 * its standard input is a pipe from the process that wants the server. End of file, or another
   parent than at the start, means that process is gone, even by SIGKILL;
@@ -123,7 +124,6 @@ def launch(order: dict[str, Any]) -> int:
             stdout=log,
             stderr=log,
             cwd=order["directory"],
-            env=order["env"],
             preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
             **order["user"],
         ).pid

@@ -63,7 +63,6 @@ class LocalProcess(Place):
             "command": list(self.command()),
             "directory": str(self.directory),
             "log": str(self.log),
-            "env": {**os.environ, "HOME": str(self.directory), **self.environment()},
             "user": self.user(),
             "stop_signal": int(self.stop_signal),
         }
@@ -74,6 +73,9 @@ class LocalProcess(Place):
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                # handed on to the server; as an argument everybody could read it in the process
+                # list, with whatever tokens there are
+                env={**os.environ, "HOME": str(self.directory), **self.environment()},
                 start_new_session=True,  # Ctrl-C at a terminal goes to every process of a session
             )
         if self._answer() != "started":
