@@ -42,12 +42,17 @@ class StepState:
         input: What every attempt of an external call gets, stored with the intent; a JSON object.
         unknown: An attempt, of its compensation once it is done, ended without a definite outcome.
         error: Of the last attempt.
-        generation: Of the idempotency key; only an operator raises it.
+        generation: Of the idempotency key; an operator raises it, and that the step has to be done
+            anew after it was undone.
         chosen: Its when= said yes.
         wrote: The fields of the data that it returned, where a parallel step might, too.
         early: What its event brought, which came before the step began.
         early_no: Why it fails as soon as it begins: the event that says so came before.
         stuck: At what it needs a person.
+        granted: Forward attempts that its policy does not count: a person has given new ones.
+            `attempts` itself never falls, so a number stands for one attempt.
+        reopened: How often a late success has come after it was undone: each is undone by itself.
+        doubt: It has to be there, and nobody knows whether it has been undone.
     """
 
     phase: Phase = "waiting"
@@ -63,6 +68,22 @@ class StepState:
     early: Mapping[str, Any] | None = None
     early_no: str | None = None
     stuck: Direction | None = None
+    granted: int = 0
+    reopened: int = 0
+    doubt: bool = False
+
+    @property
+    def heard(self) -> bool:
+        """Whether its event is there before it could be taken in."""
+        return self.early is not None or self.early_no is not None
+
+    def counted(self, attempt: int) -> int:
+        """Which one this is of the attempts that its policy grants."""
+        return max(1, attempt - self.granted)
+
+    def key_number(self, direction: Direction) -> int:
+        """Which of its keys in this direction is in use. A key is used for one effect."""
+        return self.generation + (self.reopened if direction == "undo" else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,30 +164,22 @@ def dump_progress(state: SagaState) -> str:
     return json.dumps(progress, ensure_ascii=False, separators=(",", ":"))
 
 
+_COUNTED = (
+    "attempts", "undo_attempts", "unknown", "generation", "chosen", "granted", "reopened", "doubt",
+)  # fmt: skip
+_GIVEN = ("input", "error", "stuck", "early", "early_no")
+
+
 def _dump_step(step: StepState) -> dict[str, Any]:
     entry: dict[str, Any] = {"phase": step.phase}
-    if step.attempts:
-        entry["attempts"] = step.attempts
-    if step.undo_attempts:
-        entry["undo_attempts"] = step.undo_attempts
+    for name in _COUNTED:
+        if value := getattr(step, name):
+            entry[name] = value
+    for name in _GIVEN:
+        if (given := getattr(step, name)) is not None:
+            entry[name] = given
     if step.due is not None:
         entry["due"] = step.due.isoformat()
-    if step.input is not None:
-        entry["input"] = step.input
-    if step.unknown:
-        entry["unknown"] = True
-    if step.error is not None:
-        entry["error"] = step.error
-    if step.generation:
-        entry["generation"] = step.generation
-    if step.chosen:
-        entry["chosen"] = True
-    if step.stuck is not None:
-        entry["stuck"] = step.stuck
-    if step.early is not None:
-        entry["early"] = step.early
-    if step.early_no is not None:
-        entry["early_no"] = step.early_no
     if step.wrote:
         entry["wrote"] = list(step.wrote)
     return entry

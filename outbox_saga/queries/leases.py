@@ -256,6 +256,13 @@ def renew(
     return set(connection.scalars(ours))
 
 
+def revisions(connection: sa.Connection, tables: Tables, ids: Sequence[UUID]) -> dict[UUID, int]:
+    """At which revision each of these instances is."""
+    saga = tables.saga
+    rows = connection.execute(sa.select(saga.c.id, saga.c.revision).where(saga.c.id.in_(ids)))
+    return {row.id: row.revision for row in rows}
+
+
 def release(
     connection: sa.Connection,
     tables: Tables,

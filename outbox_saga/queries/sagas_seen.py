@@ -64,12 +64,14 @@ def history(connection: sa.Connection, tables: Tables, id_: UUID) -> Sequence[Ha
 
 
 def went_on(connection: sa.Connection, tables: Tables, id_: UUID, revision: int) -> bool:
-    """Whether anything but a start, or being parked, had happened to it by that revision."""
+    """Whether anything had happened to it by that revision but that it was started, parked, or
+    taken over.
+    """
     table = tables.saga_history
     moved = sa.select(table.c.number).where(
         table.c.saga_id == id_,
         table.c.revision <= revision,
-        table.c.transition.not_in(("STARTED", "PARKED")),
+        table.c.transition.not_in(("STARTED", "PARKED", "UPCAST")),
     )
     return bool(connection.execute(sa.select(moved.exists())).scalar_one())
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from outbox_saga.instances import Entry, Instance, SagaState
+from outbox_saga.errors import MessageRefused
+from outbox_saga.instances import Entry, Instance, SagaState, StepState
 from outbox_saga.queries.sagas_seen import went_on
 from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.events import SagaEvent
 from outbox_saga.tables import tables_in
 from outbox_saga.unit_of_work import UnitOfWork
 
+logger = logging.getLogger("outbox_saga.saga")
+
+_UNTOUCHED = StepState()
 LIFE_CYCLE = frozenset({"COMPLETED", "COMPENSATION_STARTED", "COMPENSATED", "FAILED", "UNPARKED"})
 
 
@@ -39,24 +45,44 @@ def announce(
     )
     # not by the start itself: key locks have to be the last ones of the caller's transaction
     first = seen.revision == 0 or (
-        seen.state.parked is not None  # by processes without its definition, which tell nothing
+        # parked by processes without its definition, or taken over: who did it tells nothing
+        all(step == _UNTOUCHED for step in seen.state.steps.values())
         and not went_on(connection, tables_in(schema), seen.id, seen.revision)
     )
     told = [Entry("STARTED"), *entries] if first else entries
     for entry in told:
         whole = entry.transition in LIFE_CYCLE or entry.transition == "STARTED"
         if whole or (definition.step_events and entry.step is not None):
-            uow.publish(
-                definition.events(
-                    saga_id=seen.id,
-                    saga=seen.name,
-                    saga_version=seen.version,
-                    business_key=seen.business_key,
-                    transition=entry.transition,
-                    state=state.status,
-                    step=entry.step,
-                    attempt=entry.attempt,
-                    reason=entry.detail if whole else None,
-                ),
-                key=str(seen.id),
-            )
+            _tell(uow, definition.events, seen, state, entry, entry.detail if whole else None)
+
+
+def _tell(
+    uow: UnitOfWork[Any],
+    event_class: type[SagaEvent],
+    seen: Instance,
+    state: SagaState,
+    entry: Entry,
+    reason: str | None,
+) -> None:
+    try:
+        event = event_class(
+            saga_id=seen.id,
+            saga=seen.name,
+            saga_version=seen.version,
+            business_key=seen.business_key,
+            transition=entry.transition,
+            state=state.status,
+            step=entry.step,
+            attempt=entry.attempt,
+            reason=reason,
+        )
+        uow.publish(event, key=str(seen.id))
+    except (ValueError, TypeError, MessageRefused) as error:  # users' validators
+        # whoever listens misses one event; held up by it, the saga would neither end nor be undone
+        logger.error(  # noqa: TRY400  # what it says may show the data
+            "saga %s: its event of %s cannot be told: %s does not take it (%s)",
+            seen.id,
+            entry.transition,
+            event_class.__name__,
+            type(error).__name__,
+        )

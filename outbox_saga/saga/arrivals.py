@@ -120,11 +120,7 @@ class Arrivals:
             n
             for n in names
             if steps[n].phase == "listening"
-            or (
-                steps[n].phase == "waiting"
-                and steps[n].early is None
-                and steps[n].early_no is None
-            )
+            or (steps[n].phase == "waiting" and not steps[n].heard)
         ]
         return next(iter(open_), names[-1] if names else None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+from dataclasses import replace
 from typing import Any
 
 from outbox_saga.calling import NothingRan, refuse_coroutine, told
@@ -12,7 +13,15 @@ from outbox_saga.ids import idempotency_key
 from outbox_saga.instances import Direction
 from outbox_saga.results import Failure, Success
 from outbox_saga.saga.hand import Hand
-from outbox_saga.saga.happened import Call, Done, Errored, Happened, Refused, Run
+from outbox_saga.saga.happened import (
+    Call,
+    Done,
+    Errored,
+    Happened,
+    NotFound,
+    Refused,
+    Run,
+)
 from outbox_saga.saga.steps import Action, Step
 from outbox_saga.unit_of_work import UnitOfWork
 
@@ -40,7 +49,9 @@ def context_of(kind: type[Any], hand: Hand, todo: Run | Call, uow: UnitOfWork[An
         step=todo.step,
         direction=todo.direction,
         attempt=todo.attempt,
-        key=idempotency_key(instance.id, todo.step, todo.direction, state.generation),
+        key=idempotency_key(
+            instance.id, todo.step, todo.direction, state.key_number(todo.direction)
+        ),
         data=hand.definition.load(data),
         source=instance.source,
         correlation_id=instance.correlation_id,
@@ -57,6 +68,20 @@ def answered(todo: Run | Call, answer: object, started: dt.datetime | None) -> H
     if todo.direction == "undo":
         added = None
     return Done(todo.step, todo.direction, todo.attempt, added, started)
+
+
+def found(todo: Run | Call, answer: object, started: dt.datetime | None) -> Happened:
+    """What the answer of a query says about the call: None is that it was not carried out.
+
+    A business no is no answer to the question.
+    """
+    refuse_coroutine(answer)
+    if answer is None:
+        return NotFound(todo.step, todo.attempt)
+    if isinstance(answer, Failure):
+        no = "its query answered Failure: answer None if it was not carried out, Success if it was"
+        return replace(errored(todo, no, started, unknown=True), asked=False)
+    return answered(todo, answer, started)
 
 
 def errored(

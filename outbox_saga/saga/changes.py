@@ -42,6 +42,7 @@ def finish(
         error=None,
         wrote=wrote,
         stuck=None,
+        doubt=False,
     )
     state = replace(state, data=data)
     return _only_forward(state, entries) if definition.steps[name].pivot else state
@@ -57,7 +58,7 @@ def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
         if step.phase == "stuck" and step.stuck == "undo" and not step.unknown:
             state = state.with_step(name, phase="done", stuck=None)  # nothing of it was undone
         elif step.phase == "stuck" and step.stuck == "undo":
-            state = _beside_pivot(state, name, "nobody knows whether it was undone", entries)
+            state = _in_doubt(state, name, entries)
         elif step.phase == "failed":
             state = _beside_pivot(state, name, str(step.error), entries)
     return replace(state, status="running", reason=None)
@@ -68,13 +69,30 @@ def _beside_pivot(state: SagaState, name: str, why: str, entries: list[Entry]) -
     return stick(state, name, "STEP_FAILED", attempts, told, entries, code="beside_pivot")
 
 
+def _in_doubt(state: SagaState, name: str, entries: list[Entry]) -> SagaState:
+    """Its effect has to be there, and a call to undo it may have arrived."""
+    state = _beside_pivot(state, name, "nobody knows whether it was undone", entries)
+    return state.with_step(name, doubt=True, unknown=False)
+
+
+def _to_be_done_anew(state: SagaState, name: str, entries: list[Entry]) -> SagaState:
+    """Under the old key the other side would say again what it said of the effect that is gone."""
+    state = _beside_pivot(state, name, "it was undone by then", entries)
+    step = state.steps[name]
+    return state.with_step(
+        name, generation=step.generation + 1, input=None, unknown=False, granted=step.attempts
+    )
+
+
 def without_what_was_undone(state: SagaState, entries: list[Entry]) -> SagaState:
     """A saga that can only go forward and has nothing to go on with: of what was undone before the
     pivot was carried out, or may have been, a person decides.
     """
     for name, step in state.steps.items():
-        if step.phase in ("undone", "undoing"):
-            state = _beside_pivot(state, name, f"it was {step.phase} by then", entries)
+        if step.phase == "undone":
+            state = _to_be_done_anew(state, name, entries)
+        elif step.phase == "undoing":
+            state = _in_doubt(state, name, entries)
     return state
 
 
@@ -139,6 +157,7 @@ def fail(
     """The step is definitely not done, and will not be tried again."""
     if pivot_done(definition, state):
         told = f"after the pivot: {reason}"
+        state = state.with_step(name, unknown=False)
         return stick(state, name, "STEP_FAILED", attempt, told, entries, code=code)
     entries.append(Entry("STEP_FAILED", name, attempt, reason, started_at, code))
     state = state.with_step(

@@ -33,13 +33,16 @@ from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost, MessageRefused, NotDone
 from outbox_saga.instances import Instance
 from outbox_saga.lent_session import LentSession
+from outbox_saga.queries import sagas
 from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import is_transient, limit_idle_transaction
+from outbox_saga.results import Failure
 from outbox_saga.saga.attempts import (
     action_of,
     answered,
     context_of,
     errored,
+    found,
     has_ended,
     note_late_end,
     outcome_of,
@@ -54,9 +57,7 @@ from outbox_saga.saga.happened import (
     Errored,
     Flight,
     Happened,
-    NotFound,
     Query,
-    Refused,
     Resumed,
     Run,
     ToDo,
@@ -103,6 +104,20 @@ class Execution:
         decision, instance = await self._record(hand, happened)
         hand.advance(instance, leased=decision.busy)
         return decision
+
+    async def look_again(self, hand: Hand) -> None:
+        """An answer or an event has moved the instance, which is ours all the same.
+
+        Raises LeaseLost when it is not any more.
+        """
+        seen = await self.database.look(sagas.read, self.database.tables, hand.instance.id)
+        if seen is None or seen.epoch != hand.instance.epoch:
+            raise LeaseLost(f"saga {hand.instance.id} was taken over")
+        hand.advance(seen, leased=hand.leased)
+
+    async def give_up(self, hand: Hand, why: str) -> None:
+        """A person has to look at it: what keeps it from being carried on does so each time."""
+        await self.database.run(self.recording.give_up, hand, why)
 
     async def carry_out(self, hand: Hand, todo: ToDo) -> Decision:
         """Runs, calls or asks; commits the outcome.
@@ -159,7 +174,7 @@ class Execution:
             await session.run_sync(lambda _: self._open(lent, seconds))
             context = context_of(StepContext, hand, todo, self._uow(hand, session))
             try:
-                answer = await call_in_time(action, context, seconds)
+                answer = await call_in_time(_flushed(action, session), context, seconds)
             except TimeoutError as error:
                 in_use = isinstance(error, OutOfTime) and error.task is not None
                 await session.run_sync(lambda _: lent.abandon(in_use=in_use))
@@ -190,6 +205,7 @@ class Execution:
                 if not isinstance(happened, Done):
                     session.undo()
                     return happened
+                session.flush()  # within its time: it may wait for others' locks
                 if not deadline.claim_commit():
                     session.undo()
                     return None
@@ -276,10 +292,6 @@ class Execution:
         happened, kept = await self._outside(hand, call, step, step.query, asking=True)
         if isinstance(happened, Errored):  # the question itself failed: it counts, so that it ends
             happened = replace(happened, attempt=todo.attempt + 1)
-        elif isinstance(happened, Refused) or (
-            isinstance(happened, Done) and happened.added is None
-        ):
-            happened = NotFound(todo.step, todo.attempt)
         return await self._report(hand, happened, kept)
 
     async def _outside(
@@ -288,6 +300,7 @@ class Execution:
         seconds = step.time_for(todo.direction)
         started = hand.surroundings(None).now
         asynchronous = inspect.iscoroutinefunction(action)
+        asked_from = hand.instance.state.steps[todo.step].due
         try:
             context: _Context[Any] = context_of(
                 StepContext if asynchronous else SyncStepContext, hand, todo, None
@@ -301,6 +314,13 @@ class Execution:
                 # this process stood still since the intent was committed: whoever has the instance
                 # now calls under the same key
                 raise LeaseLost(f"saga {hand.instance.id}: its lease ran out before the call")
+            if (
+                not asking
+                and asked_from is not None
+                and hand.surroundings(None).after(seconds) > asked_from
+            ):
+                # whoever has the instance then would ask, and be told no, while it is on its way
+                raise NothingRan("no thread was free in time; it was not called")
             return action(context)
 
         try:
@@ -311,7 +331,8 @@ class Execution:
                 if not in_time and not asking:
                     self._keep_late(hand, todo, future)
                 answer = future.result() if in_time else await _no_answer()
-            return answered(todo, answer, started), context.kept
+            say = found if asking else answered
+            return say(todo, answer, started), context.kept
         except LeaseLost:
             raise
         except TimeoutError as error:
@@ -374,3 +395,17 @@ class Execution:
 
 async def _no_answer() -> NoReturn:
     raise TimeoutError
+
+
+def _flushed(action: Action, session: Any) -> Action:
+    """The action, and the flush of what it leaves in its session: that may wait for others' locks,
+    and has to end within the same time.
+    """
+
+    async def act(context: Any) -> Any:
+        answer = await action(context)
+        if not isinstance(answer, Failure):
+            await session.flush()
+        return answer
+
+    return act

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import math
 import time
@@ -30,6 +31,8 @@ class Hand:
     in_flight: set[Flight] = field(default_factory=set)
     leased: bool = True  # as last committed: this process goes on with it
     lag: float = 0.0  # seconds that reading the database's time took
+    stopping: bool = False  # its process begins nothing any more
+    waiting: asyncio.Future[None] | None = None  # somebody else may end it: the row has moved
 
     def advance(self, instance: Instance, *, leased: bool) -> None:
         """Takes over what was committed.
@@ -56,4 +59,5 @@ class Hand:
             str(self.instance.id),
             self.instance.started_at,
             lag=self.lag,
+            stopping=self.stopping,
         )

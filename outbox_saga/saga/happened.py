@@ -158,6 +158,7 @@ class Surroundings:
         started_at: When the instance was started, by the database's clock.
         gates: What breakers let through.
         lag: Seconds that `now` may be earlier than the database's clock, at most.
+        stopping: This process begins nothing any more; another one will.
     """
 
     now: dt.datetime
@@ -167,6 +168,7 @@ class Surroundings:
     started_at: dt.datetime | None = None
     gates: Gates = EVERY_GATE_IS_OPEN
     lag: float = 0.0
+    stopping: bool = False
 
     def after(self, seconds: float) -> dt.datetime:
         """The moment so many seconds from now: not before that by the database's clock."""
@@ -181,6 +183,7 @@ class Decision:
         due: When somebody has to look again; None once the instance has ended.
         busy: Something is to be done now, or is being done: whoever decided keeps the lease.
         sends: Commands that leave with this decision.
+        look_at: When something else is due than what is being carried out; None: nothing is.
     """
 
     state: SagaState
@@ -189,3 +192,4 @@ class Decision:
     due: dt.datetime | None
     busy: bool = False
     sends: tuple[Send, ...] = ()
+    look_at: dt.datetime | None = None

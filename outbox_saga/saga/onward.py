@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,7 @@ from outbox_saga.saga.steps import Step, nothing_to_undo
 
 # after a step's own retries, an unknown outcome is settled on this longer policy
 SETTLING = Retry(max_attempts=24, initial=1.0, max_delay=60.0)
+QUESTIONS = 3  # after those, to who acts once per key and answers questions, too
 MAX_SECONDS = 100 * 366 * 86_400.0  # that anything waits; dates end at some time
 
 
@@ -66,11 +67,18 @@ def next_decision(
         return Decision(state, tuple(entries), (), None)
     told = tuple(sends)
     if todo or around.in_flight:
-        return Decision(state, tuple(entries), tuple(todo), around.now, busy=True, sends=told)
-    moments = list(_moments(definition, state))
-    if moments and (ends := _deadline(definition, state, around)) is not None:
-        moments.append(ends)
-    due = min(moments, default=None)
+        held = {name for name, _ in around.in_flight} | {each.step for each in todo}
+        moments = [*_moments(definition, state, held), _deadline(definition, state, around)]
+        # those that have come by now are in this decision, as far as there is room for them
+        later = min((m for m in moments if m is not None and m > around.now), default=None)
+        return Decision(
+            state, tuple(entries), tuple(todo), around.now, busy=True, sends=told, look_at=later
+        )
+    if around.stopping:
+        return Decision(state, tuple(entries), (), around.now, sends=told)
+    due = min(_moments(definition, state), default=None)
+    if due is not None and (ends := _deadline(definition, state, around)) is not None:
+        due = min(due, ends)
     if due is None:
         # nothing runs, nothing is due, nothing can start: only a person can help
         if state.status == "running":
@@ -101,9 +109,14 @@ _WAITS: dict[Status, tuple[Phase, ...]] = {
 }
 
 
-def _moments(definition: Saga[Any], state: SagaState) -> Iterator[dt.datetime]:
+def _moments(
+    definition: Saga[Any], state: SagaState, held: Collection[str] = ()
+) -> Iterator[dt.datetime]:
+    """When the steps are due that wait for their time, without those that are being carried out
+    and say so when they end.
+    """
     for name, step in state.steps.items():
-        if step.due is None or step.phase not in _WAITS[state.status]:
+        if step.due is None or step.phase not in _WAITS[state.status] or name in held:
             continue
         # what cannot be undone yet, or begin, waits for others, whatever its own time is
         if step.phase in ("done", "undoing"):
@@ -129,12 +142,14 @@ def _forward(
         if step.phase == "waiting" and all(state.steps[d].phase in OVER for d in rule.after):
             state = _begin(definition, state, rule, around, entries, todo, sends)
         elif step.phase == "calling" and rule.kind == "command":
-            if rule.retry.exhausted(step.attempts):
+            if rule.retry.exhausted(step.counted(step.attempts)):
                 state = unanswered(definition, state, rule, entries)
             else:
                 state = send(definition, state, rule, "do", around, entries, sends)
         elif step.phase == "calling" and _has_room(definition, around, todo):
             state = _settle(definition, state, rule, around, entries, todo)
+        elif step.phase == "listening" and step.heard:
+            state = _listen(definition, state, rule, around, entries)
         elif step.phase == "listening":
             state = _heard_nothing(definition, state, rule, entries)
         if state.status != "running":
@@ -213,7 +228,7 @@ def _heard_nothing(
 
 
 def _has_room(definition: Saga[Any], around: Surroundings, todo: list[ToDo]) -> bool:
-    return len(todo) + len(around.in_flight) < definition.max_parallel
+    return not around.stopping and len(todo) + len(around.in_flight) < definition.max_parallel
 
 
 def _choose(
@@ -383,10 +398,14 @@ def _settle(
     """
     step = state.steps[rule.name]
     if rule.idempotent:
-        if SETTLING.exhausted(step.attempts - rule.retry.max_attempts + 1):
+        settling = settling_attempt(rule, step, step.attempts)
+        if settled_in_vain(rule, settling):
             return _lost(state, rule, "do", entries)
         asked = state.with_step(rule.name, unknown=True)
-        return _call(definition, asked, rule, "do", around, entries, todo)
+        if not asks_now(rule, settling):
+            return _call(definition, asked, rule, "do", around, entries, todo)
+        if step.due is None:  # begun, and nothing was reported: it may still be on its way
+            return asked.with_step(rule.name, due=around.after(around.lease + rule.timeout))
     held = _held_back(definition, state, rule, around, entries, todo)
     if held is not None:
         return held
@@ -394,6 +413,24 @@ def _settle(
         entries.append(Entry("RUNNING", rule.name, step.attempts, "nobody knows its outcome"))
     todo.append(Query(rule.name, step.attempts))
     return state.with_step(rule.name, unknown=True)
+
+
+def settling_attempt(rule: Step, step: StepState, attempt: int) -> int:
+    """Which one this is of the attempts to find out what came of a call; the first is 1."""
+    return step.counted(attempt) - rule.retry.max_attempts + 1
+
+
+def asks_now(rule: Step, settling: int) -> bool:
+    """Whether the other side is asked, and not called again. Who acts once per key is called as
+    long as that has a chance: its answer has the data, too.
+    """
+    return rule.query is not None and (not rule.idempotent or SETTLING.exhausted(settling))
+
+
+def settled_in_vain(rule: Step, settling: int) -> bool:
+    """Whether no attempt is left to find out."""
+    questions = QUESTIONS if rule.idempotent and rule.query is not None else 0
+    return SETTLING.exhausted(settling - questions)
 
 
 def _lost(state: SagaState, rule: Step, direction: Direction, entries: list[Entry]) -> SagaState:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from outbox_saga.breaker import agreed
-from outbox_saga.calling import place
 from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
@@ -21,18 +20,17 @@ from outbox_saga.queries import leases
 from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.leases import Known
 from outbox_saga.queries.schema import require_tables
+from outbox_saga.saga.carrying import TROUBLE_PAUSE, Carrying
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.execution import Execution
 from outbox_saga.saga.hand import Hand
-from outbox_saga.saga.happened import Decision, Flight, Query, Resumed, Run
 from outbox_saga.saga.parking import OVERDUE, Parking
 from outbox_saga.worker_threads import WorkerThreads
 
 logger = logging.getLogger("outbox_saga.saga")
 
 LEASE_MARGIN = 1.0  # seconds a lease is longer than the longest step may take
-TROUBLE_PAUSE = 1.0
 
 
 class Orchestrator:
@@ -90,8 +88,8 @@ class Orchestrator:
         self._looks_first = database.url.get_backend_name() != "postgresql"
         self._threads = WorkerThreads(concurrency, "outbox-saga-step")
         self._execution = Execution(database, self._threads)
+        self._carrying = Carrying(self._execution, self._release)
         self._hands: dict[Any, Hand] = {}
-        self._stopping = False
         self._checked = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -99,9 +97,8 @@ class Orchestrator:
 
         Then lets running steps finish and hands everything back.
         """
-        self._stopping = False
         drives: set[asyncio.Task[None]] = set()
-        renewing = asyncio.create_task(self._renew())
+        beside = [asyncio.create_task(self._renew()), asyncio.create_task(self._watch())]
         stopped = asyncio.create_task(stop.wait())
         pause = self.poll / 16
         try:
@@ -114,28 +111,30 @@ class Orchestrator:
                 )
                 drives = {d for d in drives if not d.done()}
         finally:
-            self._stopping = True
+            for hand in self._hands.values():
+                hand.stopping = True
             stopped.cancel()
             if drives:
                 _, late = await asyncio.wait(drives, timeout=self.grace)
                 for drive in late:
                     drive.cancel()
                 await asyncio.gather(*late, return_exceptions=True)
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            for each in beside:
+                each.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def run_once(self) -> int:
         """Claims what is due, drives it as far as it goes now, and returns how many instances that
         were.
         """
-        self._stopping = False
         drives = await self._claim(self.concurrency)
-        renewing = asyncio.create_task(self._renew())
+        beside = [asyncio.create_task(self._renew()), asyncio.create_task(self._watch())]
         try:
             await asyncio.gather(*drives)
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            for each in beside:
+                each.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
         return len(drives)
 
     def close(self) -> None:
@@ -211,6 +210,31 @@ class Orchestrator:
                     # the epoch
                     logger.warning("leases were not renewed (%s)", brief(error))
 
+    async def _watch(self) -> None:
+        """An answer or an event may have moved an instance while a call of it goes on: what it
+        leads to does not wait for that call.
+        """
+        waited: dict[Any, Hand] = {}
+        while True:
+            await asyncio.sleep(self.poll)
+            waiting = {id_: h for id_, h in self._hands.items() if h.waiting is not None}
+            for_long = [id_ for id_, hand in waiting.items() if waited.get(id_) is hand]
+            waited = waiting
+            if not for_long:
+                continue
+            try:
+                revisions = await self.database.look(
+                    leases.revisions, self.database.tables, for_long
+                )
+            except Exception as error:  # noqa: BLE001  # logged, and tried again
+                logger.warning("could not look what has moved (%s)", brief(error))
+                continue
+            for id_, revision in revisions.items():
+                hand = waiting[id_]
+                moved = revision > hand.instance.revision
+                if moved and hand.waiting is not None and not hand.waiting.done():
+                    hand.waiting.set_result(None)
+
     async def _release(self, instance: Instance, after: float | None) -> None:
         tables, clock = self.database.tables, self.database.clock
         try:
@@ -226,7 +250,7 @@ class Orchestrator:
     async def _drive(self, hand: Hand) -> None:
         """As far as it goes, if it can be carried on here."""
         if hand.instance.shape == hand.definition.shape or await self._taken_over(hand):
-            await self._carry_on(hand)
+            await self._carrying.on(hand)
         if self._hands.get(hand.instance.id) is hand:
             del self._hands[hand.instance.id]
 
@@ -246,85 +270,3 @@ class Orchestrator:
         if not ours:
             await self._release(hand.instance, OVERDUE)
         return ours
-
-    async def _carry_on(self, hand: Hand) -> None:
-        """As far as it goes: until it ends, waits for a moment, or another process has it."""
-        running: dict[asyncio.Task[Decision], Flight] = {}
-        try:
-            taken_up = hand.instance
-            decision = await self._execution.resume(
-                hand, Resumed(taken_up.deaths if taken_up.orphaned else 0)
-            )
-            todos = decision.todo
-            while True:
-                for todo in () if self._stopping else todos:
-                    flight: Flight = (
-                        todo.step,
-                        "do" if isinstance(todo, Query) else todo.direction,
-                    )
-                    if flight not in hand.in_flight:
-                        hand.in_flight.add(flight)
-                        running[asyncio.create_task(self._execution.carry_out(hand, todo))] = (
-                            flight
-                        )
-                if not running:
-                    if not decision.busy:
-                        await self._rest(hand, decision)
-                        return  # ended, or released until it is due
-                    if self._stopping:
-                        await self._release(hand.instance, None)
-                        return
-                    # each of two branches that ended together took the other one for still running
-                    decision = await self._execution.resume(hand, Resumed())
-                    todos = decision.todo
-                    continue
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    hand.in_flight.discard(running.pop(task))
-                decisions = [task.result() for task in done]
-                # Only the newest decision may say what to run: of an older one the local steps may
-                # be done already. Calls whose intent is committed are made, whoever decided them,
-                # and so are questions: one may have a breaker's probe, for which all others wait.
-                calls = [t for d in decisions for t in d.todo if not isinstance(t, Run)]
-                newest = next((d for d in decisions if d.state is hand.instance.state), None)
-                if newest is None:
-                    newest = await self._execution.resume(hand, Resumed())
-                decision = newest
-                todos = (*calls, *(t for t in decision.todo if t not in calls))
-        except LeaseLost as error:
-            logger.warning("%s", error)
-            # what they do outside has to be told, too, and a call in a thread goes on anyway
-            await self._settle_running(running)
-        except Exception as error:  # noqa: BLE001  # logged; the instance is taken up again
-            if is_transient(error):
-                logger.warning(
-                    "saga %s: trouble with the database (%s)", hand.instance.id, brief(error)
-                )
-            else:
-                # type and place only: a message may show what the saga works on
-                logger.error(  # noqa: TRY400
-                    "saga %s: could not be carried on (%s)", hand.instance.id, place(error)
-                )
-            await self._settle_running(running)
-            await self._release(hand.instance, TROUBLE_PAUSE)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            # this process may have claimed it anew meanwhile; that hand is somebody else's
-            if self._hands.get(hand.instance.id) is hand:
-                del self._hands[hand.instance.id]
-
-    async def _rest(self, hand: Hand, decision: Decision) -> None:
-        """The lease goes back, unless what was committed last has given it back: it was taken up
-        before anything was due, or two branches that ended together took each other for running.
-        """
-        if decision.due is not None and hand.leased:
-            now = hand.surroundings(None).now
-            after = max(0.0, (decision.due - now).total_seconds())
-            await self._release(hand.instance, after)
-
-    @staticmethod
-    async def _settle_running(running: dict[asyncio.Task[Decision], Flight]) -> None:
-        if running:
-            await asyncio.gather(*running, return_exceptions=True)

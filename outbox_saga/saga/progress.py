@@ -54,7 +54,13 @@ from outbox_saga.saga.happened import (
     Surroundings,
     Unusable,
 )
-from outbox_saga.saga.onward import SETTLING, next_decision
+from outbox_saga.saga.onward import (
+    SETTLING,
+    asks_now,
+    next_decision,
+    settled_in_vain,
+    settling_attempt,
+)
 
 FATAL_DEATHS = 10  # from so many on, without a report between, each costs an attempt
 
@@ -143,7 +149,12 @@ def _done(
         entries.append(
             Entry("STEP_COMPLETED", name, happened.attempt, "late", happened.started_at)
         )
-        state = state.with_step(name, phase="done", due=None, input=None)
+        changes: dict[str, Any] = {"phase": "done", "due": None, "input": None, "unknown": False}
+        if step.phase == "undone":
+            # another effect than the one that was undone: the other side would take its undoing,
+            # under the same key, for that one's
+            changes |= {"reopened": step.reopened + 1, "undo_attempts": 0}
+        state = state.with_step(name, **changes)
         return replace(turn_back(state, "a late success", entries, code="late"), data=data)
     return _ignored(state, happened, entries)
 
@@ -206,13 +217,18 @@ def arrived(
     """
     entries: list[Entry] = []
     step = state.steps[name]
-    open_ = step.early is None and step.early_no is None
+    open_ = not step.heard
     if state.status == "running" and step.phase == "listening":
         if isinstance(brought, str):
             state = fail(definition, state, name, 0, brought, entries, None, code="failure")
         else:
             state = finish(definition, state, name, brought, entries, None)
-    elif _goes_forward(state) and step.phase == "waiting" and open_:
+    elif open_ and (
+        (_goes_forward(state) and step.phase == "waiting")
+        or (step.phase in ("waiting", "listening") and _may_go_forward(definition, state))
+    ):
+        # one that listens hears it as soon as the saga goes forward
+        state = state.with_step(name, due=None)
         if isinstance(brought, str):
             entries.append(Entry("EVENT_STORED", name, None, brought))
             return state.with_step(name, early_no=brought), tuple(entries)
@@ -239,7 +255,12 @@ def replied(
     name = happened.step
     step, rule = state.steps.get(name), definition.steps.get(name)
     asked = rule is not None and rule.asks(happened.direction)
-    if step is None or rule is None or not asked or step.generation != generation:
+    if (
+        step is None
+        or rule is None
+        or not asked
+        or step.key_number(happened.direction) != generation
+    ):
         return _ignored(state, happened, entries), tuple(entries)
     if happened.direction == "do" and step.stuck == "do" and step.unknown:
         # the answer that a person was waited for about: it is definite, and the saga goes on
@@ -278,8 +299,12 @@ def came_late(
         usable: Its answer is for the data as it is now; otherwise it is undone.
     """
     entries: list[Entry] = []
-    if state.steps[happened.step].generation != generation:
+    step = state.steps[happened.step]
+    if step.generation != generation or step.doubt:
         return _ignored(state, happened, entries), tuple(entries)
+    if step.stuck == "do" and definition.steps[happened.step].external:
+        # what a person was waited for about is known now
+        state = unstuck(state).with_step(happened.step, phase="calling", stuck=None)
     reason = None if usable else "its answer is for the data of an older version"
     try:
         # of one that cannot be used, whether anything comes of it at all
@@ -297,6 +322,21 @@ def came_late(
 
 def _bare(happened: Done) -> Done:
     return replace(happened, added=None)
+
+
+def _may_go_forward(definition: Saga[Any], state: SagaState) -> bool:
+    """Whether a pivot may be on its way while the saga waits to be undone."""
+    return unstuck(state).status == "compensating" and any(
+        rule.pivot
+        and (
+            state.steps[rule.name].phase == "calling"
+            or (
+                state.steps[rule.name].phase == "waiting"
+                and all_is_there_for(definition, state, rule.name)
+            )
+        )
+        for rule in definition.steps.values()
+    )
 
 
 def _goes_forward(state: SagaState) -> bool:
@@ -372,27 +412,36 @@ def _errored(
     if step.phase not in ("waiting", "calling"):
         return _ignored(state, happened, entries)
     unknown = step.unknown or happened.unknown
-    if not rule.retry.exhausted(attempt):
+    counted = step.counted(attempt)
+    if not rule.retry.exhausted(counted):
         entries.append(Entry("STEP_FAILED", name, attempt, _again(error), started, code))
-        due = wait(rule.retry.delay(attempt, seed=seed))
+        due = wait(rule.retry.delay(counted, seed=seed))
     elif not unknown:
         reason = f"gave up after {attempt} attempts: {error}"
         return fail(definition, state, name, attempt, reason, entries, started, code=code)
     else:
-        settling = attempt - rule.retry.max_attempts + 1
-        if SETTLING.exhausted(settling):
+        settling = settling_attempt(rule, step, attempt)
+        if settled_in_vain(rule, settling):
             reason = f"outcome unknown after {attempt} attempts: {error}"
             state = state.with_step(name, unknown=True)
             return stick(state, name, "STEP_FAILED", attempt, reason, entries, code=code)
         entries.append(Entry("STEP_FAILED", name, attempt, _again(error), started, code))
         due = wait(SETTLING.delay(settling, seed=seed))
+        if rule.idempotent and asks_now(rule, settling):
+            # a no is not believed before the last call can no longer be on its way
+            due = max(due, wait(around.lease + rule.timeout))
     if unknown and not rule.idempotent and step.due is not None:
         due = max(
             due, step.due
         )  # the query is not believed before the call can no longer be on its way
     phase = "calling" if unknown else "waiting"
     return state.with_step(
-        name, phase=phase, attempts=attempt, due=due, unknown=unknown, error=error
+        name,
+        phase=phase,
+        attempts=max(step.attempts, attempt),
+        due=due,
+        unknown=unknown,
+        error=error,
     )
 
 

@@ -9,12 +9,13 @@ import sqlalchemy as sa
 
 from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost
-from outbox_saga.instances import ENDED, Instance
+from outbox_saga.instances import ENDED, Entry, Instance, SagaState
 from outbox_saga.queries import breakers, sagas, transition
 from outbox_saga.queries.delayed import Delayed
 from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.breaking import let_through, note_outcome
+from outbox_saga.saga.changes import unstuck
 from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import (
     Decision,
@@ -66,7 +67,6 @@ class Recording:
             flight = (happened.step, happened.direction)
         elif isinstance(happened, NotFound | Unusable):
             flight = (happened.step, "do")
-        around = hand.surroundings(flight)
         seen = hand.instance
         opened = note_outcome(connection, tables, clock, hand.definition, happened)
         probes: frozenset[str] = frozenset()
@@ -78,13 +78,13 @@ class Recording:
                 if current is None or current.epoch != seen.epoch:
                     raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
                 seen = current
-            state = seen.state
+            state, around = seen.state, hand.surroundings(flight)
             decision, probes = let_through(
                 connection,
                 tables,
                 clock,
                 hand.definition,
-                lambda gates, state=state: decide(  # type: ignore[misc]
+                lambda gates, state=state, around=around: decide(  # type: ignore[misc]
                     hand.definition, state, happened, replace(around, gates=gates)
                 ),
                 hand.lease,
@@ -93,6 +93,9 @@ class Recording:
                 decision = replace(decision, entries=(*decision.entries, opened))
             if decision.state == seen.state and not decision.entries:
                 return decision, seen  # nothing to write: an instance taken up to run a local step
+            if not locked and _sets_a_moment(state, decision):
+                # counted from a moment before another one's lock was waited for, it would be early
+                continue
             if transition.record(
                 connection,
                 tables,
@@ -153,6 +156,30 @@ class Recording:
         uow = UnitOfWork(connection, schema=tables.schema)
         for message in kept:
             uow.keep_sealed(*message)
+
+    def give_up(self, connection: sa.Connection, hand: Hand, why: str) -> None:
+        """The instance waits for a person, if it is still as seen."""
+        tables, clock = self._database.tables, self._database.clock
+        seen = hand.instance
+        reason = f"could not be carried on: {why}"
+        state = replace(
+            unstuck(seen.state), status="stuck", reason=reason,
+            before=(seen.state.status, seen.state.reason),
+        )  # fmt: skip
+        entries = [Entry("FAILED", None, None, reason, code="error")]
+        if transition.record(
+            connection, tables, clock, seen, state, None, entries,
+            keep_lease=False, keep_deaths=False,
+        ):  # fmt: skip
+            announce(connection, tables.schema, hand.definition, seen, state, entries)
+
+
+def _sets_a_moment(state: SagaState, decision: Decision) -> bool:
+    """Whether a step waits for a moment that it did not wait for before."""
+    return any(
+        step.due is not None and step.due != state.steps[name].due
+        for name, step in decision.state.steps.items()
+    )
 
 
 def came_too_late(decision: Decision) -> bool:

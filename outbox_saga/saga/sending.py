@@ -66,7 +66,7 @@ def send(
         attempt = step.undo_attempts + 1
         changes |= {"phase": "undoing", "undo_attempts": attempt}
         entries.append(Entry("COMPENSATING_STEP", rule.name, attempt, "its command leaves"))
-    sends.append(Send(rule.name, direction, attempt, step.generation, fields))
+    sends.append(Send(rule.name, direction, attempt, step.key_number(direction), fields))
     return state.with_step(rule.name, **changes)
 
 
@@ -80,7 +80,9 @@ def unanswered(
     undoes has to be known first.
     """
     step = state.steps[rule.name]
-    reason = f"no answer within {rule.seconds:g} s to any of {step.attempts} commands"
+    reason = (
+        f"no answer within {rule.seconds:g} s to any of {step.counted(step.attempts)} commands"
+    )
     if rule.compensation is None or rule.must_be_known or pivot_done(definition, state):
         state = state.with_step(rule.name, unknown=True)
         return stick(
@@ -102,7 +104,7 @@ def may_still_be_sent(rule: Step, step: StepState) -> bool:
     """Whether the command is sent again though the saga is being undone: only so can it become
     known what came of it, before a function undoes it.
     """
-    return rule.must_be_known and not rule.retry.exhausted(step.attempts)
+    return rule.must_be_known and not rule.retry.exhausted(step.counted(step.attempts))
 
 
 def is_open(step: StepState, direction: Direction) -> bool:

@@ -235,7 +235,8 @@ async def test_a_stop_in_the_middle_of_a_step_is_no_death(shop: Shop) -> None:
     running = asyncio.create_task(orchestrator.run(stop))
     await asyncio.wait_for(asked.wait(), 20)
     stop.set()
-    while not orchestrator._stopping:
+    (hand,) = orchestrator._hands.values()
+    while not hand.stopping:
         await asyncio.wait({running}, timeout=0)
     answer.set()
     await asyncio.wait_for(running, 20)

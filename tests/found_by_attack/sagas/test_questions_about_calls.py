@@ -1,0 +1,127 @@
+"""A query is asked what came of a call: what its answers say, and when it may be asked."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from outbox_saga import Failure, Retry, Saga, Service, Success
+from outbox_saga.queries.clock import Clock
+from outbox_saga.saga import execution
+from outbox_saga.saga.hand import Hand
+from outbox_saga.saga.operating import SagaOperations
+from outbox_saga_migrations import upgrade
+from tests.fixtures.databases import Database
+
+
+class Order(BaseModel):
+    receipt: str | None = None
+
+
+async def act(_: Any) -> None: ...
+
+
+async def carried_on(service: Service) -> None:
+    orchestrator = service.orchestrator()
+    while await orchestrator.run_once():
+        pass
+    orchestrator.close()
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    ("answer", "calls"),
+    [(Success(), 1), ({}, 1), (Success({"receipt": "r"}), 1), (None, 2), (Failure("eh?"), 1)],
+    ids=["success", "mapping", "receipt", "none", "failure"],
+)
+async def test_only_none_says_that_the_call_was_not_carried_out(
+    database: Database, answer: Any, calls: int
+) -> None:
+    called: list[int] = []
+
+    async def charge(step: Any) -> None:
+        called.append(step.attempt)
+        if len(called) == 1:
+            raise ConnectionError("reset after the request")
+
+    async def find(_: Any) -> Any:
+        return answer
+
+    quick = Retry(max_attempts=3, initial=0.01)
+    saga = Saga("s", data=Order).step(
+        "charge", charge, compensation=act, external=True, query=find, timeout=1, retry=quick
+    )
+    service = Service("s", database=database.url, sagas=[saga])
+    with service.database.begin() as connection:
+        upgrade(connection)
+    async with service.unit_of_work() as uow:
+        id_ = saga.start(uow, Order())
+    await carried_on(service)
+    for hours in (1, 2):
+        later = Service("s", database=database.url, sagas=[saga], clock=Clock(3600.0 * hours))
+        await carried_on(later)
+        await later.close()
+    seen, _ = await SagaOperations(service.database).show(id_)
+    await service.close()
+    asked_on = isinstance(answer, Failure)
+    assert (len(called), seen.state.status) == (calls, "running" if asked_on else "completed")
+    if asked_on:
+        assert "answer None" in str(seen.state.steps["charge"].error)
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_call_does_not_begin_so_late_that_it_would_be_asked_about_while_it_is_made(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the thread had been waited for, with the lease renewed meanwhile."""
+    called: list[int] = []
+
+    def charge(step: Any) -> None:
+        called.append(step.attempt)
+
+    saga = Saga("s", data=Order).step(
+        "charge", charge, compensation=act, external=True, query=act, timeout=2,
+        retry=Retry(max_attempts=3, initial=0.01),
+    )  # fmt: skip
+    service = Service("s", database=database.url, sagas=[saga])
+    with service.database.begin() as connection:
+        upgrade(connection)
+    async with service.unit_of_work() as uow:
+        id_ = saga.start(uow, Order())
+    begin = execution.begin_in_thread
+
+    async def waited_for(threads: Any, work: Any, seconds: float) -> Any:
+        def late() -> Any:
+            reading = Hand.surroundings
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    Hand, "surroundings", lambda hand, flight: _later(reading(hand, flight))
+                )
+                return work()
+
+        return await begin(threads, late, seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "begin_in_thread", waited_for)
+        orchestrator = service.orchestrator()
+        await orchestrator.run_once()
+        orchestrator.close()
+    assert called == []
+    seen, history = await SagaOperations(service.database).show(id_)
+    assert any("no thread was free in time" in str(h.entry.detail) for h in history)
+    assert not seen.state.steps["charge"].unknown
+
+    later = Service("s", database=database.url, sagas=[saga], clock=Clock(3600.0))
+    await carried_on(later)
+    seen, _ = await SagaOperations(service.database).show(id_)
+    await later.close()
+    await service.close()
+    assert (called, seen.state.status) == ([2], "completed")
+
+
+def _later(around: Any) -> Any:
+    return replace(around, now=around.now + dt.timedelta(seconds=31))
