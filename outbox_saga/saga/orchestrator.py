@@ -87,8 +87,7 @@ class Orchestrator:
         # elsewhere a claim that finds nothing has taken a lock, which writers wait for
         self._looks_first = database.url.get_backend_name() != "postgresql"
         self._threads = WorkerThreads(concurrency, "outbox-saga-step")
-        self._execution = Execution(database, self._threads)
-        self._carrying = Carrying(self._execution, self._release)
+        self._carrying = Carrying(Execution(database, self._threads), self._release)
         self._hands: dict[Any, Hand] = {}
         self._checked = False
 

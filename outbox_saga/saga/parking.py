@@ -82,7 +82,8 @@ class Parking:
         try:
             new = await database.run(self._take_over, definition, seen, hand.lease)
         except MessageRefused as refused:
-            await database.run(self._park, seen, why_not(refused))
+            # as it is now: whoever gives it back says when it is looked at again
+            hand.instance = await database.run(self._park, seen, why_not(refused))
             return False
         if new is None:
             raise LeaseLost(f"saga {seen.id} was taken over, or moved, meanwhile")
@@ -97,7 +98,9 @@ class Parking:
         tables, clock = self._database.tables, self._database.clock
         return take_over(connection, tables, clock, definition, seen, leased=True)
 
-    def _park(self, connection: sa.Connection, seen: Instance, reason: str | None = None) -> None:
+    def _park(
+        self, connection: sa.Connection, seen: Instance, reason: str | None = None
+    ) -> Instance:
         # a process that stands still here must not keep the row from whoever can carry it on
         limit_idle_transaction(connection, leases.RELEASE_SECONDS)
         reason = reason or self.why_not(seen)
@@ -118,6 +121,7 @@ class Parking:
         )
         if moved and entries:
             logger.error("saga %s is parked: %s", seen.id, reason)
+        return replace(seen, revision=seen.revision + 1, state=state) if moved else seen
 
     def why_not(self, instance: Instance) -> str:
         """What is missing here, and the mend."""

@@ -202,7 +202,7 @@ class SagaStage:
         for drive in drives:
             drive.cancel()
         await asyncio.gather(*drives, return_exceptions=True)
-        decision = await orchestrator._execution.resume(self._hand, Resumed())
+        decision = await orchestrator._carrying._execution.resume(self._hand, Resumed())
         (self._call,) = decision.todo
         self._hand.in_flight.add((self._call.step, "do"))
 
@@ -230,7 +230,7 @@ class SagaStage:
     def branch(self) -> None:
         """The first orchestrator makes the call that it has begun, and reports what came of it."""
         with contextlib.suppress(LeaseLost):
-            asyncio.run(self._first._execution.carry_out(self._hand, self._call))
+            asyncio.run(self._first._carrying._execution.carry_out(self._hand, self._call))
 
     def reply(self) -> None:
         """The answer to the command is taken in."""

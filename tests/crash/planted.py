@@ -86,7 +86,7 @@ class CommitsTheEffectFirst(Execution):
 def _with(execution: type[Execution]) -> MakeOrchestrator:
     def make(database: Database, definitions: Iterable[Saga[Any]]) -> Orchestrator:
         orchestrator = Orchestrator(database, definitions)
-        orchestrator._execution = execution(database, orchestrator._threads)
+        orchestrator._carrying._execution = execution(database, orchestrator._threads)
         return orchestrator
 
     return make

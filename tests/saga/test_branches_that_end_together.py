@@ -60,7 +60,7 @@ async def test_the_question_that_has_the_probe_is_asked_whoever_committed_last(
     service = Service("payer", database=f"sqlite:///{tmp_path}/none.db", sagas=[saga])
     orchestrator = service.orchestrator()
     both: Any = BothEnd()
-    orchestrator._execution = both
+    orchestrator._carrying._execution = both
     instance = Instance(
         new_id(), "pay", 1, saga.shape, "payer", None, "", 0, 1, initial(saga, {"receipt": None})
     )

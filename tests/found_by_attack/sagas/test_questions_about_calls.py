@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from outbox_saga import Failure, Retry, Saga, Service, Success
+from outbox_saga.calling import begin_in_thread
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga import execution
 from outbox_saga.saga.hand import Hand
@@ -92,7 +93,7 @@ async def test_a_call_does_not_begin_so_late_that_it_would_be_asked_about_while_
         upgrade(connection)
     async with service.unit_of_work() as uow:
         id_ = saga.start(uow, Order())
-    begin = execution.begin_in_thread
+    begin = begin_in_thread
 
     async def waited_for(threads: Any, work: Any, seconds: float) -> Any:
         def late() -> Any:
