@@ -404,7 +404,7 @@ def _flushed(action: Action, session: Any) -> Action:
 
     async def act(context: Any) -> Any:
         answer = await action(context)
-        if not isinstance(answer, Failure):
+        if not isinstance(answer, Failure) and (session.new or session.dirty or session.deleted):
             await session.flush()
         return answer
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from outbox_saga import calling
 from outbox_saga.saga import execution
@@ -18,6 +19,15 @@ from outbox_saga.saga.attempts import has_ended
 from outbox_saga.saga.orchestrator import Orchestrator
 from tests.fixtures.databases import Database
 from tests.saga.shop import Shop
+
+
+class Tins(DeclarativeBase): ...
+
+
+class Tin(Tins):
+    __tablename__ = "tin"
+
+    sku: Mapped[str] = mapped_column(sa.String(20), primary_key=True)
 
 
 class Stubborn:
@@ -163,4 +173,33 @@ async def test_a_thread_out_of_time_uses_up_no_further_attempt_while_it_holds_it
     instance = await shop.instance(id_)
     assert (instance.state.status, instance.state.steps["reserve"].attempts) == ("completed", 2)
     assert (overlapped, await shop.shelf()) == ([False], (99, 1))
+    await shop.service.close()
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+@pytest.mark.parametrize("threads", [False, True], ids=["async", "threads"])
+async def test_what_a_step_leaves_in_its_session_is_flushed_within_its_time(
+    database: Database, threads: bool
+) -> None:
+    """The flush waits for a unique key that somebody else has inserted."""
+    shop = Shop(database.url, threads=threads)
+
+    def adds(step: Any) -> None:
+        step.session.add(Tin(sku="coffee"))
+
+    shop.hooks["reserve"] = adds
+    set_timeout(shop, "reserve", 0.2)
+    with shop.service.database.begin() as connection:
+        Tin.metadata.create_all(connection)
+    id_ = await shop.start()
+    orchestrator = shop.service.orchestrator()
+    with shop.service.database.engine.connect() as other:
+        other.execute(sa.insert(Tin).values(sku="coffee"))
+        async with asyncio.timeout(30):
+            while "STEP_FAILED reserve" not in await shop.history(id_):
+                await orchestrator.run_once()
+        other.rollback()
+    orchestrator.close()
+    await shop.to_the_end()
+    assert (await shop.instance(id_)).state.status in ("completed", "compensated")
     await shop.service.close()
