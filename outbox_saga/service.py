@@ -260,8 +260,10 @@ class Service:
                 many as are delivered.
             retry: When a message it failed on is tried again, and how often in all; then it is a
                 dead letter (`outbox-saga waiting`).
-            timeout: Seconds for one message; None: no limit. An async handler is then cancelled; a
-                plain one keeps its thread, and can commit nothing any more. Either has failed.
+            timeout: Seconds for one message, with the flush of its session; None: no limit. An
+                async handler is then cancelled; a plain one keeps its thread, and can commit
+                nothing any more. Either has failed. What follows, until COMMIT is sent, may take
+                30 s, whatever it waits for.
             poison: "park": a dead letter holds up the later ones of its key until somebody
                 decides. "skip": they go on without it.
             pessimistic: For handlers that act outside the database: a claim is committed before it
