@@ -1,4 +1,4 @@
-"""What a handler may return: nothing, Success or Failure, or the messages to publish.
+"""What a handler may return: nothing, Failure, or the messages to publish, in Success or not.
 
 return OrderPaid(order_id=7)
 return [(OrderPaid(order_id=7), "order:7"), Counted()]
@@ -7,13 +7,14 @@ return [(OrderPaid(order_id=7), "order:7"), Counted()]
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
 from outbox_saga.errors import HandlerFailed
-from outbox_saga.messages import Message
+from outbox_saga.messages import Message, Reply
 from outbox_saga.results import Failure, Success
 
 Outgoing: TypeAlias = tuple[Message, str | None]  # with its key
@@ -23,11 +24,16 @@ def outgoing(answer: object) -> list[Outgoing]:
     """The messages a handler's answer asks to publish, in their order.
 
     An iterable is read to its end here: the body of a generator runs now, inside the transaction.
+    The data in a Success is for whoever asks, and nobody does.
 
     Raises:
         HandlerFailed: It is a Failure, or nothing a handler may return.
     """
-    if answer is None or isinstance(answer, Success):
+    if isinstance(answer, Success):
+        answer = answer.value
+        if not isinstance(answer, Message) and isinstance(answer, Mapping | BaseModel):
+            return []
+    if answer is None:
         return []
     if isinstance(answer, Failure):
         raise HandlerFailed(str(answer.error), code="handler_refused")
@@ -51,6 +57,29 @@ def outgoing(answer: object) -> list[Outgoing]:
     return found
 
 
+def fields(value: object) -> dict[str, Any] | None:
+    """The data of an answer to a command; None: it is something else.
+
+    Raises:
+        HandlerFailed: A mapping that is no JSON.
+    """
+    if isinstance(value, Reply) or (
+        isinstance(value, BaseModel) and not isinstance(value, Message)
+    ):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        try:
+            found = json.loads(json.dumps(dict(value), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise HandlerFailed(
+                f"the handler's answer is no JSON ({type(error).__name__}); return a model, or a "
+                "mapping of JSON values",
+                code="handler_answer",
+            ) from None
+        return dict(found)
+    return {} if value is None else None
+
+
 def _one(item: Any) -> Outgoing | None:
     if isinstance(item, Message):
         return item, None
@@ -64,6 +93,6 @@ def _one(item: Any) -> Outgoing | None:
 def _unknown(answer: object) -> HandlerFailed:
     return HandlerFailed(
         f"the handler returned a {type(answer).__name__}; return None, Success, Failure, a "
-        "message, a pair of message and key, or an iterable of those",
+        "message, a pair of message and key, or an iterable of those; in Success also data",
         code="handler_answer",
     )

@@ -12,7 +12,13 @@ from uuid import UUID
 from outbox_saga.calling import NoThread, to_the_end
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import AlteredMessage, HandlerBusy, LeaseLost, MessageRefused
+from outbox_saga.errors import (
+    AlteredMessage,
+    AlteredRequest,
+    HandlerBusy,
+    LeaseLost,
+    MessageRefused,
+)
 from outbox_saga.failures import Trouble, failed_by
 from outbox_saga.handlers import Handler
 from outbox_saga.ids import new_id
@@ -87,6 +93,8 @@ class Attempts:
             raise HandlerBusy(str(error)) from None
         except AlteredMessage:
             return "altered"
+        except AlteredRequest as error:
+            return Trouble(failed_by(error), dead=True, aside=True)
         except MessageRefused as refused:
             return Trouble(Failed("unreadable", str(refused)), dead=True)
         except Exception as error:  # noqa: BLE001  # users' code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import threading
 import time
 import traceback
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 from outbox_saga.errors import OutboxSagaError
 from outbox_saga.worker_threads import Threads
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -177,10 +180,17 @@ async def time_in_thread(
                 )
     except asyncio.CancelledError:
         submitted.cancel()  # unless it has begun: nobody waits for it any more
+        future.add_done_callback(_ended_alone)
         raise
     if not future.done():
         threads.outlived(submitted)
     return future, future.done()
+
+
+def _ended_alone(future: asyncio.Future[Any]) -> None:
+    # asked for: asyncio tells of an error that nobody took, with all that its text may show
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.info("code that nobody waited for any more ended with %s", type(error).__name__)
 
 
 async def to_the_end(awaitable: Any) -> Any:

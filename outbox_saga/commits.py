@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,13 +54,33 @@ def commit_within(session: Session, seconds: float | None) -> None:
     if seconds is None:
         session.commit()
         return
+    with committing_within(session, seconds):
+        session.commit()
+
+
+@contextmanager
+def committing_within(session: Session, seconds: float) -> Iterator[None]:
+    """A block at whose end the session commits has ended after so many seconds, or fails.
+
+    Raises:
+        CommitUnknown: COMMIT was sent, and time was up before its answer came.
+        TimeoutError: Time was up before COMMIT was sent; nothing is committed.
+    """
     with cut_after(seconds, connections_of(session)) as watch, _noting(watch) as sent:
         try:
-            session.commit()
+            yield
         except DBAPIError as error:
             if not watch.passed or not leaves_commit_open(error):
                 raise  # the server has answered, however late
             raise _too_late(sent, seconds) from error
+
+
+@asynccontextmanager
+async def async_committing_within(seconds: float) -> AsyncIterator[None]:
+    """As `committing_within`, for an AsyncSession; what is under way then is cancelled."""
+    with _noting() as sent:
+        async with _in_time(sent, seconds):
+            yield
 
 
 async def async_commit_and_close(session: AsyncSession, seconds: float | None) -> None:
@@ -69,17 +89,10 @@ async def async_commit_and_close(session: AsyncSession, seconds: float | None) -
     A cancellation that comes when COMMIT was answered, and before the caller goes on, leaves the
     caller without the answer as well: `interrupted_commit` tells of it.
     """
-    deadline = asyncio.timeout(seconds)
     with _noting() as sent:
         try:
-            async with session:
-                try:
-                    async with deadline:
-                        await session.commit()
-                except TimeoutError as error:
-                    if not deadline.expired() or seconds is None:
-                        raise  # somebody else's: of a hook after the commit, say
-                    raise _too_late(sent, seconds) from error
+            async with session, _in_time(sent, seconds):
+                await session.commit()
         except asyncio.CancelledError as error:
             _leave_unknown(error, [each for written in sent for each in written])
             raise
@@ -128,6 +141,18 @@ def _noting(watch: Watch | None = None) -> Iterator[list[list[Written]]]:
         yield commit.sent
     finally:
         _under_way.reset(token)
+
+
+@asynccontextmanager
+async def _in_time(sent: list[list[Written]], seconds: float | None) -> AsyncIterator[None]:
+    deadline = asyncio.timeout(seconds)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError as error:
+        if not deadline.expired() or seconds is None:
+            raise  # somebody else's: of a hook after the commit, say
+        raise _too_late(sent, seconds) from error
 
 
 def _has_begun(connection: sa.Connection, *_: Any) -> None:

@@ -13,6 +13,7 @@ OutboxSagaError
 ├── CommitUnknown                     the connection was lost, or time was up, during COMMIT
 ├── CommitRefused                     a handler or step tried to end a lent transaction
 ├── HandlerFailed                     a handler did not handle it; nothing of it stayed
+│   └── AlteredRequest                the id of a request that was another command's
 ├── HandlerBusy                       it is being handled already, or there is no room now
 ├── RequestTimeout                    a TimeoutError: no answer yet; it may be carried out yet
 ├── RequestFaulted                    who was asked has given up so far, and a person decides
@@ -139,6 +140,14 @@ class HandlerFailed(OutboxSagaError):
         self.code = code
 
 
+class AlteredRequest(HandlerFailed):
+    """The id of a request came before with another command, which has its answer.
+
+    The newcomer is among the dead letters of `waiting`, and no attempt can help it: ask each
+    command under an id of its own.
+    """
+
+
 class HandlerBusy(OutboxSagaError):
     """The message is being handled already, or its handler has no room: deliver it again later."""
 
@@ -163,11 +172,15 @@ class RequestTimeout(OutboxSagaError, TimeoutError):
         return type(self), (self.request,)
 
 
+DISCARDED = "discarded"  # the code of a request that a person decided not to have carried out
+
+
 class RequestFaulted(OutboxSagaError):
     """The handler of the request failed until its attempts ended: nothing of it is done so far.
 
     It is a dead letter of the service that was asked. A person may have it tried again there, and
-    its answer comes then (`Service.reply`); withdraw it (`Service.withdraw`) to be sure.
+    its answer comes then (`Service.reply`); withdraw it (`Service.withdraw`) to be sure. With the
+    code "discarded" a person has decided already: it is not done, unless it is asked again.
 
     Args:
         request: Its id.
@@ -176,8 +189,10 @@ class RequestFaulted(OutboxSagaError):
 
     def __init__(self, request: UUID, code: str) -> None:
         super().__init__(
-            f"the service that was asked has given up request {request} ({code}); a person may "
-            "have it tried again there: wait on by reply(…), or withdraw it"
+            f"a person has discarded request {request} over there: ask anew if it is to be done"
+            if code == DISCARDED
+            else f"the service that was asked has given up request {request} ({code}); a person "
+            "may have it tried again there: wait on by reply(…), or withdraw it"
         )
         self.request = request
         self.code = code

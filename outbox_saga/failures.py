@@ -36,6 +36,7 @@ class Trouble:
 
     failed: Failed
     dead: bool = False  # no attempt can help
+    aside: bool = False  # it holds up nothing, whatever the handler's `poison` says
     claim: UUID | None = None
 
 

@@ -97,7 +97,7 @@ class Handlers:
         """Registers.
 
         Raises ConfigurationError for what cannot work: a second handler of one message under one
-        consumer name, an option out of its bounds.
+        consumer name, a second one that carries a command out, an option out of its bounds.
         """
         if message_class.topic is None:
             raise ConfigurationError(
@@ -107,6 +107,13 @@ class Handlers:
             consumer if consumer is not None else f"{self.source}.{message_class.type_name}"
         )
         for other in self._handlers:
+            if answers and other.answers and _same(other.message_class, message_class):
+                raise ConfigurationError(
+                    f"{message_class.__name__} has two functions that carry it out, consumers "
+                    f"{other.consumer!r} and {name!r}: a command is carried out once, so only one "
+                    "of them would be called. Make them one function, or let one of them listen "
+                    f"with @service.on({message_class.__name__}, consumer=…)"
+                )
             if other.consumer == name and other.message_class.type_name == message_class.type_name:
                 raise ConfigurationError(
                     f"consumer {name!r} handles {message_class.type_name} twice; give one of "
@@ -165,6 +172,10 @@ class Handlers:
             kind = (handler.topic, handler.message_class.type_name)
             totals[kind] = totals.get(kind, 0.0) + handler.timeout
         return max(totals.values(), default=0.0)
+
+
+def _same(one: type[Message], other: type[Message]) -> bool:
+    return (one.topic, one.type_name) == (other.topic, other.type_name)
 
 
 def _check(

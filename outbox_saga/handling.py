@@ -20,7 +20,7 @@ from outbox_saga.handlers import Handler, Handlers
 from outbox_saga.inbox import NOTHING, Turn
 from outbox_saga.keeping import keep, keep_unread, opened
 from outbox_saga.queries import waiting
-from outbox_saga.queries.waiting import Failed, Leased
+from outbox_saga.queries.waiting import Delivered, Failed, Leased
 from outbox_saga.worker_threads import Threads
 
 logger = logging.getLogger("outbox_saga.inbox")
@@ -118,16 +118,17 @@ class Handling:
             # its process may die of it: from the table, deaths are counted, and come to an end
             told_so = f"delivered {attempt} times without an answer"
             suspect = Trouble(Failed("no_answer", told_so))
-            delivered = keep(handler.consumer, envelope)
+            delivered = self._keep(handler, envelope)
             await self._failures.store(delivered, suspect, handler, parks=handler.parks)
             return
         for _ in range(ROUNDS):
             outcome = await self._attempts.make(handler, envelope, NOTHING)
             if outcome in ("new", "repeat"):
                 return
-            delivered = keep(handler.consumer, envelope)
+            delivered = self._keep(handler, envelope)
             if isinstance(outcome, Trouble):
-                await self._failures.store(delivered, outcome, handler, parks=handler.parks)
+                parks = handler.parks and not outcome.aside
+                await self._failures.store(delivered, outcome, handler, parks=parks)
             elif outcome == "altered":
                 await self._failures.alarm(delivered)
             elif outcome == "behind":
@@ -140,6 +141,10 @@ class Handling:
                     logger.info("message %s waits behind its key, consumer %s", work[1], work[0])
             return
         raise HandlerBusy("others of its key came and went all the time")
+
+    def _keep(self, handler: Handler, envelope: Envelope) -> Delivered:
+        answers_as = self.handlers.source if handler.answers else None
+        return keep(handler.consumer, envelope, answers_as=answers_as)
 
     # --- waiting messages ------------------------------------------------------------------------
 
@@ -174,7 +179,8 @@ class Handling:
         try:
             outcome = await self._attempts.make(handler, envelope, Turn(leased, owner))
             if isinstance(outcome, Trouble):
-                await self._failures.fail(leased, owner, outcome, handler, parks=handler.parks)
+                parks = handler.parks and not outcome.aside
+                await self._failures.fail(leased, owner, outcome, handler, parks=parks)
             elif outcome == "repeat":  # a delivery of it came first
                 await self._failures.unit(waiting.done, owner, leased)
             elif outcome == "altered":

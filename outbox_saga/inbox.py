@@ -28,6 +28,7 @@ from outbox_saga.calling import (
     time_in_thread,
     to_the_end,
 )
+from outbox_saga.commits import COMMIT_TIMEOUT, async_committing_within, committing_within
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import AlteredMessage, HandlerFailed, LeaseLost, MessageRefused
@@ -89,8 +90,9 @@ async def handle_once(
         threads: Where plain `def` handlers run.
         consumer: Stable name; two consumers each handle the message once.
         source: Of what the handler publishes.
-        timeout: Seconds the handler may take. An async one is then cancelled; a plain one keeps
-            its thread, and can commit nothing any more.
+        timeout: Seconds the handler may take, with the flush of what it left in its session. An
+            async one is then cancelled; a plain one keeps its thread, and can commit nothing any
+            more. What follows until the answer of COMMIT has a limit of its own.
         turn: What this attempt stands on.
 
     Returns:
@@ -152,18 +154,30 @@ class _Attempt:
             if arrival != "new":
                 return arrival
             context = HandlerContext(message, self._envelope, self._uow(session), self._consumer)
+
+            async def act(context: HandlerContext[Any]) -> None:
+                self._publish(context, await handler(context))
+                await session.flush()  # may wait for locks as long as any statement
+
             try:
                 with _blaming_the_handler():
-                    answer = await call_in_time(handler, context, self._timeout)
-                    self._publish(context, answer)
+                    await call_in_time(act, context, self._timeout)
             except OutOfTime as error:
                 in_use = error.task is not None
                 await session.run_sync(lambda _: lent.abandon(in_use=in_use))
                 raise self._out_of_time(str(error)) from None
             # nothing of the user's runs from here on; a cancelled commit would leave its outcome
             # unknown
-            await to_the_end(session.run_sync(lambda _: self._settle(lent)))
+            await to_the_end(self._settle_in_task(session, lent))
             return arrival
+
+    async def _settle_in_task(self, session: Any, lent: LentSession) -> None:
+        try:
+            async with async_committing_within(COMMIT_TIMEOUT):
+                await session.run_sync(lambda _: self._settle(lent))
+        except TimeoutError as error:
+            await session.run_sync(lambda _: lent.abandon())
+            raise _out_of_commit_time(error) from None
 
     async def in_thread(
         self, threads: Threads, message: Message, handler: Callable[[Any], Any]
@@ -180,10 +194,11 @@ class _Attempt:
                     )
                     with _blaming_the_handler():
                         self._publish(context, handler(context))
+                        session.flush()  # may wait for locks as long as any statement
                     if not deadline.claim_commit():
                         session.undo()
                         raise self._out_of_time()
-                    self._settle(session)
+                    self._settle_in_thread(session)
                 return arrival
 
         future, in_time = await time_in_thread(threads, work, self._timeout)
@@ -192,6 +207,13 @@ class _Attempt:
             raise self._out_of_time()
         arrival: Arrival = await to_the_end(future)
         return arrival
+
+    def _settle_in_thread(self, session: LentSession) -> None:
+        try:
+            with committing_within(session, COMMIT_TIMEOUT):
+                self._settle(session)
+        except TimeoutError as error:
+            raise _out_of_commit_time(error) from None
 
     def _begin(self, session: LentSession) -> Arrival:
         if self._turn.claim is not None:
@@ -224,7 +246,6 @@ class _Attempt:
             context.publish(message, key=key)
 
     def _settle(self, session: LentSession) -> None:
-        session.flush()
         connection = session.taken_back()
         self._redeem(connection, self._turn)
         session.settle()
@@ -269,6 +290,10 @@ def _carried_out_of_the_thread() -> Iterator[None]:
         if isinstance(error, Exception) and not odd:
             raise
         raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}") from error
+
+
+def _out_of_commit_time(error: TimeoutError) -> HandlerFailed:
+    return HandlerFailed(str(error), code="handler_timeout")
 
 
 def _ended_late(future: asyncio.Future[Any]) -> None:

@@ -19,11 +19,16 @@ from outbox_saga.queries.inbox import body_hash
 from outbox_saga.queries.waiting import HELD_KEY, Delivered, with_held_key
 
 RAW = "raw"  # in the headers of a row: the broker's headers, as they came
+ANSWERS_AS = "answers_as"  # in the headers of a row: the service that would have answered
 MAX_TOPIC = 255
 
 
-def keep(consumer: str, envelope: Envelope) -> Delivered:
-    """The message as its row keeps it."""
+def keep(consumer: str, envelope: Envelope, *, answers_as: str | None = None) -> Delivered:
+    """The message as its row keeps it.
+
+    Args:
+        answers_as: The service, if this consumer carries commands out and answers them.
+    """
     key = envelope.key
     try:
         headers = envelope.metadata()
@@ -31,6 +36,8 @@ def keep(consumer: str, envelope: Envelope) -> Delivered:
     except MessageRefused as refused:  # a header of others, or a key, that no column takes
         headers = json.dumps({RAW: envelope.to_headers()})
         key = None if refused.path == "key" else key
+    if answers_as is not None:
+        headers = json.dumps({**json.loads(headers), ANSWERS_AS: answers_as})
     return Delivered(consumer, envelope.id, envelope.topic, key, headers, envelope.body)
 
 
@@ -58,6 +65,14 @@ def holding_up_nothing(delivered: Delivered) -> Delivered:
         return delivered
     headers = with_held_key(delivered.headers, delivered.key)
     return replace(delivered, key=None, headers=headers)
+
+
+def answers_as(headers: str) -> str | None:
+    """The service that carries the message of this row out, and answers; None: who only listens,
+    or nobody knows.
+    """
+    found = json.loads(headers).get(ANSWERS_AS)
+    return found if isinstance(found, str) else None
 
 
 def altered(delivered: Delivered) -> Delivered:

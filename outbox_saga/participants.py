@@ -9,28 +9,30 @@ undoing is refused. What decides is one row, in the transaction of the effect: s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel
 
-from outbox_saga.answers import outgoing
+from outbox_saga.answers import fields, outgoing
 from outbox_saga.commanding import Answer, Asked
 from outbox_saga.database import Database
-from outbox_saga.errors import ConfigurationError, HandlerFailed
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import AlteredRequest, ConfigurationError
 from outbox_saga.handler_context import HandlerContext, SyncHandlerContext
 from outbox_saga.handlers import Handlers
 from outbox_saga.ids import idempotency_key
 from outbox_saga.inbox import is_async
-from outbox_saga.messages import Command, Message, Reply
+from outbox_saga.messages import Command
 from outbox_saga.payloads import storable
 from outbox_saga.queries import barriers
+from outbox_saga.queries.inbox import body_hash
 from outbox_saga.results import Failure, Success
 
 MAX_REASON = 500  # characters of a no that travel
 
 CANCELLED = "it was undone before it came"
+_COMMAND = "command"  # beside the fields of an answer that is kept: what it was the answer to
 
 
 class Participants:
@@ -65,16 +67,20 @@ class Participants:
             async def take_part(handle: HandlerContext[Any]) -> Any:
                 asked = Asked.of(handle.envelope)
                 if asked is None:
-                    return await function(handle)
+                    return _for_nobody(await function(handle))
                 session = handle.session
-                known = await session.run_sync(lambda s: self._enter(s.connection(), asked))
+                known = await session.run_sync(
+                    lambda s: self._enter(s.connection(), asked, handle.envelope)
+                )
                 if known is None:
                     _give_key(handle, asked)
                     nested = await session.begin_nested()
                     answer = _answer(handle, asked, await function(handle))
                     # a no leaves nothing behind: neither rows nor messages
                     await (nested.commit() if answer.done else nested.rollback())
-                    await session.run_sync(lambda s: self._note(s.connection(), asked, answer))
+                    await session.run_sync(
+                        lambda s: self._note(s.connection(), asked, handle.envelope, answer)
+                    )
                     known = answer
                 _reply(handle, asked, known)
                 return None
@@ -84,9 +90,9 @@ class Participants:
         def take_part_in_thread(handle: SyncHandlerContext[Any]) -> Any:
             asked = Asked.of(handle.envelope)
             if asked is None:
-                return function(handle)
+                return _for_nobody(function(handle))
             session = handle.session
-            known = self._enter(session.connection(), asked)
+            known = self._enter(session.connection(), asked, handle.envelope)
             if known is None:
                 _give_key(handle, asked)
                 nested = session.begin_nested()
@@ -95,7 +101,7 @@ class Participants:
                     nested.commit()
                 else:
                     nested.rollback()
-                self._note(session.connection(), asked, known)
+                self._note(session.connection(), asked, handle.envelope, known)
             _reply(handle, asked, known)
             return None
 
@@ -103,8 +109,11 @@ class Participants:
 
     # --- the barrier -----------------------------------------------------------------------------
 
-    def _enter(self, connection: sa.Connection, asked: Asked) -> Answer | None:
-        """The answer that is known already; None: the handler has to act."""
+    def _enter(self, connection: sa.Connection, asked: Asked, command: Envelope) -> Answer | None:
+        """The answer that is known already; None: the handler has to act.
+
+        Raises AlteredRequest: Another command has this answer.
+        """
         tables, clock = self._database.tables, self._database.clock
         doing = asked.acts
         known = barriers.enter(connection, tables, clock, asked, "doing" if doing else "cancelled")
@@ -112,6 +121,7 @@ class Participants:
             if known is None or (asked.alone and known.state == "refused"):
                 return None  # who would not undo it before may do so now
             if known.answer is not None:
+                _same_request(asked, command, json.loads(known.answer).get(_COMMAND))
                 original = Answer.model_validate_json(known.answer)
                 return original.model_copy(update={"attempt": asked.attempt})
             return Answer.to(asked, done=False, reason=CANCELLED)
@@ -120,13 +130,39 @@ class Participants:
         # it never came, or has done nothing, or is undone
         return Answer.to(asked, done=True)
 
-    def _note(self, connection: sa.Connection, asked: Asked, answer: Answer) -> None:
+    def _note(
+        self, connection: sa.Connection, asked: Asked, command: Envelope, answer: Answer
+    ) -> None:
         tables, clock = self._database.tables, self._database.clock
         if asked.acts:
             state: barriers.State = "done" if answer.done else "refused"
-            barriers.note(connection, tables, clock, asked, state, answer.model_dump_json())
+            kept = {**answer.model_dump(mode="json"), _COMMAND: _told_apart_by(command)}
+            barriers.note(connection, tables, clock, asked, state, json.dumps(kept))
         elif answer.done:
             barriers.note(connection, tables, clock, asked, "undone")
+
+
+def _told_apart_by(command: Envelope) -> dict[str, Any]:
+    return {
+        "type": command.type,
+        "version": command.version,
+        "sha256": body_hash(command.body).hex(),
+    }
+
+
+def _same_request(asked: Asked, command: Envelope, known: dict[str, Any] | None) -> None:
+    """One id is one request. A saga sends what it has kept, so of its commands nothing is asked;
+    bodies of two versions cannot be compared, and releases before this one kept nothing.
+    """
+    if asked.fault_to is None or known is None:
+        return
+    now = _told_apart_by(command)
+    if known["type"] != now["type"] or (known["version"] == now["version"] and known != now):
+        raise AlteredRequest(
+            f"request {asked.saga} was asked before with another command ({known['type']}), and "
+            "has its answer: ask each under an id of its own",
+            code="altered",
+        )
 
 
 def _give_key(handle: HandlerContext[Any] | SyncHandlerContext[Any], asked: Asked) -> None:
@@ -142,30 +178,21 @@ def _answer(
         reason = storable(str(told.error), MAX_REASON)
         return Answer.to(asked, done=False, reason=reason)
     value = told.value if isinstance(told, Success) else told
-    data = _fields(value)
+    data = fields(value)
     if data is None:
         for message, key in outgoing(value):
             handle.publish(message, key=key)
     return Answer.to(asked, done=True, data=data)
 
 
-def _fields(value: object) -> dict[str, Any] | None:
-    """The fields of an answer; None: it is something else."""
-    if isinstance(value, Reply) or (
-        isinstance(value, BaseModel) and not isinstance(value, Message)
-    ):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        try:
-            found = json.loads(json.dumps(dict(value), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise HandlerFailed(
-                f"the handler's answer is no JSON ({type(error).__name__}); return a model, or a "
-                "mapping of JSON values",
-                code="handler_answer",
-            ) from None
-        return dict(found)
-    return {} if value is None else None
+def _for_nobody(told: object) -> object:
+    """As a handler of events answers: of a command that was plainly published nobody wants to know
+    what came of it, and the messages leave all the same.
+    """
+    if isinstance(told, Failure):
+        return told
+    value = told.value if isinstance(told, Success) else told
+    return value if fields(value) is None else None
 
 
 def _reply(

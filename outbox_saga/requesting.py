@@ -12,6 +12,7 @@ in the asking service's database, so any process of that service may wait for it
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
@@ -63,11 +64,7 @@ class Requests:
         self, uow: UnitOfWork[Any], command: Command, key: str | None, request: UUID | None
     ) -> UUID:
         """The command leaves with the transaction; the id of the request, new unless given."""
-        if not self._taken_in:
-            raise ConfigurationError(
-                f"service {self._source!r} takes no answers in; make it with requests=True, in "
-                "the processes that consume, too"
-            )
+        self._check_taken_in()
         request = request or new_id()
         uow.publish(command, key=key, headers=self._asked(request, "do").headers())
         return request
@@ -76,7 +73,15 @@ class Requests:
         self, uow: UnitOfWork[Any], request: UUID, command: Command, key: str | None
     ) -> None:
         """The undoing leaves with the transaction."""
+        self._check_taken_in()  # its answer says whether it was undone
         uow.publish(command, key=key, headers=self._asked(request, "undo").headers())
+
+    def _check_taken_in(self) -> None:
+        if not self._taken_in:
+            raise ConfigurationError(
+                f"service {self._source!r} takes no answers in; make it with requests=True, in "
+                "the processes that consume, too"
+            )
 
     def _asked(self, request: UUID, direction: Direction) -> Asked:
         topic = requests_topic(self._source)
@@ -87,6 +92,7 @@ class Requests:
 
     def wait(self, request: UUID, timeout: float) -> Answered:
         """What was answered, as soon as it is here."""
+        check_timeout(timeout)
         tables, until = self._database.tables, time.monotonic() + timeout
         engine = self._database.engine.execution_options(**{READ_ONLY: True})
         for pause in _pauses(request, until):
@@ -103,6 +109,7 @@ class Requests:
 
     async def async_wait(self, request: UUID, timeout: float) -> Answered:  # noqa: ASYNC109
         """As `wait`."""
+        check_timeout(timeout)
         tables, until = self._database.tables, time.monotonic() + timeout
         for pause in _pauses(request, until):
             replied = None
@@ -132,6 +139,12 @@ class Requests:
                 s.connection(), tables, clock, answer.saga, outcome, answer.model_dump_json()
             )
         )
+
+
+def check_timeout(seconds: float) -> None:
+    """Raises ConfigurationError for what would never be over."""
+    if not -math.inf < seconds < math.inf:
+        raise ConfigurationError(f"timeout is {seconds}; give seconds, as many as may pass")
 
 
 def _pauses(request: UUID, until: float) -> Iterator[float]:

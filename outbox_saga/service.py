@@ -34,7 +34,8 @@ from outbox_saga.handling import Handling
 from outbox_saga.messages import Command, Message, check_type
 from outbox_saga.participants import Participants
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
-from outbox_saga.requesting import Answered, Requests
+from outbox_saga.queries.dialects import brief
+from outbox_saga.requesting import Answered, Requests, check_timeout
 from outbox_saga.retries import Retry
 from outbox_saga.saga.arrivals import Arrivals
 from outbox_saga.saga.definition import Saga
@@ -157,7 +158,8 @@ class Service:
             uow: Of the transaction; a handler's `uow` as well.
             key: Commands of one key are handled in the order of their transactions.
             request: Its id, to ask again when nobody knows whether the first time was committed:
-                what is asked twice under one id is carried out once. None: a new one.
+                what is asked twice under one id is carried out once. Another command under it is
+                not carried out: a dead letter over there. None: a new one.
 
         Raises:
             ConfigurationError: The service was made without `requests=True`.
@@ -182,6 +184,10 @@ class Service:
         Args:
             request: As `ask` returned it.
             command: The one that its handler names: `handles(…, undo=ThisClass)`.
+
+        Raises:
+            ConfigurationError: The service was made without `requests=True`.
+            MessageRefused: The command cannot travel.
         """
         self._requests.withdraw(uow, request, command, key)
 
@@ -197,6 +203,7 @@ class Service:
         Raises:
             RequestTimeout: It is not here yet.
             RequestFaulted: The handler over there has given up, so far.
+            ConfigurationError: The timeout is no number of seconds.
         """
         return self._requests.wait(request, timeout)
 
@@ -217,6 +224,7 @@ class Service:
         Raises CommitUnknown as well, when nobody knows whether it was asked: ask again under the
         same `request`.
         """
+        check_timeout(timeout)
         with self.unit_of_work() as uow:
             asked = self.ask(uow, command, key=key, request=request)
         return self.reply(asked, timeout=timeout)
@@ -230,6 +238,7 @@ class Service:
         timeout: float = 30.0,  # noqa: ASYNC109
     ) -> Answered:
         """As `request`, without holding up the event loop."""
+        check_timeout(timeout)
         async with self.unit_of_work() as uow:
             asked = self.ask(uow, command, key=key, request=request)
         return await self.async_reply(asked, timeout=timeout)
@@ -260,8 +269,10 @@ class Service:
                 many as are delivered.
             retry: When a message it failed on is tried again, and how often in all; then it is a
                 dead letter (`outbox-saga waiting`).
-            timeout: Seconds for one message; None: no limit. An async handler is then cancelled; a
-                plain one keeps its thread, and can commit nothing any more. Either has failed.
+            timeout: Seconds for one message, with the flush of its session; None: no limit. An
+                async handler is then cancelled; a plain one keeps its thread, and can commit
+                nothing any more. Either has failed. What follows, until COMMIT is sent, may take
+                30 s, whatever it waits for.
             poison: "park": a dead letter holds up the later ones of its key until somebody
                 decides. "skip": they go on without it.
             pessimistic: For handlers that act outside the database: a claim is committed before it
@@ -312,7 +323,8 @@ class Service:
         For calls to the outside `handle.key` is the same for every sending of one command.
 
         Args:
-            command: What it handles. One that no saga has sent is handled as by `on`.
+            command: What it handles; nothing else of this service may carry it out. One that was
+                plainly published is handled as by `on`, and the data of its answer is nobody's.
             undo: The command that undoes it, which needs a handler of its own here. It is called
                 only for what was done.
 
@@ -437,7 +449,7 @@ class Service:
                 finally:
                     stop.set()
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            raise _first_of(errors) from None
 
     async def close(self) -> None:
         """Gives connections and threads back."""
@@ -457,7 +469,15 @@ async def _all(parts: Iterable[Coroutine[Any, Any, None]], stop: asyncio.Event) 
             for part in parts:
                 group.create_task(_loudly(part, stop))
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        raise _first_of(errors) from None
+
+
+def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error, for whoever waits; the log has the others, or nobody would know of them."""
+    first, *others = errors.exceptions
+    for other in others:
+        logger.error("another part failed as well (%s)", brief(other))
+    return first
 
 
 async def _loudly(part: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:

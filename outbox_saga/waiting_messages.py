@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from outbox_saga.database import Database
 from outbox_saga.decisions import Decision
 from outbox_saga.errors import SeenChanged
+from outbox_saga.faults import tell_discarded
 from outbox_saga.queries import waiting_operators as verbs
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.operators import note_action
@@ -82,9 +83,11 @@ class WaitingMessages:
     async def discard(self, seen: WaitingMessage, decision: Decision) -> None:
         """It is gone for good and counts as handled; the later ones of its key go on without it.
 
+        Whoever made a request of it is told (RequestFaulted, "discarded").
+
         Raises SeenChanged when it is not as it was seen, or is being handled.
         """
-        await self._act(verbs.discard, "waiting.discard", seen, decision)
+        await self._act(_discard, "waiting.discard", seen, decision)
 
     async def _act(
         self,
@@ -118,3 +121,13 @@ class WaitingMessages:
             seen.message_id,
             seen.consumer,
         )
+
+
+def _discard(
+    connection: sa.Connection, tables: Tables, clock: Clock, seen: WaitingMessage
+) -> bool:
+    discarded = verbs.discard(connection, tables, clock, seen)
+    if discarded is None:
+        return False
+    tell_discarded(connection, tables, discarded)
+    return True

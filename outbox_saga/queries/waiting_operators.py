@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import for_update, insert_or_ignore
 from outbox_saga.queries.inbox import body_hash
-from outbox_saga.queries.waiting import ASLEEP, HELD_KEY, lock_key, wake
+from outbox_saga.queries.waiting import ASLEEP, HELD_KEY, Delivered, lock_key, wake
 from outbox_saga.tables import Tables
 
 State = Literal["due", "behind", "dead"]
@@ -115,7 +115,7 @@ def retry_now(
     """
     waiting = tables.inbox_waiting
     _lock(connection, tables, seen)
-    if not _still(connection, tables, clock, seen):
+    if _still(connection, tables, clock, seen) is None:
         return False
     ahead = seen.holds_up_key and bool(
         connection.execute(
@@ -136,28 +136,30 @@ def retry_now(
     return True
 
 
-def discard(connection: sa.Connection, tables: Tables, clock: Clock, seen: WaitingMessage) -> bool:
-    """True: it is gone, counts as handled when it is delivered again, and its key goes on.
+def discard(
+    connection: sa.Connection, tables: Tables, clock: Clock, seen: WaitingMessage
+) -> Delivered | None:
+    """It is gone, counts as handled when it is delivered again, and its key goes on.
 
-    False: it is not as it was seen, or is being handled; nothing was changed.
+    None: it is not as it was seen, or is being handled; nothing was changed.
     """
     waiting = tables.inbox_waiting
     _lock(connection, tables, seen)
-    body = _still(connection, tables, clock, seen)
-    if body is None:
-        return False
+    row = _still(connection, tables, clock, seen)
+    if row is None:
+        return None
     connection.execute(
         insert_or_ignore(connection, tables.inbox).values(
             consumer=seen.consumer,
             message_id=seen.message_id,
-            body_hash=body_hash(body),
+            body_hash=body_hash(row.body),
             handled_at=clock.now(),
         )
     )
     connection.execute(sa.delete(waiting).where(waiting.c.position == seen.position))
     if seen.holds_up_key and seen.key is not None:
         wake(connection, tables, clock, seen.consumer, seen.key)
-    return True
+    return Delivered(seen.consumer, seen.message_id, seen.topic, row.key, row.headers, row.body)
 
 
 def _look(tables: Tables, clock: Clock) -> sa.Select[Any]:
@@ -200,16 +202,15 @@ def _lock(connection: sa.Connection, tables: Tables, seen: WaitingMessage) -> No
         lock_key(connection, tables, seen.consumer, seen.key)
 
 
-def _still(
-    connection: sa.Connection, tables: Tables, clock: Clock, seen: WaitingMessage
-) -> bytes | None:
-    """Its body, if it is as it was seen and in nobody's hands; locked until the end."""
+def _still(connection: sa.Connection, tables: Tables, clock: Clock, seen: WaitingMessage) -> Any:
+    """Its row, if it is as it was seen and in nobody's hands; locked until the end."""
     waiting = tables.inbox_waiting
     row = connection.execute(
         for_update(
             connection,
             sa.select(
                 waiting.c.body,
+                waiting.c.headers,
                 waiting.c.key,
                 waiting.c.attempts,
                 waiting.c.until,
@@ -229,5 +230,4 @@ def _still(
         or (row.key is not None) != seen.holds_up_key
     ):
         return None
-    body: bytes = row.body
-    return body
+    return row

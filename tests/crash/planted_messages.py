@@ -186,12 +186,12 @@ async def _removed_before_handled(
         await self._failures.store(delivered, outcome, handler, parks=handler.parks)
 
 
-def _discards_without_note(connection: sa.Connection, tables: Any, clock: Any, seen: Any) -> bool:
+def _discards_without_note(connection: sa.Connection, tables: Any, clock: Any, seen: Any) -> Any:
     rows = tables.inbox_waiting
     connection.execute(sa.delete(rows).where(rows.c.position == seen.position))
     if seen.key is not None:
         waiting.wake(connection, tables, clock, seen.consumer, seen.key)
-    return True
+    return waiting.Delivered(seen.consumer, seen.message_id, seen.topic, seen.key, "{}", b"")
 
 
 # --- people, and time ----------------------------------------------------------------------------

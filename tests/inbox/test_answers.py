@@ -33,6 +33,10 @@ A, B = Said(word="a"), Said(word="b")
 ANSWERS: dict[str, tuple[Callable[[], Any], list[tuple[str, str | None]]]] = {
     "nothing": (lambda: None, []),
     "Success": (lambda: Success({"any": "thing"}), []),
+    "Success without data": (lambda: Success(None), []),
+    "Success of a message": (lambda: Success(A), [("a", None)]),
+    "Success of a message with its key": (lambda: Success((A, "k")), [("a", "k")]),
+    "Success of a list": (lambda: Success([(A, "k"), B]), [("a", "k"), ("b", None)]),
     "a message": (lambda: A, [("a", None)]),
     "a message with its key": (lambda: (A, "k"), [("a", "k")]),
     "a message with no key": (lambda: (A, None), [("a", None)]),
@@ -89,6 +93,9 @@ BAD: dict[str, Callable[[], Any]] = {
     "a key that is no text": lambda: [(A, 7)],
     "three in a row": lambda: [(A, "k", "l")],
     "an envelope": lambda: seal(A),
+    "an envelope in Success": lambda: Success(seal(A)),
+    "text in Success": lambda: Success("done"),
+    "Success in Success": lambda: Success(Success(A)),
 }
 
 

@@ -189,9 +189,9 @@ async def test_a_handler_that_raises_or_says_no_leaves_nothing(
 
 
 async def test_a_success_commits_like_none(house: House, deliver: Deliver) -> None:
-    async def handler(handle: HandlerContext[Said]) -> Success[int]:
+    async def handler(handle: HandlerContext[Said]) -> Success[dict[str, int]]:
         await note(handle)
-        return Success(1)
+        return Success({"notes": 1})
 
     assert await deliver(hello(), handler) == "new"
     assert house.notes() == ["hello"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -227,3 +228,34 @@ async def test_a_handler_cancelled_in_a_statement_of_sqlite_leaves_no_lock(
     finally:
         eyes.close()
     assert (house.notes(), house.inbox()) == ([], [])
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_the_log_has_no_text_of_what_a_plain_function_raises_when_nobody_waits_any_more(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    begun, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def late(handle: SyncHandlerContext[Said]) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait(PATIENCE)
+        raise ValueError(f"bad card {handle.message.word}")
+
+    with WorkerThreads(1, "test") as threads:
+        delivery = asyncio.create_task(
+            handle_once(house.database, threads, "listener", hello(), Said, late, source="t")
+        )
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        delivery.cancel()  # as a consumer does whose grace is over
+        await asyncio.wait({delivery}, timeout=PATIENCE)
+        assert delivery.cancelled()
+        go.set()
+    del delivery
+    for _ in range(3):
+        await asyncio.sleep(0)  # the thread has ended; its loop hears of it in two turns
+    gc.collect()  # asyncio tells of errors that nobody took when they are collected
+    told = [r.getMessage() for r in caplog.records if "nobody waited" in r.getMessage()]
+    assert told == ["code that nobody waited for any more ended with ValueError"]
+    assert "bad card" not in caplog.text

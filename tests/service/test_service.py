@@ -162,6 +162,31 @@ async def test_a_part_that_fails_ends_the_block_and_is_raised_as_itself(
 
 
 @pytest.mark.databases("sqlite")
+async def test_of_parts_that_fail_together_one_error_is_raised_and_the_others_are_told(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready = asyncio.Event()
+
+    async def broken(stop: asyncio.Event) -> None:
+        await ready.wait()
+        raise LookupError("the first")
+
+    async def also_broken(stop: asyncio.Event) -> None:
+        ready.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ArithmeticError("could not give its leases back")
+
+    monkeypatch.setattr(service, "consume", broken)
+    monkeypatch.setattr(service, "orchestrate", also_broken)
+    with pytest.raises(LookupError, match="the first"):
+        await asyncio.wait_for(service.run(asyncio.Event()), PATIENCE)
+    told = [r.getMessage() for r in caplog.records if r.name == "outbox_saga.service"]
+    assert told == ["another part failed as well (ArithmeticError)"]
+
+
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("how", ["returns", "is cancelled"])
 async def test_a_part_that_ends_unasked_ends_the_service_and_is_told(
     how: str,
