@@ -91,8 +91,10 @@ def replay(
             confirm(plan.count, f"{plan.count} messages are sent again.", yes=yes)
         decision = decided(operator, reason)
         with stoppable() as stop, progress("sent again", plan.count) as show_progress:
-            run = kept.replay(decision, wanted, rate=rate)
-            sent = run.run(stop, told=lambda s: show_progress(s.messages + s.waiting))
+            run = kept.replay(decision, plan.wanted, rate=rate)
+            if plan.count:  # what was published since was not in the plan
+                run.run(stop, told=lambda s: show_progress(s.messages + s.waiting))
+        sent = run.sent
     reached = run.reached.published_at.isoformat() if run.reached is not None else None
     stopped = stop.is_set()
     if as_json:

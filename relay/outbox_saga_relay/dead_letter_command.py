@@ -306,9 +306,11 @@ def _act(
         if ids:
             swept = _each(database, plan.sample, decision, one, Pace(rate), stop)
             swept = Swept(swept.done, swept.changed + gone)
+        elif not plan.count:
+            swept = Swept()  # what has died since was not in the plan
         else:
             with progress(verb, plan.count) as show_progress:
-                swept = sweep(decision, matching).run(
+                swept = sweep(decision, plan.matching).run(
                     stop, told=lambda swept: show_progress(swept.done + swept.changed)
                 )
     if told["as_json"]:
@@ -336,7 +338,9 @@ def _plan(database: Database, ids: Sequence[UUID], matching: Matching) -> Plan:
                 if len(ids) == 1:
                     raise
     chosen.sort(key=lambda letter: letter.position)
-    return Plan(len(chosen), sum(not each.keeps_its_place for each in chosen), [], chosen)
+    return Plan(
+        len(chosen), sum(not each.keeps_its_place for each in chosen), [], chosen, matching
+    )
 
 
 def _each(

@@ -122,6 +122,22 @@ async def test_a_replayed_letter_says_which_park_of_its_key_it_waits_behind(hous
     assert recorder.words == ["k1", "k2", "k3"]
 
 
+async def test_a_sweep_of_a_plan_acts_on_what_the_plan_counted(house: House) -> None:
+    house.say("a1", key="a")
+    await die(house, "a1")
+    house.advance(1)
+    letters = DeadLetters(house.database)
+    with house.database.begin() as connection:
+        plan = letters.plan(connection, Matching(code="too_large"))
+    house.say("b1", key="b")
+    house.advance(1)
+    await die(house, "b1")
+
+    assert letters.discard_all(ADA, plan.matching).run() == Swept(1, 0)
+
+    assert [word_of(row.body) for row in house.dead()] == ["b1"]
+
+
 async def test_all_that_match_are_replayed_in_the_order_of_each_key_and_the_rest_stays(
     house: House,
 ) -> None:
