@@ -52,7 +52,7 @@ class Pruned:
 
     Args:
         inbox: Notes of handled messages.
-        archive: Published messages, one by one.
+        archive: Published messages, one by one; in a plan also those that go with their day.
         processes: Mentions of dead processes.
         replies: Answers to requests.
         sagas: Those that have ended for good, each with its history.
@@ -201,25 +201,31 @@ class Housekeeping:
         self._write(require_tables, t)
         if self.archive_window is not None:
             for day in self._held(partitions.days_past, t, c, self.archive_window):
-                if self._day(partitions.drop_day, day, "dropped"):
+                why_not = self._day(partitions.drop_day, day, "dropped")
+                if why_not is None:
                     yield (gone := replace(gone, days_dropped=(*gone.days_dropped, day)))
+                elif why_not == partitions.NOT_THE_OWNER:
+                    for count in self._until_few(pruning.prune_day, t, day):
+                        yield (gone := replace(gone, archive=gone.archive + count))
             for day in self._held(partitions.days_to_make, t, c) if self.archive_window else ():
-                if self._day(partitions.make_day, day, "made"):
+                if self._day(partitions.make_day, day, "made") is None:
                     yield (gone := replace(gone, days_made=(*gone.days_made, day)))
         for field, window, _, prune in self._rows():
-            for count in () if window is None else self._until_few(prune, window):
+            for count in () if window is None else self._until_few(prune, t, c, window):
                 gone = replace(gone, **{field: getattr(gone, field) + count})
                 yield gone
 
-    def _until_few(self, prune: Callable[..., int], window: float) -> Iterator[int]:
+    def _until_few(self, prune: Callable[..., int], *of: Any) -> Iterator[int]:
         count = self.batch
         while count == self.batch:
-            count = self._held(prune, self._tables, self._clock, window, self.batch)
+            count = self._held(prune, *of, self.batch)
             if count:
                 yield count
 
-    def _day(self, verb: Callable[..., None], day: dt.date, done: str) -> bool:
-        """True when the day was made or dropped; a day that cannot be, now, waits for a round."""
+    def _day(self, verb: Callable[..., None], day: dt.date, done: str) -> str | None:
+        """None when the day was made or dropped; otherwise the SQLSTATE that says why not, now:
+        it waits for a round.
+        """
         try:
             self._held(verb, self._tables, day)
         except DBAPIError as error:
@@ -234,9 +240,9 @@ class Housekeeping:
                 )
             else:
                 raise
-            return False
+            return partitions.sqlstate(error)
         logger.info("the archive's %s was %s", day, done)
-        return True
+        return None
 
     def _held(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
