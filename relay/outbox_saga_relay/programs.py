@@ -20,6 +20,7 @@ import click
 from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
+from outbox_saga_relay.logs import log_to_stderr
 from outbox_saga_relay.times import STRETCH
 from outbox_saga_relay.typed import is_typed
 
@@ -79,14 +80,6 @@ def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None
     asyncio.run(main())
 
 
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
-
-
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate(command: Any) -> Any:
         for option in reversed(options):
@@ -101,7 +94,7 @@ _LOG = click.option(
     default="info",
     show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
-    help="Logs go to standard error; never a payload in them.",
+    help="Of our logs, on standard error; never a payload in them. Others' from warning on.",
 )
 _ORCHESTRATING = _options(
     click.option(
@@ -207,7 +200,7 @@ def relay(
         raise click.UsageError(
             "--once publishes and ends; what the inbox may forget removes `prune --once`"
         )
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     options = _given(
         lease=lease, poll=poll, page_rows=page_rows, max_rate=max_rate, listen=listen_url
     )
@@ -282,7 +275,7 @@ def orchestrate(
     service: str, lease: float | None, concurrency: int | None, poll: float | None, log_level: str
 ) -> None:
     """Carry the sagas of SERVICE (module:attribute) on; as many processes as you like."""
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     loaded = load_service(service)
     options = _given(lease=lease, concurrency=concurrency, poll=poll)
     until_signalled(lambda stop: loaded.orchestrate(stop, **options))
@@ -293,7 +286,7 @@ def orchestrate(
 @_LOG
 def consume(service: str, log_level: str) -> None:
     """Handle what the broker delivers to the consumers of SERVICE (module:attribute)."""
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     until_signalled(load_service(service).consume)
 
 
@@ -302,5 +295,5 @@ def consume(service: str, log_level: str) -> None:
 @_LOG
 def run(service: str, log_level: str) -> None:
     """Relay, orchestrator and consumers of SERVICE (module:attribute) in one process."""
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     until_signalled(load_service(service).run)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 
 import click
 
 from outbox_saga_relay.database_options import database_url_option, schema_option
 from outbox_saga_relay.housekeeping import ARCHIVE_WINDOW, INBOX_WINDOW, Housekeeping, Pruned
+from outbox_saga_relay.logs import log_to_stderr
 from outbox_saga_relay.opened_database import opened
 from outbox_saga_relay.operator_options import stoppable
 from outbox_saga_relay.printing import json_option, print_fields, print_json
@@ -113,11 +112,7 @@ def prune(
             _print(keeping.plan(), as_json=as_json)
             return
         if not once:
-            logging.basicConfig(
-                level="INFO",
-                stream=sys.stderr,
-                format="%(asctime)s %(levelname)s %(name)s %(message)s",
-            )
+            log_to_stderr("info")
             until_signalled(keeping.run)
             return
         with stoppable() as asked:
