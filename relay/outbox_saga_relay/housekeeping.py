@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.deadlines import limit_transaction
-from outbox_saga.errors import AlreadyRunning, ConfigurationError, DatabaseSilent
+from outbox_saga.errors import AlreadyRunning, CommitUnknown, ConfigurationError, DatabaseSilent
 from outbox_saga.ids import new_id
 from outbox_saga.queries import archive_partitions as partitions
 from outbox_saga.queries import one_runner, pruning
@@ -328,7 +328,11 @@ class Housekeeping:
             logger.warning("housekeeping could not say that it ended (%s)", brief(error))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """A round every `interval` seconds until `stop` is set; trouble ends a round, not more."""
+        """A round every `interval` seconds until `stop` is set; trouble ends a round, not more.
+
+        Raises:
+            SchemaMissing: Our tables are not there.
+        """
         stopped = asyncio.ensure_future(stop.wait())
         try:
             while not stop.is_set():
@@ -339,10 +343,14 @@ class Housekeeping:
                     logger.debug("%s", error)
                 except DatabaseSilent as error:
                     logger.warning("housekeeping: %s", error)
-                except Exception as error:
-                    if not (is_transient(error) or ran_out_of_time(error)):
-                        raise
-                    logger.warning("housekeeping: trouble with the database (%s)", brief(error))
+                except (SQLAlchemyError, CommitUnknown) as error:
+                    # what lasts (a right it lacks, say) is no reason for who runs beside it to end
+                    lasts = not (is_transient(error) or ran_out_of_time(error))
+                    logger.log(
+                        logging.ERROR if lasts else logging.WARNING,
+                        "housekeeping: trouble with the database (%s); the next round tries again",
+                        brief(error),
+                    )
                 await asyncio.wait({stopped}, timeout=self.interval)
         finally:
             stopped.cancel()

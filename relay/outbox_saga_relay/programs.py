@@ -254,10 +254,13 @@ def _relay(
     )
 
     async def both(stop: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(housekeeping.run(stop))
-            await program.run(stop)
-            stop.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(housekeeping.run(stop))
+                await program.run(stop)
+                stop.set()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     until_signalled(both)
 

@@ -629,6 +629,27 @@ async def test_a_user_who_does_not_own_the_archive_prunes_it_row_by_row(
 
 
 @pytest.mark.databases("postgres18", "postgres15")
+async def test_a_right_that_is_missing_ends_a_round_and_not_the_housekeeping(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    def may(said: str) -> None:
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql(said)
+
+    handle(house, 1, ago=31 * DAY)
+    keeping, stop = keeper(house, interval=0.01), asyncio.Event()
+    with as_another_user(house, keeping.database):
+        may("REVOKE DELETE ON outbox_saga_inbox FROM keeper")
+        running = asyncio.create_task(keeping.run(stop))
+        await asyncio.to_thread(house.until, lambda: "next round" in caplog.text, "a round")
+        may("GRANT DELETE ON outbox_saga_inbox TO keeper")
+        await asyncio.to_thread(house.until, lambda: not house.inbox(), "another round")
+        stop.set()
+        await asyncio.wait_for(running, PATIENCE)
+    assert "InsufficientPrivilege 42501" in caplog.text
+
+
+@pytest.mark.databases("postgres18", "postgres15")
 async def test_days_that_somebody_else_owns_are_emptied_row_by_row(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
