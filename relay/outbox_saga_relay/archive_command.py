@@ -24,6 +24,7 @@ from outbox_saga_relay.operator_options import (
 )
 from outbox_saga_relay.printing import json_option, print_fields, print_json, print_rows
 from outbox_saga_relay.times import MOMENT, STRETCH, at
+from outbox_saga_relay.typed import refuse_typed
 
 
 @click.group()
@@ -77,6 +78,8 @@ def replay(
     drop those they have handled. They come after everything that waits: they give up their place
     in the order.
     """
+    if only_plan:
+        refuse_typed("rate", "yes", why="--plan sends nothing")
     with opened(database_url, schema) as database:
         kept = Archive(database)
         with database.begin() as connection:

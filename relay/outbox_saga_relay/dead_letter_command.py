@@ -39,7 +39,7 @@ from outbox_saga_relay.operator_options import (
 )
 from outbox_saga_relay.printing import json_option, print_fields, print_json, shown
 from outbox_saga_relay.times import MOMENT, at
-from outbox_saga_relay.typed import is_typed
+from outbox_saga_relay.typed import is_typed, refuse_typed
 
 Wanted = dict[str, Any]
 
@@ -171,6 +171,8 @@ def replay(
     Each keeps its id, its bytes and its place in the order, and its key goes on with it. Several
     go in the order of their positions.
     """
+    if rest["only_plan"]:
+        refuse_typed("rate", "yes", why="--plan changes nothing")
     with opened(database_url, schema) as database:
         letters = DeadLetters(database)
         _act(
@@ -204,6 +206,8 @@ def discard(
 
     Their keys stay parked unless you pass --unpark.
     """
+    if rest["only_plan"]:
+        refuse_typed("yes", why="--plan changes nothing")
     with opened(database_url, schema) as database:
         letters = DeadLetters(database)
 

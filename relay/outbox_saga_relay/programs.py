@@ -20,9 +20,10 @@ import click
 from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
+from outbox_saga_relay.database_options import schema_option
 from outbox_saga_relay.logs import log_to_stderr
 from outbox_saga_relay.times import STRETCH
-from outbox_saga_relay.typed import is_typed
+from outbox_saga_relay.typed import is_typed, refuse_typed
 
 logger = logging.getLogger("outbox_saga.programs")
 
@@ -119,7 +120,7 @@ def _given(**options: Any) -> dict[str, Any]:
     "--database-url", envvar="OUTBOX_SAGA_DATABASE_URL", help="Whose outbox, without a SERVICE."
 )
 @click.option("--broker", envvar="OUTBOX_SAGA_BROKER", help="Broker URL, without a SERVICE.")
-@click.option("--schema", envvar="OUTBOX_SAGA_SCHEMA", help="Schema of our tables.")
+@schema_option
 @click.option(
     "--lease", type=click.FloatRange(min=0.5), help="Seconds until another relay takes over."
 )
@@ -200,6 +201,8 @@ def relay(
         raise click.UsageError(
             "--once publishes and ends; what the inbox may forget removes `prune --once`"
         )
+    if no_listen:
+        refuse_typed("listen_url", why="with --no-listen nobody listens")
     log_to_stderr(log_level)
     options = _given(
         lease=lease, poll=poll, page_rows=page_rows, max_rate=max_rate, listen=listen_url
