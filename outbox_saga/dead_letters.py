@@ -89,7 +89,8 @@ class DeadLetters:
 
         Args:
             after: The position of the last one of the page before.
-            limit: Letters.
+            limit: Letters; more only if others stand at the position of the last one, as after
+                the promotion of a standby.
         """
         return verbs.find_letters(connection, self._tables, matching, after=after, limit=limit)
 

@@ -105,7 +105,7 @@ def list_(
                 print_groups(letters.plan(connection, matching, sample=1), as_json=as_json)
                 return
             found = letters.find(connection, matching, after=after, limit=limit)
-    following = found[-1].position if len(found) == limit else None
+    following = found[-1].position if len(found) >= limit else None
     if as_json:
         print_json({"letters": [letter_as_json(each) for each in found], "after": following})
         return
