@@ -4,7 +4,7 @@
     wanted = Published(topic="orders", since=moment)
     with database.begin() as connection:
         plan = archive.plan(connection, wanted, inbox_window=30 * 86_400)
-    archive.replay(Decision("ada", "the broker lost its last hour"), wanted, rate=200).run()
+    archive.replay(Decision("ada", "the broker lost its last hour"), plan.wanted, rate=200).run()
 
 For a broker that lost what it had acknowledged. A replayed message keeps its id, so inboxes drop
 it if they have handled it and not forgotten it; it gives up its place in the order.
@@ -47,11 +47,13 @@ class Plan:
         forgotten: Of them, those that were published longer ago than inboxes remember: consumers
             may handle them a second time.
         topics: By topic.
+        wanted: These messages: a replay of it sends nothing that was published since.
     """
 
     count: int
     forgotten: int
     topics: list[Stretch]
+    wanted: Published
 
 
 class Archive:
@@ -71,15 +73,16 @@ class Archive:
         *,
         inbox_window: float | None = None,
     ) -> Plan:
-        """What `replay` would send.
+        """What `replay` of `Plan.wanted` would send.
 
         Args:
             inbox_window: Seconds for which the consumers' inboxes remember what they handled;
                 None is for ever.
         """
+        now = self.database.clock.read(connection)
+        wanted = _published_by_now(wanted, now)
         forgotten_before = None
         if inbox_window is not None:
-            now = self.database.clock.read(connection)
             forgotten_before = now - dt.timedelta(seconds=inbox_window)
         topics = verbs.count_published(
             connection, self.database.tables, wanted, forgotten_before=forgotten_before
@@ -88,6 +91,7 @@ class Archive:
             sum(topic.count for topic in topics),
             sum(topic.forgotten for topic in topics),
             topics,
+            wanted,
         )
 
     def replay(
@@ -102,6 +106,7 @@ class Archive:
         back.
 
         Args:
+            wanted: Of a plan that somebody has seen; otherwise what was published when it begins.
             rate: Messages a second; None is as fast as it goes.
             batch: Messages a transaction.
 
@@ -190,9 +195,7 @@ class Replay:
 
     def _begin(self, connection: sa.Connection) -> None:
         # what leaves again comes back into the archive: it must not be sent for ever
-        now = self._database.clock.read(connection)
-        until = min(now, self._wanted.until) if self._wanted.until is not None else now
-        self._wanted = replace(self._wanted, until=until)
+        self._wanted = _published_by_now(self._wanted, self._database.clock.read(connection))
         # a message and a copy of it match only if a replay began after the one, and made the other
         tables, since = self._database.tables, self._wanted.since
         self._copies = was_done(connection, tables, "archive.replay", since)
@@ -263,3 +266,8 @@ class Replay:
         if more and self._begun:
             await self._database.run(self._give_up)
         return self.sent
+
+
+def _published_by_now(wanted: Published, now: dt.datetime) -> Published:
+    until = now if wanted.until is None else min(now, wanted.until)
+    return replace(wanted, until=until)

@@ -52,7 +52,7 @@ _MODULES = {
 _POOLED = ("psycopg", "psycopg_async")
 _SAID = {"true": True, "false": False}
 
-_SECRETS = frozenset({"password", "passwd", "sslpassword", "sslkey", "ssl_key"})
+_SECRETS = ("password", "passwd", "secret", "key", "token")  # anywhere in the name of an option
 
 
 def sync_url(url: str | URL) -> URL:
@@ -135,7 +135,7 @@ def shown_url(url: str | URL) -> str:
         ConfigurationError: Not a URL; it is not repeated, since it may hold a password.
     """
     parsed = _parsed(url)
-    secret = [name for name in parsed.query if name.lower() in _SECRETS]
+    secret = [name for name in parsed.query if any(word in name.lower() for word in _SECRETS)]
     return parsed.difference_update_query(secret).render_as_string(hide_password=True)
 
 
@@ -157,12 +157,21 @@ def _with_driver(url: str | URL, *, asynchronous: bool) -> URL:
 
 def _parsed(url: str | URL) -> URL:
     try:
-        return make_url(url)
-    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
+        # from None: what they say may repeat a part of a password
         raise ConfigurationError(
             "this is not a database URL; write one like postgresql://user@host:5432/database or "
             "sqlite:///file.db"
-        ) from error
+        ) from None
+    # the rest of a password would pass for the host, the database or an option, and be shown
+    more = isinstance(url, str) and url.count("@") > 1 and parsed.get_backend_name() != "sqlite"
+    if more or "@" in (parsed.host or ""):
+        raise ConfigurationError(
+            "the database URL has more than one '@'; percent-encode it (%40) in a password, and "
+            "behind the host"
+        )
+    return parsed
 
 
 def _require(driver: str, extra: str) -> None:

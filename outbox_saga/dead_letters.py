@@ -8,7 +8,8 @@
             print(letter.id, letter.topic, letter.error)
     letter = await database.look(letters.get, id_)                # async: the same verbs
     await database.run(letters.replay, letter, decision)
-    letters.replay_all(decision, Matching(code="too_large"), rate=50).run()
+    plan = await database.look(letters.plan, Matching(code="too_large"))
+    letters.replay_all(decision, plan.matching, rate=50).run()
 
 Every action names what was seen: if it is gone, or has changed, nothing happens and `SeenChanged`
 says so. Every action is on record, in its own transaction.
@@ -17,6 +18,7 @@ says so. Every action is on record, in its own transaction.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -50,12 +52,15 @@ class Plan:
             more), so later messages of it may have been published already.
         groups: By topic and error code.
         sample: The first ones, in the order in which they would go.
+        matching: These letters: `replay_all` and `discard_all` of it leave alone what has died
+            since.
     """
 
     count: int
     overtaken: int
     groups: list[Group]
     sample: list[DeadLetter]
+    matching: Matching
 
 
 class DeadLetters:
@@ -84,7 +89,8 @@ class DeadLetters:
 
         Args:
             after: The position of the last one of the page before.
-            limit: Letters.
+            limit: Letters; more only if others stand at the position of the last one, as after
+                the promotion of a standby.
         """
         return verbs.find_letters(connection, self._tables, matching, after=after, limit=limit)
 
@@ -117,13 +123,15 @@ class DeadLetters:
     def plan(
         self, connection: sa.Connection, matching: Matching = ALL, *, sample: int = 10
     ) -> Plan:
-        """What `replay_all` or `discard_all` would act on."""
+        """What `replay_all` or `discard_all` of `Plan.matching` would act on."""
+        matching = _dead_by_now(matching, self._clock.read(connection))
         groups = self.groups(connection, matching)
         return Plan(
             sum(group.count for group in groups),
             sum(group.overtaken for group in groups),
             groups,
             self.find(connection, matching, limit=sample),
+            matching,
         )
 
     def parked(self, connection: sa.Connection, key: str) -> list[int]:
@@ -184,6 +192,8 @@ class DeadLetters:
         """Replays every letter that matches, in the order of positions; run what it gives back.
 
         Args:
+            matching: Of a plan that somebody has seen; otherwise those that have died when it
+                begins.
             rate: Messages a second; None is as fast as it goes.
         """
         return Sweep(self, self.replay, decision, matching, Pace(rate))
@@ -251,8 +261,7 @@ class Sweep:
         """
         if not self._begun:
             now = self._letters.database.clock.read(connection)
-            until = min(now, self._matching.until) if self._matching.until is not None else now
-            self._matching = replace(self._matching, until=until)
+            self._matching = _dead_by_now(self._matching, now)
             self._begun = True
         if not self._page:
             self._page.extend(
@@ -309,3 +318,8 @@ class Sweep:
         finally:
             stopped.cancel()
         return self.swept
+
+
+def _dead_by_now(matching: Matching, now: dt.datetime) -> Matching:
+    until = now if matching.until is None else min(now, matching.until)
+    return replace(matching, until=until)

@@ -256,12 +256,16 @@ def _copies(
     connection: sa.Connection, tables: Tables, wanted: Published, found: Sequence[sa.Row[Any]]
 ) -> dict[UUID, tuple[dt.datetime, int]]:
     """When each of these messages was published first, as far as that matches, and how often it
-    was replayed before its last copy was published.
+    was replayed before its last copy was published, whether that one matches or not: a broker
+    that drops repeats of an id would take another with its count for a repeat.
     """
     archive = tables.archive
+    since_then = _where(
+        tables, Published(since=wanted.since)
+    )  # copies come after what they are of
     statement = (
         sa.select(archive.c.id, archive.c.published_at, archive.c.headers)
-        .where(*_where(tables, wanted), archive.c.id.in_([row.id for row in found]))
+        .where(*since_then, archive.c.id.in_([row.id for row in found]))
         .order_by(archive.c.published_at)
     )
     known: dict[UUID, tuple[dt.datetime, int]] = {}

@@ -47,10 +47,7 @@ def days_to_make(connection: sa.Connection, tables: Tables, clock: Clock) -> lis
     wanted: list[dt.date] = []
     for day in (today + dt.timedelta(days=n) for n in range(AHEAD + 1)):
         if day not in there:
-            rows = sa.exists().where(
-                rest.c.published_at >= _midnight(day),
-                rest.c.published_at < _midnight(day + dt.timedelta(days=1)),
-            )
+            rows = sa.exists().where(within(rest, day))
             if not connection.execute(sa.select(rows)).scalar_one():
                 wanted.append(day)
     return wanted
@@ -62,7 +59,7 @@ def days_past(
     """The days that have a partition and ended longer ago than the window, oldest first.
 
     Args:
-        window: Seconds.
+        window: Seconds; 0 keeps none, so that all days are past, also today and those made ahead.
     """
     if family(connection) != "postgresql":
         return []
@@ -70,8 +67,16 @@ def days_past(
     return [
         day
         for day in partition_days(connection, tables)
-        if _midnight(day + dt.timedelta(days=1)) <= cutoff
+        if not window or _midnight(day + dt.timedelta(days=1)) <= cutoff
     ]
+
+
+def within(archive: sa.FromClause, day: dt.date) -> sa.ColumnElement[bool]:
+    """The condition that a message was published on this day."""
+    return sa.and_(
+        archive.c.published_at >= _midnight(day),
+        archive.c.published_at < _midnight(day + dt.timedelta(days=1)),
+    )
 
 
 def partition_days(connection: sa.Connection, tables: Tables) -> list[dt.date]:

@@ -139,9 +139,12 @@ def find_letters(
 ) -> list[DeadLetter]:
     """Dead letters in the order of their positions, which is the order of each key.
 
+    Two may stand at one position: a promoted standby uses some again. They are never parted, so
+    that a position says where the next page begins.
+
     Args:
         after: The position of the last one that was read.
-        limit: Letters.
+        limit: Letters; more only if others stand at the position of the last one.
         ids: Only these.
     """
     letter = tables.dead_letter
@@ -152,15 +155,19 @@ def find_letters(
         )
         .where(*_where(tables, matching))
         .order_by(letter.c.position, letter.c.id)
-        .limit(limit)
     )
     if after is not None:
         statement = statement.where(letter.c.position > after)
     if ids is not None:
         statement = statement.where(letter.c.id.in_(ids))
+    found = list(connection.execute(statement.limit(limit)))
+    if len(found) == limit:
+        last = letter.c.position == found[-1].position
+        known = [row.id for row in found if row.position == found[-1].position]
+        found += connection.execute(statement.where(last, letter.c.id.not_in(known)))
     return [
         DeadLetter(**{**row._mapping, "parked": bool(row.parked)})  # noqa: SLF001 - public, in SQLAlchemy's words
-        for row in connection.execute(statement)
+        for row in found
     ]
 
 

@@ -8,13 +8,14 @@ verbs.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import sqlalchemy as sa
 
 from outbox_saga.instances import OVER_FOR_GOOD
-from outbox_saga.queries.archive_partitions import rest_of
+from outbox_saga.queries.archive_partitions import days_past, rest_of, within
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import delete_at_most, family
 from outbox_saga.tables import Tables
@@ -63,6 +64,14 @@ def prune_archive(
     if family(connection) == "postgresql":
         archive = rest_of(tables)
     return _delete(connection, archive, archive.c.published_at < clock.now(-window), limit)
+
+
+def prune_day(connection: sa.Connection, tables: Tables, day: dt.date, limit: int) -> int:
+    """How many messages of a day that has a partition were removed, at most `limit`.
+
+    Instead of dropping the day, for whoever does not own it.
+    """
+    return _delete(connection, tables.archive, within(tables.archive, day), limit)
 
 
 def prune_processes(
@@ -145,9 +154,14 @@ def past_replies(connection: sa.Connection, tables: Tables, clock: Clock, window
 
 
 def past_archive(connection: sa.Connection, tables: Tables, clock: Clock, window: float) -> int:
-    """How many published messages are past the window, wherever they stand."""
-    archive = tables.archive
-    return _count(connection, archive, archive.c.published_at < clock.now(-window))
+    """How many published messages a round would remove, one by one or with their day."""
+    archive: sa.FromClause = tables.archive
+    in_days = 0
+    for day in days_past(connection, tables, clock, window):
+        in_days += _count(connection, tables.archive, within(tables.archive, day))
+    if family(connection) == "postgresql":
+        archive = rest_of(tables)
+    return in_days + _count(connection, archive, archive.c.published_at < clock.now(-window))
 
 
 def past_processes(connection: sa.Connection, tables: Tables, clock: Clock, window: float) -> int:

@@ -24,6 +24,7 @@ from outbox_saga_relay.operator_options import (
 )
 from outbox_saga_relay.printing import json_option, print_fields, print_json, print_rows
 from outbox_saga_relay.times import MOMENT, STRETCH, at
+from outbox_saga_relay.typed import refuse_typed
 
 
 @click.group()
@@ -77,6 +78,8 @@ def replay(
     drop those they have handled. They come after everything that waits: they give up their place
     in the order.
     """
+    if only_plan:
+        refuse_typed("rate", "yes", why="--plan sends nothing")
     with opened(database_url, schema) as database:
         kept = Archive(database)
         with database.begin() as connection:
@@ -91,8 +94,10 @@ def replay(
             confirm(plan.count, f"{plan.count} messages are sent again.", yes=yes)
         decision = decided(operator, reason)
         with stoppable() as stop, progress("sent again", plan.count) as show_progress:
-            run = kept.replay(decision, wanted, rate=rate)
-            sent = run.run(stop, told=lambda s: show_progress(s.messages + s.waiting))
+            run = kept.replay(decision, plan.wanted, rate=rate)
+            if plan.count:  # what was published since was not in the plan
+                run.run(stop, told=lambda s: show_progress(s.messages + s.waiting))
+        sent = run.sent
     reached = run.reached.published_at.isoformat() if run.reached is not None else None
     stopped = stop.is_set()
     if as_json:

@@ -19,6 +19,7 @@ from outbox_saga_relay.database_options import database_url_option, schema_optio
 from outbox_saga_relay.opened_database import refuse_missing_file
 from outbox_saga_relay.printing import json_option, print_json, print_rows
 from outbox_saga_relay.roles.command import roles
+from outbox_saga_relay.typed import refuse_typed
 
 lock_timeout_option = click.option(
     "--lock-timeout",
@@ -132,6 +133,8 @@ def sql(
 
     For people who run SQL themselves; it connects to nothing.
     """
+    if dialect is not None:
+        refuse_typed("database_url", why="--dialect says which SQL it is")
     if dialect is None:
         if database_url is None:
             raise click.UsageError("pass --dialect, or --database-url to take it from")

@@ -39,7 +39,7 @@ from outbox_saga_relay.operator_options import (
 )
 from outbox_saga_relay.printing import json_option, print_fields, print_json, shown
 from outbox_saga_relay.times import MOMENT, at
-from outbox_saga_relay.typed import is_typed
+from outbox_saga_relay.typed import is_typed, refuse_typed
 
 Wanted = dict[str, Any]
 
@@ -105,7 +105,7 @@ def list_(
                 print_groups(letters.plan(connection, matching, sample=1), as_json=as_json)
                 return
             found = letters.find(connection, matching, after=after, limit=limit)
-    following = found[-1].position if len(found) == limit else None
+    following = found[-1].position if len(found) >= limit else None
     if as_json:
         print_json({"letters": [letter_as_json(each) for each in found], "after": following})
         return
@@ -171,6 +171,8 @@ def replay(
     Each keeps its id, its bytes and its place in the order, and its key goes on with it. Several
     go in the order of their positions.
     """
+    if rest["only_plan"]:
+        refuse_typed("rate", "yes", why="--plan changes nothing")
     with opened(database_url, schema) as database:
         letters = DeadLetters(database)
         _act(
@@ -204,6 +206,8 @@ def discard(
 
     Their keys stay parked unless you pass --unpark.
     """
+    if rest["only_plan"]:
+        refuse_typed("yes", why="--plan changes nothing")
     with opened(database_url, schema) as database:
         letters = DeadLetters(database)
 
@@ -306,9 +310,11 @@ def _act(
         if ids:
             swept = _each(database, plan.sample, decision, one, Pace(rate), stop)
             swept = Swept(swept.done, swept.changed + gone)
+        elif not plan.count:
+            swept = Swept()  # what has died since was not in the plan
         else:
             with progress(verb, plan.count) as show_progress:
-                swept = sweep(decision, matching).run(
+                swept = sweep(decision, plan.matching).run(
                     stop, told=lambda swept: show_progress(swept.done + swept.changed)
                 )
     if told["as_json"]:
@@ -336,7 +342,9 @@ def _plan(database: Database, ids: Sequence[UUID], matching: Matching) -> Plan:
                 if len(ids) == 1:
                     raise
     chosen.sort(key=lambda letter: letter.position)
-    return Plan(len(chosen), sum(not each.keeps_its_place for each in chosen), [], chosen)
+    return Plan(
+        len(chosen), sum(not each.keeps_its_place for each in chosen), [], chosen, matching
+    )
 
 
 def _each(

@@ -18,6 +18,7 @@ from outbox_saga_relay.doctor.findings import LEVELS
 from outbox_saga_relay.printing import json_option, print_json, print_rows
 from outbox_saga_relay.programs import load_service
 from outbox_saga_relay.roles import ROLES
+from outbox_saga_relay.typed import is_typed, refuse_typed
 
 _COLOURS = {"error": "red", "warning": "yellow", "unknown": "magenta", "info": "blue"}
 _WIDTH = 99
@@ -69,10 +70,14 @@ def doctor(
     finds an error.
     """
     if only_list:
+        if service is not None:
+            raise click.UsageError("leave out SERVICE: --list looks at nothing")
+        told = ("database_url", "broker", "schema", "role", "strict")
+        refuse_typed(*told, why="--list looks at nothing")
         _print_checks(as_json=as_json)
         return
-    told = [name for name in ("database_url", "broker", "schema") if _is_typed(ctx, name)]
-    if service is not None and told:
+    typed = [name for name in ("database_url", "broker", "schema") if is_typed(name)]
+    if service is not None and typed:
         raise click.UsageError(
             "give SERVICE, which knows its database, broker and schema, or --database-url and "
             "--broker, not both"
@@ -106,11 +111,6 @@ def doctor(
         _print_findings(found)
     failed = not found.ok or (strict and found.count("warning") + found.count("unknown") > 0)
     ctx.exit(1 if failed else 0)
-
-
-def _is_typed(ctx: click.Context, name: str) -> bool:
-    """True for an option on the command line: the environment may serve several commands."""
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _shown_broker(url: str | None) -> str | None:

@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.deadlines import limit_transaction
-from outbox_saga.errors import AlreadyRunning, ConfigurationError, DatabaseSilent
+from outbox_saga.errors import AlreadyRunning, CommitUnknown, ConfigurationError, DatabaseSilent
 from outbox_saga.ids import new_id
 from outbox_saga.queries import archive_partitions as partitions
 from outbox_saga.queries import one_runner, pruning
@@ -52,7 +52,7 @@ class Pruned:
 
     Args:
         inbox: Notes of handled messages.
-        archive: Published messages, one by one.
+        archive: Published messages, one by one; in a plan also those that go with their day.
         processes: Mentions of dead processes.
         replies: Answers to requests.
         sagas: Those that have ended for good, each with its history.
@@ -201,25 +201,31 @@ class Housekeeping:
         self._write(require_tables, t)
         if self.archive_window is not None:
             for day in self._held(partitions.days_past, t, c, self.archive_window):
-                if self._day(partitions.drop_day, day, "dropped"):
+                why_not = self._day(partitions.drop_day, day, "dropped")
+                if why_not is None:
                     yield (gone := replace(gone, days_dropped=(*gone.days_dropped, day)))
+                elif why_not == partitions.NOT_THE_OWNER:
+                    for count in self._until_few(pruning.prune_day, t, day):
+                        yield (gone := replace(gone, archive=gone.archive + count))
             for day in self._held(partitions.days_to_make, t, c) if self.archive_window else ():
-                if self._day(partitions.make_day, day, "made"):
+                if self._day(partitions.make_day, day, "made") is None:
                     yield (gone := replace(gone, days_made=(*gone.days_made, day)))
         for field, window, _, prune in self._rows():
-            for count in () if window is None else self._until_few(prune, window):
+            for count in () if window is None else self._until_few(prune, t, c, window):
                 gone = replace(gone, **{field: getattr(gone, field) + count})
                 yield gone
 
-    def _until_few(self, prune: Callable[..., int], window: float) -> Iterator[int]:
+    def _until_few(self, prune: Callable[..., int], *of: Any) -> Iterator[int]:
         count = self.batch
         while count == self.batch:
-            count = self._held(prune, self._tables, self._clock, window, self.batch)
+            count = self._held(prune, *of, self.batch)
             if count:
                 yield count
 
-    def _day(self, verb: Callable[..., None], day: dt.date, done: str) -> bool:
-        """True when the day was made or dropped; a day that cannot be, now, waits for a round."""
+    def _day(self, verb: Callable[..., None], day: dt.date, done: str) -> str | None:
+        """None when the day was made or dropped; otherwise the SQLSTATE that says why not, now:
+        it waits for a round.
+        """
         try:
             self._held(verb, self._tables, day)
         except DBAPIError as error:
@@ -234,9 +240,9 @@ class Housekeeping:
                 )
             else:
                 raise
-            return False
+            return partitions.sqlstate(error)
         logger.info("the archive's %s was %s", day, done)
-        return True
+        return None
 
     def _held(
         self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -322,7 +328,11 @@ class Housekeeping:
             logger.warning("housekeeping could not say that it ended (%s)", brief(error))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """A round every `interval` seconds until `stop` is set; trouble ends a round, not more."""
+        """A round every `interval` seconds until `stop` is set; trouble ends a round, not more.
+
+        Raises:
+            SchemaMissing: Our tables are not there.
+        """
         stopped = asyncio.ensure_future(stop.wait())
         try:
             while not stop.is_set():
@@ -333,10 +343,14 @@ class Housekeeping:
                     logger.debug("%s", error)
                 except DatabaseSilent as error:
                     logger.warning("housekeeping: %s", error)
-                except Exception as error:
-                    if not (is_transient(error) or ran_out_of_time(error)):
-                        raise
-                    logger.warning("housekeeping: trouble with the database (%s)", brief(error))
+                except (SQLAlchemyError, CommitUnknown) as error:
+                    # what lasts (a right it lacks, say) is no reason for who runs beside it to end
+                    lasts = not (is_transient(error) or ran_out_of_time(error))
+                    logger.log(
+                        logging.ERROR if lasts else logging.WARNING,
+                        "housekeeping: trouble with the database (%s); the next round tries again",
+                        brief(error),
+                    )
                 await asyncio.wait({stopped}, timeout=self.interval)
         finally:
             stopped.cancel()

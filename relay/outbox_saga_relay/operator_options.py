@@ -72,10 +72,13 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[threading.Event]:
+def stoppable(told: Callable[[], object] = lambda: None) -> Iterator[threading.Event]:
     """The first SIGINT or SIGTERM sets the event, so that what is under way ends well.
 
     The second one ends the process; what was done stays done.
+
+    Args:
+        told: Called when the event is set; in the main thread, between any two of its steps.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -85,6 +88,7 @@ def stoppable() -> Iterator[threading.Event]:
 
     def asked(number: int, _: FrameType | None) -> None:
         stop.set()
+        told()
         signal.signal(number, signal.SIG_DFL)
 
     for number in before:

@@ -20,8 +20,10 @@ import click
 from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
+from outbox_saga_relay.database_options import schema_option
+from outbox_saga_relay.logs import log_to_stderr
 from outbox_saga_relay.times import STRETCH
-from outbox_saga_relay.typed import is_typed
+from outbox_saga_relay.typed import is_typed, refuse_typed
 
 logger = logging.getLogger("outbox_saga.programs")
 
@@ -79,14 +81,6 @@ def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None
     asyncio.run(main())
 
 
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
-
-
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate(command: Any) -> Any:
         for option in reversed(options):
@@ -101,7 +95,7 @@ _LOG = click.option(
     default="info",
     show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
-    help="Logs go to standard error; never a payload in them.",
+    help="Of our logs, on standard error; never a payload in them. Others' from warning on.",
 )
 _ORCHESTRATING = _options(
     click.option(
@@ -126,7 +120,7 @@ def _given(**options: Any) -> dict[str, Any]:
     "--database-url", envvar="OUTBOX_SAGA_DATABASE_URL", help="Whose outbox, without a SERVICE."
 )
 @click.option("--broker", envvar="OUTBOX_SAGA_BROKER", help="Broker URL, without a SERVICE.")
-@click.option("--schema", envvar="OUTBOX_SAGA_SCHEMA", help="Schema of our tables.")
+@schema_option
 @click.option(
     "--lease", type=click.FloatRange(min=0.5), help="Seconds until another relay takes over."
 )
@@ -207,7 +201,9 @@ def relay(
         raise click.UsageError(
             "--once publishes and ends; what the inbox may forget removes `prune --once`"
         )
-    _log_to_stderr(log_level)
+    if no_listen:
+        refuse_typed("listen_url", why="with --no-listen nobody listens")
+    log_to_stderr(log_level)
     options = _given(
         lease=lease, poll=poll, page_rows=page_rows, max_rate=max_rate, listen=listen_url
     )
@@ -261,10 +257,13 @@ def _relay(
     )
 
     async def both(stop: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(housekeeping.run(stop))
-            await program.run(stop)
-            stop.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(housekeeping.run(stop))
+                await program.run(stop)
+                stop.set()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     until_signalled(both)
 
@@ -282,7 +281,7 @@ def orchestrate(
     service: str, lease: float | None, concurrency: int | None, poll: float | None, log_level: str
 ) -> None:
     """Carry the sagas of SERVICE (module:attribute) on; as many processes as you like."""
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     loaded = load_service(service)
     options = _given(lease=lease, concurrency=concurrency, poll=poll)
     until_signalled(lambda stop: loaded.orchestrate(stop, **options))
@@ -293,7 +292,7 @@ def orchestrate(
 @_LOG
 def consume(service: str, log_level: str) -> None:
     """Handle what the broker delivers to the consumers of SERVICE (module:attribute)."""
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     until_signalled(load_service(service).consume)
 
 
@@ -302,5 +301,5 @@ def consume(service: str, log_level: str) -> None:
 @_LOG
 def run(service: str, log_level: str) -> None:
     """Relay, orchestrator and consumers of SERVICE (module:attribute) in one process."""
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     until_signalled(load_service(service).run)

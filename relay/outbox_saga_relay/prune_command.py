@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 
 import click
 
 from outbox_saga_relay.database_options import database_url_option, schema_option
 from outbox_saga_relay.housekeeping import ARCHIVE_WINDOW, INBOX_WINDOW, Housekeeping, Pruned
+from outbox_saga_relay.logs import log_to_stderr
 from outbox_saga_relay.opened_database import opened
-from outbox_saga_relay.operator_options import stoppable
+from outbox_saga_relay.operator_options import stoppable, warn
 from outbox_saga_relay.printing import json_option, print_fields, print_json
 from outbox_saga_relay.programs import until_signalled
 from outbox_saga_relay.times import STRETCH
+from outbox_saga_relay.typed import refuse_typed
 
 
 @click.command()
@@ -97,6 +97,12 @@ def prune(
         raise click.UsageError("give --plan or --once, not both")
     if keyed_sagas and saga_window is None:
         raise click.UsageError("--keyed-sagas says which go by --saga-window; give that, too")
+    if keep_inbox:
+        refuse_typed("inbox_window", why="with --keep-inbox it remembers for ever")
+    if once:
+        refuse_typed("interval", why="--once is one round")
+    if only_plan:
+        refuse_typed("batch", "pause", "interval", why="--plan removes nothing")
     with opened(database_url, schema) as database:
         keeping = Housekeeping(
             database,
@@ -113,26 +119,22 @@ def prune(
             _print(keeping.plan(), as_json=as_json)
             return
         if not once:
-            logging.basicConfig(
-                level="INFO",
-                stream=sys.stderr,
-                format="%(asctime)s %(levelname)s %(name)s %(message)s",
-            )
+            log_to_stderr("info")
             until_signalled(keeping.run)
             return
-        with stoppable() as asked:
-
-            async def round_() -> Pruned:
-                stop = asyncio.Event()
-
-                def told(_: Pruned) -> None:
-                    if asked.is_set():
-                        stop.set()
-
-                return await keeping.run_once(stop, told=told)
-
-            pruned = asyncio.run(round_())
+        pruned, stopped = asyncio.run(_round(keeping))
     _print(pruned, as_json=as_json)
+    if stopped:
+        warn("stopped; the same command again does the rest")
+        raise click.exceptions.Exit(1)
+
+
+async def _round(keeping: Housekeeping) -> tuple[Pruned, bool]:
+    """One round, and whether a signal ended it early."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with stoppable(lambda: loop.call_soon_threadsafe(stop.set)):
+        return await keeping.run_once(stop), stop.is_set()
 
 
 def _print(pruned: Pruned, *, as_json: bool) -> None:

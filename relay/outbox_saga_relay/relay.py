@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from outbox_saga.brokers import Publisher
 from outbox_saga.database import Database
-from outbox_saga.database_urls import split_pooler
+from outbox_saga.database_urls import split_pooler, sync_url
 from outbox_saga.errors import (
     BrokerDown,
     BrokerUnavailable,
@@ -105,10 +105,14 @@ class Relay:
         self._listen = bool(listen)
         self._listen_url: sa.URL | None = None
         if isinstance(listen, str):
-            self._listen_url, pooled = split_pooler(listen)
-            if pooled:
+            if split_pooler(listen)[1]:
                 raise ConfigurationError(
                     "through a pooler nothing is heard; listen at a direct URL"
+                )
+            self._listen_url = sync_url(listen)
+            if not Listener.can_listen(self._listen_url):
+                raise ConfigurationError(
+                    "only PostgreSQL has LISTEN; listen at a direct URL of it, or leave it out"
                 )
         self.poll = poll
         self._page_rows = page_rows

@@ -12,11 +12,15 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _STRETCH = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 
 
+_LONGEST = 1000 * 365 * 86_400  # seconds: no database knows a moment that is longer ago
+
+
 def _seconds(text: str) -> float | None:
     if text == "0":
         return 0.0
     match = _STRETCH.fullmatch(text)
-    return float(match[1]) * _UNITS[match[2]] if match else None
+    seconds = float(match[1]) * _UNITS[match[2]] if match else None
+    return seconds if seconds is None or seconds <= _LONGEST else None
 
 
 class Stretch(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
@@ -55,13 +59,14 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # same
             return dt.timedelta(seconds=seconds)
         try:
             moment = dt.datetime.fromisoformat(value)
-        except ValueError:
+            moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
+            return moment.astimezone(dt.UTC)
+        except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is no moment; write 2h or 3d for so long ago, or 2026-01-31T12:00Z",
                 param,
                 ctx,
             )
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
 
 
 def at(moment: dt.datetime | dt.timedelta | None, now: dt.datetime) -> dt.datetime | None:

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.cli.conftest import Command
+from tests.cli.terminal import Terminal
 from tests.operating.test_archive import publish
 from tests.operating.yard import audited
 from tests.relay.house import House
@@ -68,3 +69,30 @@ async def test_what_matches_is_sent_again_once_somebody_has_said_yes(
 async def test_since_when_has_to_be_said(house: House, command: Command) -> None:
     ended = await command("archive", "replay", "-d", house.url, *WHY)
     assert (ended.exit_code, "--since" in ended.stderr) == (2, True)
+
+
+async def test_what_is_published_while_a_person_reads_the_plan_is_not_sent_again(
+    house: House,
+) -> None:
+    published(house, 600, "a", "b")
+    terminal = Terminal("archive", "replay", "-d", house.url, "--since", "1h", *WHY)
+    await terminal.sees("Type 2 to go on")
+    house.say("c")
+    publish(house)
+
+    terminal.type("2\n")
+
+    assert await terminal.ended() == 0, terminal.shown
+    assert house.waiting() == ["a", "b"]
+
+
+async def test_when_there_was_nothing_to_read_nothing_is_sent_again(house: House) -> None:
+    terminal = Terminal("archive", "replay", "-d", house.url, "--since", "1h")
+    await terminal.sees("Why")
+    house.say("c")
+    publish(house)
+
+    terminal.type("the broker lost its last hour\n")
+
+    assert await terminal.ended() == 0, terminal.shown
+    assert (house.waiting(), audited(house)) == ([], [])

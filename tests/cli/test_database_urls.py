@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +88,42 @@ def test_no_password_is_shown_from_wherever_it_stands() -> None:
     assert shown_url("postgres://u:secret@h/d?password=secret&sslmode=require") == (
         "postgres://u:***@h/d?sslmode=require"
     )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("ssl_key_password", "oauth_client_secret", "scram_client_key", "scram_server_key"),
+        *("sslpassword", "sslkey", "passwd", "SSL_KEY", "access_token"),
+    ],
+)
+def test_no_secret_that_is_an_option_is_shown(option: str) -> None:
+    assert shown_url(f"mariadb://u@h/d?{option}=hunter2&charset=utf8mb4") == (
+        "mariadb://u@h/d?charset=utf8mb4"
+    )
+
+
+@pytest.mark.parametrize("letter", list("?/#@:,&=[]% "))
+@pytest.mark.parametrize("rest", ["h/d", "h:5432/d", "h", "h/d?sslmode=require"])
+def test_a_password_that_is_not_percent_encoded_is_not_shown(letter: str, rest: str) -> None:
+    for password in (f"hun{letter}ter2", f"hun{letter}ter2@x", f"hun{letter}@ter2"):
+        try:
+            told = shown_url(f"postgresql://u:{password}@{rest}")
+        except ConfigurationError:
+            told = traceback.format_exc()
+        assert "ter2" not in told.replace("hunter2", "")
+
+
+def test_an_at_in_a_path_or_an_encoded_one_is_kept() -> None:
+    assert sync_url("sqlite:////home/ada@shop/a@b.db").database == "/home/ada@shop/a@b.db"
+    encoded = sync_url("postgresql://ada%40shop:p%40ss@h/d?application_name=a%40b")
+    assert (encoded.username, encoded.password, encoded.query["application_name"]) == (
+        "ada@shop",
+        "p@ss",
+        "a@b",
+    )
+    with pytest.raises(ConfigurationError, match="more than one '@'"):
+        sync_url(URL.create("postgresql", "u", "se", "cret@h"))
 
 
 def test_a_url_says_whether_it_leads_through_a_pooler_and_no_driver_sees_it() -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import pty
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from tests.cli.conftest import Command
+from tests.cli.terminal import Terminal
 from tests.operating.yard import audited, die, letter_of
 from tests.relay.house import House, word_of
 
@@ -238,43 +235,58 @@ async def test_a_database_without_our_tables_is_told_what_to_do(
     assert not typo.exists()
 
 
-def on_a_terminal(house: House, *arguments: object, typed: bytes) -> tuple[int, str]:
-    """The exit code and what a person saw who typed this."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "outbox_saga_relay", *map(str, arguments), "-d", house.url]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    os.write(ours, typed)
-    shown = b""
-    try:
-        while part := os.read(ours, 4096):
-            shown += part
-    except OSError:
-        pass  # Linux says EIO when the other side has closed
-    os.close(ours)
-    return process.wait(), shown.decode()
-
-
 @pytest.mark.databases("sqlite")
 async def test_on_a_terminal_a_person_types_how_many_and_why(house: House) -> None:
     await three_dead(house)
 
-    code, shown = on_a_terminal(house, "dead-letter", "replay", "--all", typed=b"2\n")
-    assert (code, "Type 3 to go on" in shown, len(house.dead())) == (1, True, 3)
+    terminal = Terminal("dead-letter", "replay", "--all", *of(house))
+    terminal.type("2\n")
+    assert await terminal.ended() == 1
+    assert ("Type 3 to go on" in terminal.shown, len(house.dead())) == (True, 3)
 
-    code, shown = on_a_terminal(
-        house, "dead-letter", "replay", "--all", typed=b"3\nthey fit now\n"
-    )
-    assert code == 0, shown
+    terminal = Terminal("dead-letter", "replay", "--all", *of(house))
+    terminal.type("3\nthey fit now\n")
+    assert await terminal.ended() == 0, terminal.shown
     assert house.dead() == []
     assert {row.reason for row in house.rows(house.tables.operator_action)} == {"they fit now"}
+
+
+@pytest.mark.parametrize("verb", ["discard", "replay"])
+async def test_what_dies_while_a_person_reads_the_plan_is_left_alone(
+    house: House, verb: str
+) -> None:
+    house.say("seen1", key="a")
+    house.say("seen2", key="b")
+    await die(house, "seen1", "seen2")
+    terminal = Terminal("dead-letter", verb, "--code", "too_large", *of(house), *WHY)
+    await terminal.sees("Type 2 to go on")
+    house.say("unseen", key="c")
+    await die(house, "unseen")
+
+    terminal.type("2\n")
+
+    assert await terminal.ended() == 0, terminal.shown
+    assert [row.key for row in house.dead()] == ["c"]
+
+
+async def test_when_there_was_nothing_to_read_nothing_is_acted_on(house: House) -> None:
+    terminal = Terminal("dead-letter", "discard", "--code", "too_large", *of(house))
+    await terminal.sees("Why")
+    house.say("unseen", key="c")
+    await die(house, "unseen")
+
+    terminal.type("they fit now\n")
+
+    assert await terminal.ended() == 0, terminal.shown
+    assert [row.key for row in house.dead()] == ["c"]
 
 
 @pytest.mark.databases("sqlite")
 async def test_on_a_terminal_there_are_names_above_aligned_columns(house: House) -> None:
     await three_dead(house)
-    code, shown = on_a_terminal(house, "dead-letter", "list", typed=b"")
-    names, *rows = shown.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+    terminal = Terminal("dead-letter", "list", *of(house))
+    code = await terminal.ended()
+    names, *rows = terminal.shown.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
     assert (code, len(rows)) == (0, 3)
     assert names.split()[:4] == ["position", "id", "topic", "key"]
     assert {row.index("talk") for row in rows} == {names.index("topic")}

@@ -28,11 +28,12 @@ async def test_a_plan_removes_nothing_and_a_round_what_it_said(
     handle(house, 1, ago=0)
     house.say("a")
     publish(house)
+    forever = ("prune", "-d", house.url, "--json", "--keep-inbox")
     prune = ("prune", "-d", house.url, "--inbox-window", "1h", "--json")
 
     planned = json.loads((await command(*prune, "--plan")).stdout)
     assert (planned["inbox"], planned["archive"], len(house.inbox())) == (2, 0, 3)
-    kept = json.loads((await command(*prune, "--keep-inbox", "--plan")).stdout)
+    kept = json.loads((await command(*forever, "--plan")).stdout)
     assert kept["inbox"] == 0
 
     done = json.loads((await command(*prune, "--once", "--archive-window", "0")).stdout)
@@ -90,3 +91,16 @@ async def test_it_goes_on_until_sigterm(house: House) -> None:
         process.kill()
     assert process.returncode == 0, told
     assert told.count("removed 1 notes of the inbox") == 2
+
+
+async def test_a_round_that_is_told_to_end_in_its_pause_removes_no_more(house: House) -> None:
+    handle(house, 5, ago=31 * DAY)
+    process = started("prune", "-d", house.url, "--once", "--batch", "2", "--pause", "1h")
+    try:
+        house.until(lambda: len(house.inbox()) == 3, "its first batch")
+        os.kill(process.pid, signal.SIGTERM)
+        _, told = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, len(house.inbox())) == (1, 3), told
+    assert "stopped" in told

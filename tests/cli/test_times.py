@@ -21,7 +21,7 @@ def test_a_stretch_has_a_unit(text: str, seconds: float) -> None:
     assert STRETCH.convert(text, None, None) == seconds
 
 
-@pytest.mark.parametrize("text", ["30", "", "d", "-1d", "1y", "1d2h", "inf", "nan"])
+@pytest.mark.parametrize("text", ["30", "", "d", "-1d", "1y", "1d2h", "inf", "nan", "999999d"])
 def test_what_is_no_stretch_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="no stretch of time"):
         STRETCH.convert(text, None, None)
@@ -49,3 +49,9 @@ def test_what_a_terminal_would_obey_is_spelled_out() -> None:
     hostile = "a\x1b[2J\x9b31m\u202eb\u200bc\u2028d\r\n\te\ud800é漢"
     assert shown(hostile) == (r"a\x1b[2J\x9b31m\u202eb\u200bc\u2028d\r\n\te\ud800é漢")
     assert shown("a\n\tb\r", lines=True) == "a\n\tb\\r"
+
+
+@pytest.mark.parametrize("text", ["999999d", "9" * 400 + "s", "0001-01-01T00:00+14:00"])
+def test_a_moment_that_no_clock_knows_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no moment"):
+        MOMENT.convert(text, None, None)

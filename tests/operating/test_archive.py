@@ -106,6 +106,22 @@ async def test_a_replay_sends_in_the_order_of_publication_under_the_same_ids_onc
     assert audited(house) == [("ada", "archive.replay"), ("ada", "archive.replay.ended")]
 
 
+async def test_a_replay_of_a_plan_sends_what_the_plan_counted(house: House) -> None:
+    house.say("a")
+    publish(house)
+    house.advance(1)
+    archive = Archive(house.database)
+    with house.database.begin() as connection:
+        plan = archive.plan(connection)
+    house.say("b")
+    house.advance(1)
+    publish(house)
+
+    assert archive.replay(ADA, plan.wanted).run() == Sent(1, 0)
+
+    assert house.waiting() == ["a"]
+
+
 async def test_what_comes_back_into_the_archive_is_not_sent_for_ever(house: House) -> None:
     house.say("a", "b", "c")
     publish(house)

@@ -122,6 +122,46 @@ async def test_a_replayed_letter_says_which_park_of_its_key_it_waits_behind(hous
     assert recorder.words == ["k1", "k2", "k3"]
 
 
+async def test_a_sweep_of_a_plan_acts_on_what_the_plan_counted(house: House) -> None:
+    house.say("a1", key="a")
+    await die(house, "a1")
+    house.advance(1)
+    letters = DeadLetters(house.database)
+    with house.database.begin() as connection:
+        plan = letters.plan(connection, Matching(code="too_large"))
+    house.say("b1", key="b")
+    house.advance(1)
+    await die(house, "b1")
+
+    assert letters.discard_all(ADA, plan.matching).run() == Swept(1, 0)
+
+    assert [word_of(row.body) for row in house.dead()] == ["b1"]
+
+
+async def test_two_letters_of_one_position_are_on_one_page(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.say("a", "b", "c")
+    await die(house, "a", "b", "c")
+    letter = house.tables.dead_letter
+    at = [row.position for row in house.dead()]
+    with house.eyes.begin() as connection:  # as a promoted standby, which uses positions again
+        connection.execute(
+            sa.update(letter).where(letter.c.position == at[1]).values(position=at[0])
+        )
+    house.advance(1)
+    letters = DeadLetters(house.database)
+
+    with house.database.begin() as connection:
+        page = letters.find(connection, limit=1)
+        rest = letters.find(connection, after=page[-1].position, limit=1)
+    assert [each.position for each in page + rest] == [at[0], at[0], at[2]]
+    assert len({each.id for each in page + rest}) == 3
+
+    monkeypatch.setattr("outbox_saga.dead_letters.PAGE", 1)
+    assert letters.discard_all(ADA).run() == Swept(3, 0)
+
+
 async def test_all_that_match_are_replayed_in_the_order_of_each_key_and_the_rest_stays(
     house: House,
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from outbox_saga.archive import Archive
+from outbox_saga.database import Database
 from outbox_saga.errors import AlreadyRunning, ConfigurationError
 from outbox_saga.ids import new_id
 from outbox_saga.queries import archive_partitions as partitions
@@ -477,8 +479,6 @@ async def test_a_database_that_goes_away_ends_a_round_and_not_the_housekeeping(
     ],
 )
 def test_a_window_that_cannot_be_meant_is_refused(options: dict[str, Any]) -> None:
-    from outbox_saga.database import Database
-
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Housekeeping(Database("sqlite:///nowhere.db"), **options)
 
@@ -539,7 +539,7 @@ async def test_days_are_made_ahead_and_dropped_whole_when_they_are_past(house: H
     assert pruned.days_made[-1] == first + dt.timedelta(days=3 + partitions.AHEAD)
     house.advance(DAY)
     plan = keeper(house).plan()
-    assert (plan.days_dropped, plan.archive) == ((first,), 2)
+    assert (plan.days_dropped, plan.archive) == ((first,), 1)  # the second day's stays with it
     pruned = await keeper(house).run_once()
     assert (pruned.days_dropped, pruned.archive) == ((first,), 0)
     assert list(stored_in(house)) == [f"_{first + dt.timedelta(days=1):%Y%m%d}"]
@@ -587,13 +587,9 @@ async def test_days_wait_for_whoever_uses_the_archive_and_nobody_waits_long_for_
     assert len((await keeper(house).run_once()).days_dropped) == partitions.AHEAD + 1
 
 
-@pytest.mark.databases("postgres18", "postgres15")
-async def test_a_user_who_does_not_own_the_archive_prunes_it_row_by_row(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
-    house.say("a")
-    publish(house)
-    house.advance(4 * DAY)
+@contextmanager
+def as_another_user(house: House, database: Database) -> Iterator[None]:
+    """The database's programs work as a user who may change rows, and owns nothing."""
     with house.eyes.begin() as connection:
         connection.exec_driver_sql("DROP ROLE IF EXISTS keeper")
         connection.exec_driver_sql("CREATE ROLE keeper LOGIN")
@@ -601,36 +597,117 @@ async def test_a_user_who_does_not_own_the_archive_prunes_it_row_by_row(
         connection.exec_driver_sql(
             "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO keeper"
         )
-    keeping = keeper(house)
 
-    @event.listens_for(keeping.database.program_engine, "begin")
     def as_keeper(connection: sa.Connection) -> None:
         connection.exec_driver_sql("SET LOCAL ROLE keeper")
 
+    event.listen(database.program_engine, "begin", as_keeper)
     try:
-        pruned = await keeping.run_once()
+        yield
     finally:
-        await keeping.database.close()
+        event.remove(database.program_engine, "begin", as_keeper)
         with house.eyes.begin() as connection:
             connection.exec_driver_sql("DROP OWNED BY keeper")
             connection.exec_driver_sql("DROP ROLE keeper")
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_user_who_does_not_own_the_archive_prunes_it_row_by_row(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.say("a")
+    publish(house)
+    house.advance(4 * DAY)
+    keeping = keeper(house)
+
+    with as_another_user(house, keeping.database):
+        pruned = await keeping.run_once()
 
     assert (pruned.archive, pruned.days_made) == (1, ())
     assert "does not own the archive" in caplog.text
     assert archived(house) == []
 
 
-@pytest.mark.databases("postgres18")
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_right_that_is_missing_ends_a_round_and_not_the_housekeeping(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    def may(said: str) -> None:
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql(said)
+
+    handle(house, 1, ago=31 * DAY)
+    keeping, stop = keeper(house, interval=0.01), asyncio.Event()
+    with as_another_user(house, keeping.database):
+        may("REVOKE DELETE ON outbox_saga_inbox FROM keeper")
+        running = asyncio.create_task(keeping.run(stop))
+        await asyncio.to_thread(house.until, lambda: "next round" in caplog.text, "a round")
+        may("GRANT DELETE ON outbox_saga_inbox TO keeper")
+        await asyncio.to_thread(house.until, lambda: not house.inbox(), "another round")
+        stop.set()
+        await asyncio.wait_for(running, PATIENCE)
+    assert "InsufficientPrivilege 42501" in caplog.text
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_days_that_somebody_else_owns_are_emptied_row_by_row(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_noon(house)
+    await keeper(house).run_once()  # the owner has made days
+    house.say("a", "b", "c")
+    publish(house)
+    house.advance(DAY)
+    house.say("young")
+    publish(house)
+    house.advance(3 * DAY)
+    keeping = keeper(house, batch=2)
+
+    with as_another_user(house, keeping.database):
+        planned = keeping.plan()
+        seen: list[int] = []
+        pruned = await keeping.run_once(told=lambda so_far: seen.append(so_far.archive))
+
+    assert (planned.archive, pruned.archive, seen[:2]) == (3, 3, [2, 3])
+    assert "its rows are removed one by one" in caplog.text
+    assert [word_of(row.body) for row in archived(house)] == ["young"]
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_plan_leaves_out_what_waits_for_the_end_of_its_day(house: House) -> None:
+    at_noon(house)
+    await keeper(house).run_once()
+    house.say("a", "b")
+    publish(house)
+    house.advance(7200)
+
+    keeping = keeper(house, archive_window=3600.0)
+
+    assert keeping.plan().archive == 0
+    assert (await keeping.run_once()).archive == 0
+    house.advance(DAY)
+    assert keeping.plan().archive == 2
+    assert len((await keeping.run_once()).days_dropped) == 1
+    assert (keeping.plan().archive, archived(house)) == (0, [])
+
+
+@pytest.mark.databases("postgres18", "postgres15")
 async def test_without_a_window_no_days_are_made_and_all_there_are_go(house: House) -> None:
     at_noon(house)
     await keeper(house).run_once()
     house.say("a")
     publish(house)
     house.advance(DAY)
+    house.say("of a day that still runs")
+    publish(house)
+    house.advance(1)
+    keeping = keeper(house, archive_window=0.0)
 
-    pruned = await keeper(house, archive_window=0.0).run_once()
+    planned = keeping.plan()
+    pruned = await keeping.run_once()
 
-    assert (len(pruned.days_dropped), pruned.days_made) == (1, ())
+    assert (planned.archive, len(planned.days_dropped)) == (2, partitions.AHEAD + 1)
+    assert (len(pruned.days_dropped), pruned.days_made) == (partitions.AHEAD + 1, ())
     assert archived(house) == []
 
 

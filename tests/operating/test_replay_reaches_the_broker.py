@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from outbox_saga import SyncHandlerContext
-from outbox_saga.archive import Archive, Sent
+from outbox_saga.archive import Archive, Published, Sent
 from outbox_saga.brokers import Accepted
 from outbox_saga.envelopes import Envelope
 from outbox_saga.inbox import handle_once
@@ -88,6 +88,35 @@ async def test_what_the_archive_sends_again_is_stored_again_within_the_window(
     ]
     assert await handled(house, stored) == ["new", "repeat", "repeat"]
     assert house.notes() == ["a"]
+
+
+async def test_a_stretch_that_was_replayed_before_is_stored_again_within_the_window(
+    house: House, stream: NatsUnderTest
+) -> None:
+    (id_,) = house.say("a", key="k")
+    async with publishing(stream.url(dedup_window=60)) as publisher:
+
+        async def published() -> None:
+            rows = page(house)
+            assert list(await publisher.publish([rows[0].envelope()])) == [Accepted()]
+            with house.database.begin() as connection:
+                archive_published(connection, house.tables, house.clock, rows)
+            house.advance(1)
+
+        await published()
+        with house.eyes.begin() as connection:
+            lost = Published(until=house.clock.read(connection))
+        house.advance(1)
+        for _ in range(2):
+            assert Archive(house.database).replay(ADA, lost).run() == Sent(1, 0)
+            await published()
+
+    stored = await stream.stored()
+    assert [header(each, "nats-msg-id") for each in stored] == [
+        str(id_),
+        f"{id_}:1",
+        f"{id_}:2",
+    ]
 
 
 async def test_a_dead_letter_that_the_broker_had_stored_after_all_is_stored_again(

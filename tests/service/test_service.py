@@ -507,3 +507,24 @@ async def test_the_program_runs_a_service_until_it_is_told_to_stop(
     assert program.returncode == 0, said
     assert house.owners() == {None}
     assert house.waiting() == []
+
+
+@pytest.mark.databases("sqlite", "postgres18", "mariadb")
+async def test_no_payload_is_in_the_most_talkative_log(house: House) -> None:
+    house.say("hush-hush", key="hush-hush")
+    program = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "outbox_saga_relay", "run", "shop:service", "--log-level", "debug"],
+        cwd=HERE,
+        env={**os.environ, "SHOP_DATABASE": house.url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        await asyncio.to_thread(house.until, lambda: house.notes() == ["hush-hush"], "the note")
+        program.send_signal(signal.SIGTERM)
+        said = (await asyncio.to_thread(program.communicate, timeout=PATIENCE))[1]
+    finally:
+        program.kill()
+        program.communicate()
+    assert [line for line in said.splitlines() if "hush-hush" in line] == []
+    assert "outbox_saga" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from outbox_saga_relay.database_options import schema_option
+from outbox_saga_relay.typed import refuse_typed
 
 
 @click.command()
@@ -32,6 +33,8 @@ def roles(
     from outbox_saga.database_urls import sync_url
     from outbox_saga_relay.roles import roles_sql
 
+    if dialect is not None:
+        refuse_typed("database_url", why="--dialect says which SQL it is")
     if dialect is None:
         if database_url is None:
             raise click.UsageError("pass --dialect, or --database-url to take it from")

@@ -16,15 +16,15 @@ from outbox_saga.waiting_messages import WaitingMessages
 from tests.cli.conftest import Command
 from tests.inbox.processes import Moods, processes, said
 from tests.operating.yard import ADA, die, letter_of
-from tests.relay.house import House
+from tests.relay.house import House, Recorder
 
 pytestmark = pytest.mark.databases("sqlite", "postgres18")
 
 WHY = ("--reason", "mended")
-RELAY_ONCE = (
-    *("relay", "--database-url", "sqlite:///x.db", "--broker", "nats://x"),
-    *("--once", "--inbox-window", "30d"),
-)
+RELAY = ("relay", "--database-url", "sqlite:///x.db", "--broker", "nats://x")
+RELAY_ONCE = (*RELAY, "--once", "--inbox-window", "30d")
+PRUNE = ("prune", "-d", "sqlite:///x.db")
+PLAN = ("--plan", "--rate", "5", "--yes")
 
 
 async def test_letters_named_by_their_ids_go_no_faster_than_the_rate(
@@ -106,11 +106,47 @@ async def test_a_waiting_message_is_acted_on_only_in_the_version_that_was_seen(
         (RELAY_ONCE, "prune --once"),
         (("dead-letter", "list", "-d", "sqlite:///x.db", "--groups", "--after", "5"), "no pages"),
         (("dead-letter", "list", "-d", "sqlite:///x.db", "--groups", "--limit", "5"), "no pages"),
+        ((*PRUNE, "--keep-inbox", "--inbox-window", "1h"), "leave out --inbox-window"),
+        ((*PRUNE, "--once", "--interval", "5s"), "leave out --interval"),
+        (
+            (*PRUNE, "--plan", "--batch", "7", "--pause", "9s", "--interval", "5s"),
+            "leave out --batch, --pause, --interval",
+        ),
+        ((*RELAY, "--no-listen", "--listen-url", "postgresql://h/d"), "leave out --listen-url"),
+        (
+            ("db", "sql", "--dialect", "mariadb", "-d", "postgresql://h/d"),
+            "leave out --database-url",
+        ),
+        (
+            ("db", "roles", "--dialect", "mariadb", "-d", "postgresql://h/d"),
+            "leave out --database-url",
+        ),
+        (("doctor", "--list", "no.such:service"), "leave out SERVICE"),
+        (
+            ("doctor", "--list", "--role", "relay", "--strict", "-d", "sqlite:///x.db"),
+            "leave out --database-url, --role, --strict",
+        ),
+        (
+            (*("archive", "replay", "-d", "sqlite:///x.db", "--since", "1h"), *PLAN),
+            "leave out --rate, --yes",
+        ),
+        (
+            (*("dead-letter", "replay", "-d", "sqlite:///x.db", "--all"), *PLAN),
+            "leave out --rate, --yes",
+        ),
+        (("dead-letter", "list", "-d", "sqlite:///x.db", "--since", "999999d"), "no moment"),
+        ((*RELAY, "--schema", "a;b"), "use ASCII letters"),
     ],
 )
 async def test_an_option_that_could_not_be_heeded_is_refused(
-    command: Command, arguments: tuple[str, ...], told: str
+    command: Command,
+    arguments: tuple[str, ...],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.db").touch()
     refused = await command(*arguments)
     assert refused.exit_code == 2, refused.output
     assert told in refused.output
@@ -127,3 +163,9 @@ def test_a_service_with_a_database_takes_no_schema_and_no_clock_beside_it() -> N
 def test_a_replay_of_the_archive_in_batches_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="batch is 0"):
         Archive(Database("sqlite:///shop.db")).replay(ADA, batch=0)
+
+
+@pytest.mark.parametrize("url", ["mysql://nobody/none", "sqlite:///x.db", ""])
+async def test_a_relay_is_not_told_to_listen_where_nothing_is_said(house: House, url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        house.relay(Recorder(), listen=url)
