@@ -14,12 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from outbox_saga.errors import ConfigurationError, DefinitionError
+from outbox_saga.retries import is_time, is_whole
 
 FAILURES = 5  # one after another
 SECONDS = 60.0
 SPREAD = 0.1  # of `seconds`: those that were held back do not come all at the same moment
-
-MAX_SECONDS = 100 * 366 * 86_400.0  # dates end at some time
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,200}")  # as any saga's and any step's, with a dot
 
@@ -53,11 +52,11 @@ class Breaker:
                 f"{self.name!r} is not a breaker's name: use letters, digits, '.', '_' and '-', "
                 "starting with a letter or '_', 201 at most"
             )
-        if isinstance(self.failures, bool) or self.failures < 1:
-            raise ValueError(f"failures is {self.failures}; give 1 or more")
-        if not 0 < self.seconds < MAX_SECONDS:
+        if not is_whole(self.failures) or self.failures < 1:
+            raise ValueError(f"failures is {self.failures!r}; give a whole number, 1 or more")
+        if not is_time(self.seconds):
             raise ValueError(
-                f"seconds is {self.seconds}; give more than 0, and less than a century"
+                f"seconds is {self.seconds!r}; give more than 0, and less than a century"
             )
 
 

@@ -99,7 +99,9 @@ def _check(value: object, path: str, depth: int, parents: set[int]) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise MessageRefused(
-                    path, f"key {key!r} is not a string and would be renamed; use string keys"
+                    path,
+                    f"a key of type {type(key).__name__} is not a string and would be renamed; "
+                    "use string keys",
                 )
             _check_text(key, f"{path}.{key!r}"[:200])
             _check(item, f"{path}.{key}", depth - 1, parents)

@@ -4,6 +4,28 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import TypeGuard
+
+MAX_SECONDS = 100 * 366 * 86_400.0  # that anything waits; dates end at some time
+
+
+def is_time(given: object) -> bool:
+    """Whether it is a number of seconds that something can wait: more than 0, less than a century.
+
+    No bool, and no Decimal: dates are not reckoned with it.
+    """
+    return _is_positive(given) and given < MAX_SECONDS
+
+
+def is_whole(given: object) -> TypeGuard[int]:
+    """Whether it can count: a whole number, and no bool."""
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
+def _is_positive(given: object) -> TypeGuard[float]:
+    return (
+        isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < float("inf")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +44,7 @@ class Retry:
         max_delay: Seconds; no delay is longer.
 
     Raises:
-        ValueError: A bound that is not finite and positive.
+        ValueError: A bound that is no positive number, or has no end.
     """
 
     max_attempts: int = 3
@@ -31,14 +53,20 @@ class Retry:
     max_delay: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
+        if not is_whole(self.max_attempts) or self.max_attempts < 1:
             raise ValueError(
-                f"max_attempts is {self.max_attempts}; it counts the first attempt: at least 1"
+                f"max_attempts is {self.max_attempts!r}; it counts the first attempt: a whole "
+                "number, at least 1"
             )
-        for name in ("initial", "factor", "max_delay"):
+        if not _is_positive(self.factor):
+            raise ValueError(f"factor is {self.factor!r}; it must be finite and greater than 0")
+        for name in ("initial", "max_delay"):
             value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be finite and greater than 0")
+            if not is_time(value):
+                raise ValueError(
+                    f"{name} is {value!r}; it must be seconds: finite, greater than 0 and less "
+                    "than a century"
+                )
 
     def exhausted(self, attempts: int) -> bool:
         """True when no attempt is left after this many."""

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from outbox_saga.instances import OVER_FOR_GOOD, Entry, Instance
 from outbox_saga.queries import sagas
+from outbox_saga.queries.clock import Clock
 from outbox_saga.tables import Tables
 
 
@@ -61,6 +62,15 @@ def history(connection: sa.Connection, tables: Tables, id_: UUID) -> Sequence[Ha
         )
         for row in rows
     ]
+
+
+def is_leased(connection: sa.Connection, tables: Tables, clock: Clock, id_: UUID) -> bool:
+    """Whether a process has the instance now."""
+    saga = tables.saga
+    found = sa.select(saga.c.id).where(
+        saga.c.id == id_, saga.c.owner.is_not(None), saga.c.lease_until >= clock.now()
+    )
+    return connection.execute(found).first() is not None
 
 
 def went_on(connection: sa.Connection, tables: Tables, id_: UUID, revision: int) -> bool:

@@ -86,6 +86,14 @@ def note_outcome(
     return Entry("BREAKER_OPENED", happened.step, happened.attempt, told)
 
 
+def gates_now(
+    connection: sa.Connection, tables: Tables, clock: Clock, definition: Saga[Any]
+) -> Gates:
+    """What the breakers of its steps let through; no probe is taken."""
+    rules = definition.breakers
+    return gates_of(breakers.read(connection, tables, clock, rules), rules) if rules else Gates()
+
+
 def let_through(
     connection: sa.Connection,
     tables: Tables,
@@ -107,7 +115,7 @@ def let_through(
     if not guarded(definition, decision.todo):
         return decision, frozenset()
     rules = definition.breakers
-    gates = gates_of(breakers.read(connection, tables, clock, rules), rules)
+    gates = gates_now(connection, tables, clock, definition)
     taken: set[str] = set()
     while gates.shut or gates.ajar:
         decision = decide(gates)

@@ -11,7 +11,6 @@ fulfil_order = (
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -26,7 +25,7 @@ from outbox_saga.messages import Command, Event
 from outbox_saga.retries import Retry
 from outbox_saga.saga import rules
 from outbox_saga.saga.data import DataUpcast, SagaData
-from outbox_saga.saga.events import SagaEvent
+from outbox_saga.saga.events import SagaEvent, check_events
 from outbox_saga.saga.steps import (
     AFTER_PIVOT_RETRY,
     COMPENSATION_RETRY,
@@ -67,7 +66,8 @@ class Saga(Generic[D]):
         deadline: Seconds from its start after which it is undone, unless its pivot was carried
             out: then it goes on. What runs at that moment settles first. None: it has all the
             time its steps need.
-        max_parallel: Steps of one instance that are carried out at the same time, at most.
+        max_parallel: Steps of one instance that this process carries out at the same time, at
+            most. Commands, which other services carry out, events and timers are not among them.
         events: Published with each transition of an instance's life; None: nothing is.
         step_events: Those of its steps, too.
     """
@@ -88,33 +88,15 @@ class Saga(Generic[D]):
                 f"{name!r} is not a saga name: use letters, digits, '_' and '-', starting with a "
                 "letter"
             )
-        model: object = data
-        if not (inspect.isclass(model) and issubclass(model, BaseModel)):
-            raise DefinitionError(
-                f"saga {name}: data must be a pydantic model class, not {data!r}"
-            )
+        rules.check_model(f"saga {name}", data)
         if version < 1:
             raise DefinitionError(f"saga {name}: version {version} is not a version; count from 1")
-        if deadline is not None and not 0 < deadline < float("inf"):
-            raise DefinitionError(
-                f"saga {name}: deadline is {deadline}; give seconds, greater than 0 and finite, "
-                "or None"
-            )
+        if deadline is not None:
+            rules.check_time(f"saga {name}", "deadline", deadline)
         if max_parallel < 1:
             raise DefinitionError(f"saga {name}: max_parallel is {max_parallel}; give 1 or more")
-        if events is not None and events.topic is None:
-            raise DefinitionError(
-                f"saga {name}: {events.__name__} has no topic, so it goes nowhere; declare "
-                f'`class {events.__name__}(SagaEvent, topic="…")`'
-            )
         if events is not None:
-            known = SagaEvent.model_fields
-            for field, info in events.model_fields.items():
-                if info.is_required() and field not in known:
-                    raise DefinitionError(
-                        f"saga {name}: {events.__name__} needs {field!r}, which nobody gives it; "
-                        "give it a default"
-                    )
+            check_events(name, events)
         if step_events and events is None:
             raise DefinitionError(f"saga {name}: step_events without events; give events=, too")
         self.events = events
@@ -126,6 +108,7 @@ class Saga(Generic[D]):
         self.max_parallel = max_parallel
         self._data = SagaData(data, name)
         self._steps: dict[str, Step] = {}
+        self._lasting: set[str] = set()
         self._shape: str | None = None
         self._parallel: dict[str, frozenset[str]] = {}
         self._breakers: dict[str, Breaker] = {}
@@ -223,8 +206,8 @@ class Saga(Generic[D]):
                 idempotent=idempotent,
                 query=query,
                 timeout=runs_for,
-                retry=retry or FORWARD_RETRY,
-                compensation_retry=compensation_retry or COMPENSATION_RETRY,
+                retry=FORWARD_RETRY if retry is None else retry,
+                compensation_retry=_lasting(compensation_retry),
                 after=tuple(_names(after) or ()),
                 pivot=pivot,
                 reads=_fields(reads),
@@ -313,7 +296,7 @@ class Saga(Generic[D]):
                 query=None,
                 timeout=DEFAULT_TIMEOUT,
                 retry=AFTER_PIVOT_RETRY,  # it is not tried, so no rule of attempts is broken
-                compensation_retry=compensation_retry or COMPENSATION_RETRY,
+                compensation_retry=_lasting(compensation_retry),
                 after=tuple(_names(after) or ()),
                 pivot=pivot,
                 reads=_fields(reads),
@@ -369,7 +352,7 @@ class Saga(Generic[D]):
     def _add(self, step: Step, *, placed: bool, lasting: bool = False) -> Self:
         """Args:
         placed: Its place is as it says; otherwise it is found.
-        lasting: Beyond the pivot it is tried for long.
+        lasting: It is tried for long if it is beyond the pivot.
         """
         where = f"saga {self.name}, step {step.name!r}"
         if self._shape is not None:
@@ -382,8 +365,8 @@ class Saga(Generic[D]):
             )
         rules.check_step(where, step, self._steps, self.data.model_fields)
         self._steps[step.name] = step
-        if lasting and self.beyond_pivot(step.name):
-            self._steps[step.name] = replace(step, retry=AFTER_PIVOT_RETRY)
+        if lasting:
+            self._lasting.add(step.name)
         return self
 
     @property
@@ -423,6 +406,9 @@ class Saga(Generic[D]):
         if self._shape is not None:
             return self
         rules.check_graph(self.name, self._steps)
+        for name in self._lasting:  # here, for the pivot may have come after it
+            if self.beyond_pivot(name):
+                self._steps[name] = replace(self._steps[name], retry=AFTER_PIVOT_RETRY)
         try:
             self._breakers = agreed(s.breaker for s in self._steps.values() if s.breaker)
         except ConfigurationError as error:
@@ -506,10 +492,12 @@ class Saga(Generic[D]):
         Args:
             from_version: Of the older definition.
             data: Its model of the data.
-            by: Gets the data as stored, its own copy, and returns it as this version has it.
+            by: Gets the data as stored, its own copy, and returns it as this version has it. A
+                plain `def`.
 
         Raises:
-            DefinitionError: No older version, or there are two upcasts from it.
+            DefinitionError: No older version, there are two upcasts from it, or `data` or `by` is
+                none.
         """
         where = f"saga {self.name}, upcasts from version {from_version}"
         if self._shape is not None:
@@ -520,6 +508,8 @@ class Saga(Generic[D]):
             )
         if from_version in self._upcasts:
             raise DefinitionError(f"{where}: there are two; remove one")
+        rules.check_model(where, data)
+        rules.check_asked(where, "by=", by)
         self._upcasts[from_version] = DataUpcast(data, by)
         return self
 
@@ -538,6 +528,12 @@ class Saga(Generic[D]):
         Raises MessageRefused when that does not work; what it says shows no values.
         """
         return self._data.upcast(self._upcasts[version], plain)
+
+    def renamed(
+        self, version: int, plain: Mapping[str, Any], new: Mapping[str, Any], field: str
+    ) -> frozenset[str]:
+        """As `SagaData.renamed`, for data of an older version."""
+        return self._data.renamed(self._upcasts[version], plain, new, field)
 
     # --- data ------------------------------------------------------------------------------------
 
@@ -566,6 +562,10 @@ class Saga(Generic[D]):
 
 def _fields(given: str | Iterable[str] | None) -> frozenset[str] | None:
     return None if given is None else frozenset(_names(given) or ())
+
+
+def _lasting(given: Retry | None) -> Retry:
+    return COMPENSATION_RETRY if given is None else given
 
 
 def _types_of(command: Commanded) -> list[str | None]:

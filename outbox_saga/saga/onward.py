@@ -20,7 +20,7 @@ from outbox_saga.instances import (
     StepState,
 )
 from outbox_saga.payloads import storable
-from outbox_saga.retries import Retry
+from outbox_saga.retries import MAX_SECONDS, Retry
 from outbox_saga.saga.changes import (
     MAX_REASON,
     all_is_there_for,
@@ -40,7 +40,6 @@ from outbox_saga.saga.steps import Step, nothing_to_undo
 # after a step's own retries, an unknown outcome is settled on this longer policy
 SETTLING = Retry(max_attempts=24, initial=1.0, max_delay=60.0)
 QUESTIONS = 3  # after those, to who acts once per key and answers questions, too
-MAX_SECONDS = 100 * 366 * 86_400.0  # that anything waits; dates end at some time
 
 
 def next_decision(

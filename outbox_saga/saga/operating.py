@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from outbox_saga.queries import sagas_seen, transition
 from outbox_saga.queries.operators import note_action
 from outbox_saga.queries.sagas_seen import Happening
 from outbox_saga.saga.announcing import announce
+from outbox_saga.saga.breaking import gates_now
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.happened import Resumed, Surroundings, ToDo
@@ -30,9 +32,25 @@ from outbox_saga.saga.interventions import Intervention, intervene
 from outbox_saga.saga.progress import decide
 from outbox_saga.saga.taking_over import take_over, taken_over, why_not
 
-__all__ = ["Happening", "Instance", "SagaOperations"]
+__all__ = ["Happening", "Instance", "Plan", "SagaOperations"]
 
 logger = logging.getLogger("outbox_saga.operators")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an action would do.
+
+    Args:
+        entries: Of the history that it would write, and those of what follows at once.
+        todo: What would be carried out next.
+        leased: A process has the instance now. What follows depends on what that one reports, so
+            only what the action itself writes is told.
+    """
+
+    entries: tuple[Entry, ...]
+    todo: tuple[ToDo, ...]
+    leased: bool
 
 
 class SagaOperations:
@@ -78,21 +96,35 @@ class SagaOperations:
         """
         return await self._database.look(sagas_seen.alive, self._database.tables, source)
 
-    async def plan(
-        self, seen: Instance, action: Intervention
-    ) -> tuple[tuple[Entry, ...], tuple[ToDo, ...]]:
+    async def plan(self, seen: Instance, action: Intervention) -> Plan:
         """What the action would write to the history, and what would be carried out next; nothing
-        is changed.
+        is changed, and no probe of a breaker is taken.
 
         Raises as the action itself.
         """
         definition = self._definition_of(seen)
-        seen = _upcast(definition, seen)
-        now = await self._database.look(self._database.clock.read)
-        state, entries = intervene(definition, seen.state, action)
-        around = Surroundings(now, seed=str(seen.id), started_at=seen.started_at)
-        decision = decide(definition, state, Resumed(), around)
-        return (*entries, *decision.entries), decision.todo
+        database = self._database
+        tables, clock = database.tables, database.clock
+
+        def look(connection: sa.Connection) -> Plan:
+            current = _as_seen(rows.read(connection, tables, seen.id), seen)
+            leased = sagas_seen.is_leased(connection, tables, clock, seen.id)
+            if leased and current.shape != definition.shape:
+                raise _in_older_hands(current)
+            current = _upcast(definition, current)
+            state, entries = intervene(definition, current.state, action)
+            if leased:
+                return Plan(tuple(entries), (), leased=True)
+            around = Surroundings(
+                clock.read(connection),
+                seed=str(current.id),
+                started_at=current.started_at,
+                gates=gates_now(connection, tables, clock, definition),
+            )
+            decision = decide(definition, state, Resumed(), around)
+            return Plan((*entries, *decision.entries), decision.todo, leased=False)
+
+        return await database.look(look)
 
     # --- deciding --------------------------------------------------------------------------------
 
@@ -153,12 +185,7 @@ class SagaOperations:
         tables, clock = database.tables, database.clock
 
         def act(connection: sa.Connection) -> None:
-            current = _there(rows.read(connection, tables, seen.id, lock=True), seen.id)
-            if current.revision != seen.revision:
-                raise SeenChanged(
-                    f"saga {seen.id} is at revision {current.revision}, and you saw "
-                    f"{seen.revision}; look again"
-                )
+            current = _as_seen(rows.read(connection, tables, seen.id, lock=True), seen)
             current = _taken_over(connection, database, definition, current)
             state, entries = intervene(definition, current.state, action)
             moved = transition.record(
@@ -205,6 +232,23 @@ def _there(found: Instance | None, id_: UUID) -> Instance:
     return found
 
 
+def _as_seen(found: Instance | None, seen: Instance) -> Instance:
+    current = _there(found, seen.id)
+    if current.revision != seen.revision:
+        raise SeenChanged(
+            f"saga {seen.id} is at revision {current.revision}, and you saw {seen.revision}; look "
+            "again"
+        )
+    return current
+
+
+def _in_older_hands(current: Instance) -> ActionRefused:
+    return ActionRefused(
+        f"saga {current.id} is carried on by a process of an older release now; try again when it "
+        "has put it down"
+    )
+
+
 def _upcast(definition: Saga[Any], seen: Instance) -> Instance:
     try:
         return taken_over(definition, seen)
@@ -221,8 +265,5 @@ def _taken_over(
     except MessageRefused as refused:
         raise ActionRefused(f"saga {current.id}: {why_not(refused)}") from refused
     if new is None:
-        raise ActionRefused(
-            f"saga {current.id} is carried on by a process of an older release now; try again "
-            "when it has put it down"
-        )
+        raise _in_older_hands(current)
     return new

@@ -8,17 +8,32 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from pydantic import BaseModel
+
 from outbox_saga.errors import DefinitionError
-from outbox_saga.messages import Command, Event
-from outbox_saga.retries import Retry
+from outbox_saga.messages import Command, Event, Message
+from outbox_saga.retries import Retry, is_time
 from outbox_saga.saga.steps import Step, Undo, all_before, nothing_to_undo
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
+# a transition may end every step and begin others, and its rows of history are numbered up to
+# `queries.sagas.ENTRIES_A_REVISION`
+MAX_STEPS = 300
 
 
 def is_command(given: object) -> bool:
     """Whether a command carries the step out, and not a function."""
     return inspect.isclass(given) and issubclass(given, Command)
+
+
+def check_model(where: str, given: object) -> None:
+    """It is a model of the data.
+
+    Raises:
+        DefinitionError: It is none.
+    """
+    if not (inspect.isclass(given) and issubclass(given, BaseModel)):
+        raise DefinitionError(f"{where}: data must be a pydantic model class, not {given!r}")
 
 
 def check_step(
@@ -40,12 +55,13 @@ def check_step(
         raise DefinitionError(
             f"{where}: two steps of one name; histories could not tell them apart"
         )
-    if not callable(step.action):
-        raise DefinitionError(f"{where}: the action must be a function, not {step.action!r}")
-    if not 0 < step.timeout < float("inf"):
-        raise DefinitionError(
-            f"{where}: timeout is {step.timeout}; give seconds, greater than 0 and finite"
-        )
+    if step.kind != "command":
+        _check_action(where, "the action", step.action)
+        check_time(where, "timeout", step.timeout)
+    if step.query is not None:
+        _check_action(where, "query=", step.query)
+    _check_retry(where, "retry", step.retry)
+    _check_waiting(where, step)
     _check_compensation(where, step)
     if step.external and not step.idempotent and step.query is None:
         raise DefinitionError(
@@ -57,10 +73,9 @@ def check_step(
             f"{where}: idempotent= and query= are for external steps; a local step commits with "
             "the saga"
         )
-    _check_waiting(where, step)
     _check_command(where, step, fields)
-    if step.when is not None and not callable(step.when):
-        raise DefinitionError(f"{where}: when= must be a function of the data, not {step.when!r}")
+    if step.when is not None:
+        check_asked(where, "when=", step.when)
     for other in step.after:
         if other not in others:
             raise DefinitionError(
@@ -94,19 +109,87 @@ def check_undoing(where: str, undo: Undo, retry: Retry | None, timeout: float | 
         )
 
 
+def check_time(where: str, name: str, given: object) -> None:
+    """It is seconds.
+
+    Raises:
+        DefinitionError: It is not, or no date is so far away.
+    """
+    if not is_time(given):
+        raise DefinitionError(
+            f"{where}: {name} is {given!r}; give seconds, a number greater than 0, finite and "
+            "less than a century"
+        )
+
+
+def check_asked(where: str, name: str, given: object, of: str = "the data") -> None:
+    """It is a plain function, which answers when it is asked.
+
+    Args:
+        of: What it gets.
+
+    Raises:
+        DefinitionError: It is none, or what it answers would not be looked at: that of a coroutine
+            function counts as true, whatever it comes to.
+    """
+    if _is_lazy(given):
+        raise DefinitionError(
+            f"{where}: {name} must be a plain function of {of}, and {given!r} is not: nobody "
+            "awaits it, so its answer would never be known; make it a `def` that returns, with "
+            "no I/O"
+        )
+    if inspect.isclass(given) or not callable(given):
+        raise DefinitionError(
+            f"{where}: {name} must be a function of {of}, not {given!r}; write a `def` or a lambda"
+        )
+
+
+def _is_lazy(given: object) -> bool:
+    """Whether a call of it gives something that has not run yet."""
+    for function in (given, getattr(given, "__call__", None)):  # noqa: B004  # of an object, too
+        if (
+            inspect.iscoroutinefunction(function)
+            or inspect.isgeneratorfunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            return True
+    return False
+
+
+def _check_action(where: str, what: str, given: object) -> None:
+    if inspect.isclass(given):
+        if issubclass(given, Command):
+            mend = "another service carries a command out: give the class itself as the step or "
+            mend += "its compensation"
+        elif issubclass(given, Message):
+            mend = "a step that waits for an event is made by `wait_for`"
+        else:
+            mend = "write a function"
+        raise DefinitionError(
+            f"{where}: {what} must be a function, not the class {given.__name__}; {mend}"
+        )
+    if not callable(given):
+        raise DefinitionError(f"{where}: {what} must be a function, not {given!r}")
+
+
+def _check_retry(where: str, name: str, given: object) -> None:
+    if not isinstance(given, Retry):
+        raise DefinitionError(
+            f"{where}: {name} is {given!r}; give a policy, {name}=Retry(max_attempts=…)"
+        )
+
+
 def _check_compensation(where: str, step: Step) -> None:
-    if not 0 < step.undo_timeout < float("inf"):
-        raise DefinitionError(
-            f"{where}: compensation_timeout is {step.undo_timeout}; give seconds, greater than 0 "
-            "and finite"
-        )
-    if step.compensation is not None and not (
-        callable(step.compensation) or step.compensation is nothing_to_undo
-    ):
-        raise DefinitionError(
-            f"{where}: the compensation must be a function, a Command class or nothing_to_undo, "
-            f"not {step.compensation!r}"
-        )
+    check_time(where, "compensation_timeout", step.undo_timeout)
+    _check_retry(where, "compensation_retry", step.compensation_retry)
+    given = step.compensation
+    if step.undone != "command" and not (given is None or given is nothing_to_undo):
+        if not callable(given):
+            raise DefinitionError(
+                f"{where}: the compensation must be a function, a Command class or "
+                f"nothing_to_undo, not {given!r}"
+            )
+        _check_action(where, "the compensation", given)
     if step.breaker is not None and not (step.external or step.undone == "external"):
         raise DefinitionError(
             f"{where}: a breaker guards calls outside this database; make the step external=True, "
@@ -124,19 +207,28 @@ def _check_waiting(where: str, step: Step) -> None:
                 f"{where}: {awaited.__name__} has no topic, so it comes from nowhere; declare "
                 f'`class {awaited.__name__}(Event, topic="…")`'
             )
-    if step.kind == "action" or callable(step.seconds):
+    if step.event is not None:
+        for name, asked in (
+            ("take=", step.event.take),
+            ("business_key=", step.event.business_key),
+        ):
+            if asked is not None:
+                check_asked(where, name, asked, "the event")
+    if step.kind in ("command", "event"):
+        check_time(where, "timeout", step.seconds)
+    elif step.kind == "timer":
+        _check_timer(where, step.seconds)
+
+
+def _check_timer(where: str, seconds: object) -> None:
+    if callable(seconds):
+        check_asked(where, "seconds", seconds)
         return
-    if step.kind == "command":
-        if not 0 < step.seconds < float("inf"):
-            raise DefinitionError(
-                f"{where}: timeout is {step.seconds}; give seconds, greater than 0 and finite"
-            )
-        return
-    at_once = step.kind == "timer" and step.seconds == 0
-    if not at_once and not 0 < step.seconds < float("inf"):
+    at_once = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds == 0
+    if not at_once and not is_time(seconds):
         raise DefinitionError(
-            f"{where}: {step.seconds} is no time to wait; give seconds, more than 0 and finite"
-            + (", 0, or a function of the data that returns them" if step.kind == "timer" else "")
+            f"{where}: {seconds!r} is no time to wait; give seconds, a number from 0 to less than "
+            "a century, or a function of the data that returns them"
         )
 
 
@@ -172,6 +264,12 @@ def check_graph(saga: str, steps: Mapping[str, Step]) -> None:
     """
     if not steps:
         raise DefinitionError(f"saga {saga}: no steps; add at least one")
+    if len(steps) > MAX_STEPS:
+        raise DefinitionError(
+            f"saga {saga}: {len(steps)} steps; give it {MAX_STEPS} at most, for all that may "
+            "happen in one transition has to have room in its history: let a step start another "
+            "saga for the rest"
+        )
     pivots = [s.name for s in steps.values() if s.pivot]
     if len(pivots) > 1:
         raise DefinitionError(f"saga {saga}: pivots {pivots}; there is one point of no return")

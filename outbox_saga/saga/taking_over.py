@@ -149,7 +149,9 @@ def _step(
                 if field in step.early or field not in data or data[field] != value
             },
         )
-    return step
+    old = seen.state.data
+    moved = (definition.renamed(seen.version, old, data, field) for field in step.wrote)
+    return replace(step, wrote=tuple(sorted(frozenset[str]().union(*moved))))
 
 
 def why_not(refused: MessageRefused) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -22,12 +23,20 @@ from outbox_saga_relay.operator_options import (
 from outbox_saga_relay.printing import print_rows
 from outbox_saga_relay.programs import load_service
 
+revision_option = click.option(
+    "--revision",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The one at which you saw it, as `saga show` and --plan print it. Required, but for "
+    "--plan; where the saga has moved on since, nothing is done.",
+)
+
 Act = Callable[[SagaOperations, Instance], Awaitable[None]]
 
 
 def _options(*, step: bool) -> Callable[[Any], Any]:
     def add(command: Any) -> Any:
-        found = [plan_option, reason_option, operator_option]
+        found = [plan_option, revision_option, reason_option, operator_option]
         if step:
             found.append(click.argument("step"))
         found += [click.argument("id_", metavar="ID", type=click.UUID), click.argument("service")]
@@ -125,14 +134,22 @@ def _decide(
     id_: UUID,
     operator: str,
     reason: str | None,
+    revision: int | None,
     only_plan: bool,
 ) -> None:
+    if revision is None and not only_plan:
+        raise click.UsageError(
+            "say at which revision you saw the saga, by --revision: `outbox-saga saga show` and "
+            "--plan print it"
+        )
     loaded = load_service(service)
 
     async def decide() -> None:
         sagas = SagaOperations(loaded.database, loaded.sagas)
         try:
             seen, _ = await sagas.show(id_)
+            if revision is not None:
+                seen = replace(seen, revision=revision)  # as the person saw it, not as it is now
             if only_plan:
                 await _plan(sagas, seen, action)
                 return
@@ -145,9 +162,13 @@ def _decide(
 
 
 async def _plan(sagas: SagaOperations, seen: Instance, action: Intervention) -> None:
-    entries, todo = await sagas.plan(seen, action)
-    rows = [("history", e.transition, e.step or "", e.detail or "") for e in entries]
-    for each in todo:
+    plan = await sagas.plan(seen, action)
+    rows = [("at", "revision", "", str(seen.revision))]
+    rows += [("history", e.transition, e.step or "", e.detail or "") for e in plan.entries]
+    for each in plan.todo:
         direction = getattr(each, "direction", "ask")
         rows.append(("then", type(each).__name__.lower(), each.step, direction))
+    if plan.leased:
+        told = "what follows depends on what the process that has it now reports"
+        rows.append(("then", "leased", "", told))
     print_rows(("what", "which", "step", "how"), rows)

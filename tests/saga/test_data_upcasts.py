@@ -254,8 +254,8 @@ async def test_an_operator_decides_about_it_as_the_new_version(post: Post) -> No
     service = post.release(new(post.saw, waits=False))
     operations = SagaOperations(service.database, service.sagas)
     seen, _ = await operations.show(id_)
-    entries, _ = await operations.plan(seen, Intervention("cancel", None, "ada"))
-    assert entries[0].transition == "COMPENSATION_STARTED"
+    plan = await operations.plan(seen, Intervention("cancel", None, "ada"))
+    assert plan.entries[0].transition == "COMPENSATION_STARTED"
     assert (await post.seen(id_))[0].version == 1, "a plan changes nothing"
 
     await operations.cancel(seen, Decision("ada", "not wanted"))

@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an event that is waited for no time": (
         lambda: saga().wait_for("paid", Paid, timeout=0),
-        "0 is no time to wait; give seconds, more than 0",
+        "timeout is 0; give seconds, a number greater than 0",
     ),
     "an event from nowhere": (
         lambda: saga().wait_for("paid", Nowhere, timeout=9),

@@ -232,9 +232,9 @@ async def test_without_the_definition_of_its_version_nothing_is_done(shop: Shop)
 async def test_a_plan_tells_what_would_happen_and_changes_nothing(shop: Shop) -> None:
     seen = await stuck(shop, undo=True)
     sagas = operations(shop)
-    entries, todo = await sagas.plan(seen, Intervention("retry", "reserve", "ada"))
-    assert [(e.transition, e.step) for e in entries] == [("COMPENSATING_STEP", "reserve")]
-    assert todo == (Run("reserve", "undo", 1),)
+    plan = await sagas.plan(seen, Intervention("retry", "reserve", "ada"))
+    assert [(e.transition, e.step) for e in plan.entries] == [("COMPENSATING_STEP", "reserve")]
+    assert (plan.todo, plan.leased) == ((Run("reserve", "undo", 1),), False)
     assert await shop.instance(seen.id) == seen
 
 

@@ -13,6 +13,9 @@ from click.testing import CliRunner, Result
 from pydantic import BaseModel
 
 from outbox_saga import Event, Saga, Service, nothing_to_undo
+from outbox_saga.ids import new_id
+from outbox_saga.queries import leases
+from outbox_saga.queries.leases import Known
 from outbox_saga_relay import saga_actions, saga_command
 from outbox_saga_relay.cli import main
 from tests.saga.shop import Shop
@@ -63,14 +66,16 @@ async def test_a_stuck_saga_is_found_looked_at_planned_and_helped(
 
     planned = await command("retry", "shop:service", seen.id, "reserve", "--plan")
     assert planned.stdout.splitlines() == [
+        f"at\trevision\t\t{seen.revision}",
         "history\tCOMPENSATING_STEP\treserve\tagain, by grace",
         "then\trun\treserve\tundo",
     ]
     assert (await shop.instance(seen.id), await audit(shop)) == (seen, [])
 
     done = await command(
-        "retry", "shop:service", seen.id, "reserve", "--reason", "the shelf is back"
-    )
+        "retry", "shop:service", seen.id, "reserve", "--reason", "the shelf is back",
+        "--revision", seen.revision,
+    )  # fmt: skip
     assert (done.exit_code, done.stderr) == (0, f"{seen.id}: retry\n")
     assert await to_the_end(shop, seen.id) == "compensated"
     (noted,) = await audit(shop)
@@ -83,20 +88,55 @@ async def test_a_stuck_saga_is_found_looked_at_planned_and_helped(
 
 async def test_every_decision_has_a_command(shop: Shop, command: Command) -> None:
     seen = await stuck(shop, undo=False)
-    why = ("--reason", "told by telephone")
+    why = ("--reason", "told by telephone", "--revision", seen.revision)
     refused = await command("mark-done", "s:s", seen.id, "charge", *why, "--data", "[1]")
     assert (refused.exit_code, "no JSON object" in refused.stderr) == (2, True)
     refused = await command("cancel", "s:s", uuid4(), *why)
     assert (refused.exit_code, "there is no saga" in refused.stderr) == (1, True)
-    refused = await command("skip", "s:s", seen.id, "charge")
+    refused = await command("skip", "s:s", seen.id, "charge", "--revision", seen.revision)
     assert (refused.exit_code, "--reason" in refused.stderr) == (2, True)
     assert await audit(shop) == []
 
     for words in (("resume",), ("cancel",)):
-        done = await command(words[0], "s:s", seen.id, *why)
+        at = (await shop.instance(seen.id)).revision
+        done = await command(words[0], "s:s", seen.id, *why[:2], "--revision", at)
         assert done.exit_code == 0, done.output
     assert [noted.action for noted in await audit(shop)] == ["saga.cancel", "saga.resume"]
     assert await to_the_end(shop, seen.id) == "compensated"
+
+
+async def test_a_decision_is_about_the_revision_that_was_seen(
+    shop: Shop, command: Command
+) -> None:
+    seen = await stuck(shop, undo=True)
+    why = ("--reason", "told by telephone")
+    refused = await command("skip", "s:s", seen.id, "reserve", *why)
+    assert (refused.exit_code, "`outbox-saga saga show`" in refused.stderr) == (2, True)
+    done = await command("retry", "s:s", seen.id, "reserve", *why, "--revision", seen.revision)
+    assert done.exit_code == 0, done.output
+
+    for also in (why, ("--plan",)):
+        late = await command("skip", "s:s", seen.id, "reserve", *also, "--revision", seen.revision)
+        assert (late.exit_code, "look again" in late.stderr) == (1, True)
+
+    assert [noted.action for noted in await audit(shop)] == ["saga.retry"]
+
+
+async def test_a_plan_says_when_what_follows_depends_on_the_process_that_has_it(
+    shop: Shop, command: Command
+) -> None:
+    id_ = await shop.start()
+    database = shop.service.database
+    known = Known(["fulfil"])
+    await database.run(leases.claim, database.tables, database.clock, new_id(), 600.0, known, 1)
+
+    planned = await command("cancel", "s:s", id_, "--plan")
+
+    assert [line.split("\t")[:2] for line in planned.stdout.splitlines()] == [
+        ["at", "revision"],
+        ["history", "COMPENSATION_STARTED"],
+        ["then", "leased"],
+    ]
 
 
 async def test_data_that_a_step_would_have_returned_is_told_as_json(
@@ -105,7 +145,7 @@ async def test_data_that_a_step_would_have_returned_is_told_as_json(
     seen = await stuck(shop, undo=False)
     done = await command(
         "mark-done", "s:s", seen.id, "charge", "--reason", "receipt 17", "--data",
-        '{"charge": "17"}',
+        '{"charge": "17"}', "--revision", seen.revision,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert await to_the_end(shop, seen.id) == "completed"
