@@ -74,16 +74,20 @@ def start_writer(tables: Tables, clock: Clock) -> Write:
 
 
 def _write_start(connection: sa.Connection, tables: Tables, clock: Clock, start: Start) -> None:
-    if sagas.insert(connection, tables, clock, start.instance, start.input_hash):
-        sagas.add_history(
-            connection,
-            tables,
-            clock,
-            start.instance.id,
-            0,
-            [Entry("STARTED", detail=start.instance.name)],
-        )
-    elif sagas.input_hash(connection, tables, start.instance.id) != start.input_hash:
+    known = None
+    while known is None:  # it may be pruned between the two
+        if sagas.insert(connection, tables, clock, start.instance, start.input_hash):
+            sagas.add_history(
+                connection,
+                tables,
+                clock,
+                start.instance.id,
+                0,
+                [Entry("STARTED", detail=start.instance.name)],
+            )
+            return
+        known = sagas.input_hash(connection, tables, start.instance.id)
+    if known != start.input_hash:
         raise SagaStartConflict(
             f"saga {start.instance.name} was already started with business key "
             f"{start.instance.business_key!r} and other data; use another key, or the same data"

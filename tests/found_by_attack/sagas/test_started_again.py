@@ -6,10 +6,15 @@ the charge that was given back, and nobody would have paid.
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
+import sqlalchemy as sa
 
 from outbox_saga.database import Database
+from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import Clock
+from outbox_saga.tables import Tables
 from outbox_saga_relay.housekeeping import DAY, Housekeeping
 from tests.fixtures.databases import Database as EmptyDatabase
 from tests.saga.shop import Shop, refuse
@@ -42,3 +47,19 @@ async def test_a_saga_that_was_undone_long_ago_is_the_same_when_it_is_started_ag
     charged, refunded = shop.provider.count("charge"), shop.provider.count("refund")
     await shop.service.close()
     assert (charged, refunded) == (1, 1)
+
+
+async def test_a_saga_that_is_pruned_while_it_is_started_again_is_no_conflict(
+    database: EmptyDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(database.url, threads=False)
+    reading, gone = sagas.input_hash, [None]
+
+    def pruned_first(connection: sa.Connection, tables: Tables, id_: UUID) -> bytes | None:
+        return gone.pop() if gone else reading(connection, tables, id_)
+
+    await shop.start()
+    monkeypatch.setattr(sagas, "input_hash", pruned_first)
+    await shop.start()
+    await shop.service.close()
+    assert not gone
