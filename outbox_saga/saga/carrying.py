@@ -147,11 +147,12 @@ class Carrying:
         """What comes of the definition and the state comes each time. Trouble with the database,
         or around it, is none of the instance's.
         """
-        outside = isinstance(error, (SQLAlchemyError, OSError, TimeoutError))
-        if isinstance(error, OutboxSagaError) and not isinstance(error, MessageRefused):
-            outside = True
+        if isinstance(error, (SQLAlchemyError, OSError, TimeoutError)) or (
+            isinstance(error, OutboxSagaError) and not isinstance(error, MessageRefused)
+        ):
+            return
         key = (hand.instance.id, hand.instance.revision)
-        self._hopeless[key] += not outside
+        self._hopeless[key] += 1
         if self._hopeless[key] < HOPELESS:
             return
         del self._hopeless[key]
