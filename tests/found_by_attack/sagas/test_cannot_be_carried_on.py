@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, model_validator
 
 from outbox_saga import Decision, Failure, Saga, SagaEvent, Service, nothing_to_undo
 from outbox_saga.saga import carrying, recording
@@ -19,12 +19,13 @@ class Order(BaseModel):
 
 
 class Picky(SagaEvent, topic="told"):
-    @field_validator("reason")
-    @classmethod
-    def _short(cls, reason: str | None) -> str | None:
-        if reason is not None and len(reason) > 5:
-            raise ValueError(reason)
-        return reason
+    """At its definition nobody can tell what it will not take."""
+
+    @model_validator(mode="after")
+    def _no_numbers_of_cards(self) -> Self:
+        if "4111" in (self.reason or ""):
+            raise ValueError(self.reason)
+        return self
 
 
 async def act(_: Any) -> None: ...
