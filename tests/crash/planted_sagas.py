@@ -16,6 +16,7 @@ from outbox_saga.instances import Entry, Instance
 from outbox_saga.participants import Participants
 from outbox_saga.queries import barriers, leases, sagas, transition
 from outbox_saga.saga import (
+    calls,
     changes,
     happened,
     interventions,
@@ -80,7 +81,7 @@ def _without_undoings(connection: Any, tables: Any, seen: Instance, entries: Any
 
 
 def _without_intent() -> Any:
-    ours: Any = vars(onward)["_call"]
+    ours = calls.call
 
     def call(definition: Any, state: Any, rule: Any, direction: Any, *told: Any) -> Any:
         if direction == "undo":
@@ -88,11 +89,11 @@ def _without_intent() -> Any:
         told[-1].append(Call(rule.name, "do", state.steps[rule.name].attempts + 1))
         return state
 
-    return patch.object(onward, "_call", call)
+    return patch.object(calls, "call", call)
 
 
 def _undone_before_it_is() -> Any:
-    ours: Any = vars(onward)["_call"]
+    ours = calls.call
 
     def call(definition: Any, state: Any, rule: Any, direction: Any, *told: Any) -> Any:
         moved = ours(definition, state, rule, direction, *told)
@@ -101,7 +102,7 @@ def _undone_before_it_is() -> Any:
         told[1].append(Entry("STEP_COMPENSATED", rule.name, 1))
         return moved.with_step(rule.name, phase="undone", input=None)
 
-    return patch.object(onward, "_call", call)
+    return patch.object(calls, "call", call)
 
 
 def _undone_as_it_was_done() -> Any:

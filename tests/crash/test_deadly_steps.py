@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from outbox_saga.saga.onward import SETTLING
-from outbox_saga.saga.progress import FATAL_DEATHS
+from outbox_saga.saga.calls import SETTLING
+from outbox_saga.saga.outcomes import FATAL_DEATHS
 from outbox_saga.testing import invariants
 from tests.crash.deadly import ARRIVALS, DIED, KINDS, NEIGHBOURS, TWICE, WARM, attempts
 from tests.crash.explorer import ROOT

@@ -17,7 +17,7 @@ from outbox_saga.queries.leases import Known
 from outbox_saga.saga.execution import Execution
 from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Resumed, ToDo
-from outbox_saga.saga.progress import FATAL_DEATHS
+from outbox_saga.saga.outcomes import FATAL_DEATHS
 from tests.saga.shop import Shop, refuse
 
 pytestmark = pytest.mark.anyio

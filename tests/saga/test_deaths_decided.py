@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from outbox_saga import Retry, Saga
 from outbox_saga.instances import Entry, SagaState
+from outbox_saga.saga.calls import SETTLING
 from outbox_saga.saga.happened import (
     Call,
     Decision,
@@ -21,8 +22,8 @@ from outbox_saga.saga.happened import (
     Run,
     Surroundings,
 )
-from outbox_saga.saga.onward import SETTLING
-from outbox_saga.saga.progress import FATAL_DEATHS, decide, initial
+from outbox_saga.saga.outcomes import FATAL_DEATHS
+from outbox_saga.saga.progress import decide, initial
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DEATH = "its process died or stood still {} times while carrying it out"

@@ -97,7 +97,9 @@ TIMES: dict[str, Making] = {
 MAY_BE_LEFT_OUT = ("compensation_timeout", "deadline")
 
 
-@pytest.mark.parametrize("given", [*NO_TIMES, SOON], ids=str)
+@pytest.mark.parametrize(
+    "given", [*NO_TIMES, SOON], ids=lambda given: "function" if callable(given) else str(given)
+)
 @pytest.mark.parametrize("what", TIMES)
 def test_a_time_is_a_number_of_seconds_that_ends(what: str, given: Any) -> None:
     if given is None and what in MAY_BE_LEFT_OUT:

@@ -16,7 +16,7 @@ from outbox_saga.errors import ActionRefused, MessageRefused, SagaUnknown, SeenC
 from outbox_saga.instances import Instance
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.operators import Noted, noted_actions
-from outbox_saga.saga import onward, progress
+from outbox_saga.saga import calls, outcomes
 from outbox_saga.saga.happened import Run
 from outbox_saga.saga.interventions import Intervention
 from outbox_saga.saga.operating import SagaOperations
@@ -53,7 +53,7 @@ async def stuck(shop: Shop, *, undo: bool) -> Instance:
         shop.hooks["charge"] = broken
     id_ = await shop.start()
     few = Retry(max_attempts=1)  # as if it had been tried for half an hour
-    with patch.object(onward, "SETTLING", few), patch.object(progress, "SETTLING", few):
+    with patch.object(calls, "SETTLING", few), patch.object(outcomes, "SETTLING", few):
         for hour in range(10):
             service = shop.restarted(Clock(hour * 3600.0))
             orchestrator = service.orchestrator()

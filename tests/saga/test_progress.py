@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from outbox_saga import Event, Retry, Saga, nothing_to_undo
 from outbox_saga.errors import ActionRefused, MessageRefused
 from outbox_saga.instances import ENDED, SagaState, dump_progress, load_progress
+from outbox_saga.saga.calls import SETTLING
 from outbox_saga.saga.happened import (
     Call,
     Decision,
@@ -33,7 +34,6 @@ from outbox_saga.saga.happened import (
     Unusable,
 )
 from outbox_saga.saga.interventions import Intervention, intervene
-from outbox_saga.saga.onward import SETTLING
 from outbox_saga.saga.progress import arrived, decide, initial
 from outbox_saga.saga.steps import DEFAULT_TIMEOUT
 
