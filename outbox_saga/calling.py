@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from outbox_saga.errors import OutboxSagaError
-from outbox_saga.worker_threads import Threads
+from outbox_saga.worker_threads import Threads, leave_alone
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,9 @@ async def time_in_thread(
                     "what it waits for a timeout of its own (the HTTP client, say)"
                 )
     except asyncio.CancelledError:
-        submitted.cancel()  # unless it has begun: nobody waits for it any more
+        if not submitted.cancel():  # it has begun, and nobody waits for it any more
+            so_far = time.monotonic() - begun[0] if begun else 0.0
+            leave_alone(submitted, None if seconds is None else seconds - so_far)
         future.add_done_callback(_ended_alone)
         raise
     if not future.done():

@@ -6,9 +6,13 @@ A thread cannot be ended: what outlived its time goes on in it, and holds it unt
 from __future__ import annotations
 
 import threading
+import time
 from abc import abstractmethod
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
+
+# what nobody waits for any more, and when its time is up; None: it may take what it takes
+_left_alone: dict[Future[Any], float | None] = {}
 
 
 class Threads(Executor):
@@ -43,6 +47,7 @@ class WorkerThreads(Threads, ThreadPoolExecutor):
         with self._lock:
             self._overdue += 1
         work.add_done_callback(self._is_back)
+        leave_alone(work, 0.0)
 
     def _is_back(self, _: Future[Any]) -> None:
         with self._lock:
@@ -52,3 +57,27 @@ class WorkerThreads(Threads, ThreadPoolExecutor):
     def all_overdue(self) -> bool:
         """As promised."""
         return self._overdue >= self._size
+
+
+def leave_alone(work: Future[Any], left: float | None) -> None:
+    """Nobody waits for this work any more, which goes on in its thread.
+
+    Args:
+        left: Seconds of its time; None: it has no limit.
+    """
+    _left_alone[work] = None if left is None else time.monotonic() + left
+    work.add_done_callback(lambda ended: _left_alone.pop(ended, None))
+
+
+def beyond_their_time() -> int:
+    """How many works go on though their time is up, when what is still within its time has ended
+    or come so far. The process can end without them: they can commit nothing any more.
+    """
+    while running := dict(_left_alone):
+        now = time.monotonic()
+        later = {work: until for work, until in running.items() if until is None or until > now}
+        if not later:
+            return len(running)
+        ends = [until - now for until in later.values() if until is not None]
+        wait(later, timeout=min(ends, default=None), return_when=FIRST_COMPLETED)
+    return 0

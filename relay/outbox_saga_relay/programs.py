@@ -20,6 +20,7 @@ import click
 from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
+from outbox_saga.worker_threads import beyond_their_time
 from outbox_saga_relay.database_options import schema_option
 from outbox_saga_relay.logs import log_to_stderr
 from outbox_saga_relay.times import STRETCH
@@ -60,7 +61,8 @@ def load_service(reference: str) -> Service:
 def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Runs until the first SIGTERM or SIGINT, then lets it finish.
 
-    The second one ends the process at once.
+    The second one ends the process at once. Plain functions of users' that hang, beyond their
+    time, do not keep it.
     """
 
     async def main() -> None:
@@ -79,6 +81,12 @@ def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None
 
     gc.freeze()  # what was imported stays; to look through it costs a relay a quarter of its time
     asyncio.run(main())
+    if late := beyond_their_time():
+        # the interpreter would wait for their threads, and they may hang for ever
+        logger.warning("%d plain functions outlived their time; the process ends in them", late)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

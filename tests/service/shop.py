@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import sqlalchemy as sa
 
-from outbox_saga import Event, HandlerContext, Service
+from outbox_saga import Event, HandlerContext, Retry, Service, SyncHandlerContext
 
 
 class Said(Event, topic="talk"):
     word: str
+
+
+class Silent(Event, topic="talk"):
+    n: int = 0
 
 
 service = Service(
@@ -27,3 +32,8 @@ async def said(handle: HandlerContext[Said]) -> None:
     await handle.session.execute(
         sa.text("insert into till (note) values (:note)"), {"note": handle.message.word}
     )
+
+
+@service.on(Silent, timeout=0.1, retry=Retry(max_attempts=1))
+def hangs(handle: SyncHandlerContext[Silent]) -> None:
+    threading.Event().wait()

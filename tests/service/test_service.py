@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from sqlalchemy.exc import OperationalError
 
-from outbox_saga import Event, HandlerContext, Service, SyncHandlerContext
+from outbox_saga import Event, HandlerContext, Service, SyncHandlerContext, UnitOfWork
 from outbox_saga.brokers.contract import Accepted, Outcome, Refused
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.consuming import answer
@@ -507,6 +507,38 @@ async def test_the_program_runs_a_service_until_it_is_told_to_stop(
     assert program.returncode == 0, said
     assert house.owners() == {None}
     assert house.waiting() == []
+
+
+class Silent(Event, topic="talk"):
+    n: int = 0
+
+
+def _dead(house: House) -> list[Any]:
+    return [row for row in house.set_aside() if row.until is None]
+
+
+@pytest.mark.databases("postgres18")  # in SQLite its failure is stored when the thread ends
+async def test_a_plain_handler_that_hangs_beyond_its_time_does_not_keep_the_program(
+    house: House,
+) -> None:
+    with house.eyes.begin() as connection:
+        UnitOfWork(connection).publish(Silent())
+    program = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "outbox_saga_relay", "run", "shop:service"],
+        cwd=HERE,
+        env={**os.environ, "SHOP_DATABASE": house.url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        await asyncio.to_thread(house.until, lambda: _dead(house), "the dead letter")
+        program.send_signal(signal.SIGTERM)
+        said = (await asyncio.to_thread(program.communicate, timeout=PATIENCE))[1]
+    finally:
+        program.kill()
+        program.communicate()
+    assert program.returncode == 0, said
+    assert "1 plain functions outlived their time" in said
 
 
 @pytest.mark.databases("sqlite", "postgres18", "mariadb")
