@@ -116,7 +116,7 @@ async def test_a_plan_takes_no_probe(bank: Bank) -> None:
     seen = await stuck(bank)
     then = bank.at(4000)
     plan = await SagaOperations(then.database, then.sagas).plan(seen, RETRY)
-    assert plan.todo == (Call("charge", "do", 1),)
+    assert plan.todo == (Call("charge", "do", 3),)
     (stand,) = await Breakers(then.database).list()
     assert (stand.state, stand.probing) == ("half-open", False)
 
