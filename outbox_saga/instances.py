@@ -53,6 +53,8 @@ class StepState:
             `attempts` itself never falls, so a number stands for one attempt.
         reopened: How often a late success has come after it was undone: each is undone by itself.
         doubt: It has to be there, and nobody knows whether it has been undone.
+        called: The attempt of the last call that was begun; questions are attempts as well.
+        there: It was carried out, and what it answered is of no use.
     """
 
     phase: Phase = "waiting"
@@ -71,6 +73,8 @@ class StepState:
     granted: int = 0
     reopened: int = 0
     doubt: bool = False
+    called: int = 0
+    there: bool = False
 
     @property
     def heard(self) -> bool:
@@ -78,8 +82,8 @@ class StepState:
         return self.early is not None or self.early_no is not None
 
     def counted(self, attempt: int) -> int:
-        """Which one this is of the attempts that its policy grants."""
-        return max(1, attempt - self.granted)
+        """Which one this is of the attempts that its policy grants; 0: before the first."""
+        return max(0, attempt - self.granted)
 
     def key_number(self, direction: Direction) -> int:
         """Which of its keys in this direction is in use. A key is used for one effect."""
@@ -166,6 +170,7 @@ def dump_progress(state: SagaState) -> str:
 
 _COUNTED = (
     "attempts", "undo_attempts", "unknown", "generation", "chosen", "granted", "reopened", "doubt",
+    "called", "there",
 )  # fmt: skip
 _GIVEN = ("input", "error", "stuck", "early", "early_no")
 

@@ -59,7 +59,8 @@ def call(
         "input": step.input if is_open(step, direction) else dict(state.data)
     }
     if direction == "do":
-        changes |= {"phase": "calling", "attempts": step.attempts + 1}
+        begun = step.attempts + 1
+        changes |= {"phase": "calling", "attempts": begun, "called": begun}
         entries.append(Entry("RUNNING", rule.name, step.attempts + 1))
         todo.append(Call(rule.name, "do", step.attempts + 1))
     else:

@@ -9,6 +9,7 @@ from typing import Any
 from outbox_saga.errors import MessageRefused
 from outbox_saga.instances import NOTHING_LEFT, OVER, Direction, Entry, SagaState
 from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.steps import nothing_to_undo
 
 MAX_REASON = 500  # characters of an error that are kept
 
@@ -43,19 +44,26 @@ def finish(
         wrote=wrote,
         stuck=None,
         doubt=False,
+        there=False,
     )
     state = replace(state, data=data)
-    return _only_forward(state, entries) if definition.steps[name].pivot else state
+    return _only_forward(definition, state, entries) if definition.steps[name].pivot else state
 
 
-def _only_forward(state: SagaState, entries: list[Entry]) -> SagaState:
+def _only_forward(definition: Saga[Any], state: SagaState, entries: list[Entry]) -> SagaState:
     """The pivot was carried out while the saga waited to be undone: nothing may be undone now."""
     if unstuck(state).status != "compensating":
         return state
     state = unstuck(state)
     entries.append(Entry("RUNNING", None, None, "the pivot was carried out"))
     for name, step in state.steps.items():
-        if step.phase == "stuck" and step.stuck == "undo" and not step.unknown:
+        if step.phase == "undone" and definition.steps[name].compensation is nothing_to_undo:
+            state = state.with_step(name, phase="done")  # it is there as it was
+        elif step.phase == "done" and step.unknown:  # its command, which was to be undone
+            state = _beside_pivot(state, name, "nobody knows whether it was done", entries)
+        elif step.there and (step.phase == "done" or step.stuck == "undo"):
+            state = _beside_pivot(state, name, str(step.error), entries)
+        elif step.phase == "stuck" and step.stuck == "undo" and not step.unknown:
             state = state.with_step(name, phase="done", stuck=None)  # nothing of it was undone
         elif step.phase == "stuck" and step.stuck == "undo":
             state = _in_doubt(state, name, entries)
@@ -89,7 +97,9 @@ def without_what_was_undone(state: SagaState, entries: list[Entry]) -> SagaState
     pivot was carried out, or may have been, a person decides.
     """
     for name, step in state.steps.items():
-        if step.phase == "undone":
+        if step.phase == "undone" and step.doubt:
+            state = _in_doubt(state, name, entries)  # a person has left its undoing out
+        elif step.phase == "undone":
             state = _to_be_done_anew(state, name, entries)
         elif step.phase == "undoing":
             state = _in_doubt(state, name, entries)
@@ -161,7 +171,7 @@ def fail(
         return stick(state, name, "STEP_FAILED", attempt, told, entries, code=code)
     entries.append(Entry("STEP_FAILED", name, attempt, reason, started_at, code))
     state = state.with_step(
-        name, phase="failed", attempts=attempt, due=None, unknown=False, error=reason, input=None
+        name, phase="failed", attempts=attempt, due=None, unknown=False, error=reason
     )
     return turn_back(state, f"{name}: {reason}", entries, code=code)
 
@@ -189,8 +199,11 @@ def all_is_there_for(definition: Saga[Any], state: SagaState, name: str) -> bool
 
 
 def pivot_done(definition: Saga[Any], state: SagaState) -> bool:
-    """Whether it can only go forward."""
-    return any(s.pivot and state.steps[s.name].phase == "done" for s in definition.steps.values())
+    """Whether it can only go forward. A pivot that nobody answered, and which is to be undone, is
+    not known to be carried out; one of which the answer is of no use is.
+    """
+    pivots = (state.steps[s.name] for s in definition.steps.values() if s.pivot)
+    return any(p.there or (p.phase == "done" and not p.unknown) for p in pivots)
 
 
 def unstuck(state: SagaState) -> SagaState:

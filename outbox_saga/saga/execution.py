@@ -88,7 +88,8 @@ class Execution:
         self.recording = Recording(database)
         self.lateness = 600.0  # seconds that the answer of a call that came late is kept
         self._troubles: Counter[tuple[UUID, str, str]] = Counter()
-        self._late: dict[tuple[UUID, Flight], asyncio.Future[Any]] = {}
+        # by key, too: under another one it is the call for another effect
+        self._late: dict[tuple[UUID, Flight, int], asyncio.Future[Any]] = {}
         self._overdue: dict[tuple[UUID, Flight], asyncio.Future[Any]] = {}
 
     async def resume(self, hand: Hand, happened: Happened) -> Decision:
@@ -274,13 +275,15 @@ class Execution:
         step = hand.definition.steps[todo.step]
         assert step.query is not None
         call = Call(todo.step, "do", todo.attempt)
-        late = self._late.get((hand.instance.id, (todo.step, "do")))
+        number = hand.instance.state.steps[todo.step].key_number("do")
+        late = self._late.get((hand.instance.id, (todo.step, "do"), number))
         if late is not None:
             # our own call still goes on: nobody can believe "not found" before it has ended
             await asyncio.wait({late}, timeout=step.timeout)
             if not late.done():
-                happened: Happened = errored(
-                    call, "still calling", None, unknown=True, code="timeout"
+                happened: Happened = replace(
+                    errored(call, "still calling", None, unknown=True, code="timeout"),
+                    asked=False,
                 )
             else:
                 happened = outcome_of(call, late)
@@ -349,7 +352,12 @@ class Execution:
             return errored(todo, told(error), started, unknown=True), []
 
     def _keep_late(self, hand: Hand, todo: Call, future: asyncio.Future[Any]) -> None:
-        key: tuple[UUID, Flight] = (hand.instance.id, (todo.step, todo.direction))
+        number = hand.instance.state.steps[todo.step].key_number(todo.direction)
+        key: tuple[UUID, Flight, int] = (
+            hand.instance.id,
+            (todo.step, todo.direction),
+            number,
+        )
         self._late[key] = future
 
         def pop() -> None:

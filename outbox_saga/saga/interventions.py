@@ -154,7 +154,8 @@ def _retried(
         phase = "undoing" if open_ else "done"
         entries.append(Entry("COMPENSATING_STEP", name, None, f"again, by {action.by}"))
         return state.with_step(name, phase=phase, undo_attempts=0, **changes)
-    phase = "calling" if step.unknown else "waiting"
+    # what was carried out is asked for its answer, under its key and with what it was given
+    phase = "calling" if step.unknown or step.there else "waiting"
     entries.append(Entry("RUNNING", name, None, f"again, by {action.by}"))
     return state.with_step(name, phase=phase, granted=step.attempts, **changes)
 
@@ -173,7 +174,7 @@ def _skipped(
         )
     if _at(state.steps[name]) == "undo":
         entries.append(Entry("COMPENSATION_SKIPPED", name, None, f"by {action.by}"))
-        return state.with_step(name, phase="undone", due=None, stuck=None)
+        return state.with_step(name, phase="undone", due=None, stuck=None, doubt=True)
     entries.append(Entry("STEP_SKIPPED", name, None, f"by {action.by}"))
     phase = "skipped" if state.status == "running" else "failed"
     return state.with_step(name, phase=phase, due=None, stuck=None, unknown=False, doubt=False)

@@ -309,6 +309,13 @@ def _undo(
         return state
     if step.phase == "undoing" and rule.compensation_retry.exhausted(step.undo_attempts):
         return calls.lost(state, rule, "undo", entries)
+    if (
+        step.phase == "undoing"
+        and step.undo_attempts
+        and (rule.undone == "command" or step.due is None)
+    ):
+        # the last one was not answered, or its process died: it may have arrived
+        state = state.with_step(rule.name, unknown=True)
     if rule.undone == "command":
         return send(definition, state, rule, "undo", around, entries, sends)
     if rule.undone == "external":

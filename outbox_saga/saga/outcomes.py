@@ -57,6 +57,7 @@ def done(
             unknown=False,
             error=None,
             stuck=None,
+            there=False,
         )
     # what has ended undoes nothing by itself
     over = rule.external and state.status in ENDED
@@ -73,10 +74,23 @@ def done(
             started_at=started,
         )
     # under one key it is the effect that has been undone; and so is the call that was found done
-    same = rule.idempotent or happened.attempt == step.attempts
+    same = rule.idempotent or happened.attempt in (step.called, step.attempts)
     undone = step.phase == "undone" and same
     if rule.external and step.phase in ("waiting", "failed", "undone") and not undone:
         # A late success: nobody expected it any more, but the effect is there and must be undone
+        if pivot_done(definition, state) or unstuck(state).status == "running":
+            # unless it has to be there
+            attempt, started = happened.attempt, happened.started_at
+            return finish(
+                definition,
+                state,
+                name,
+                happened.added,
+                entries,
+                "late",
+                attempt=attempt,
+                started_at=started,
+            )
         data = definition.merge(state.data, happened.added, rule.writes)
         entries.append(
             Entry("STEP_COMPLETED", name, happened.attempt, "late", happened.started_at)
@@ -121,7 +135,10 @@ def unusable(
     definition: Saga[Any], state: SagaState, happened: Unusable, entries: list[Entry]
 ) -> SagaState:
     """A step was done, and what it answered is of no use."""
+    asked_with = state.steps[happened.step].input
     state = done(definition, state, Done(happened.step, "do", happened.attempt), entries)
+    if state.steps[happened.step].phase == "done":
+        state = state.with_step(happened.step, there=True, input=asked_with, error=happened.reason)
     if pivot_done(definition, state):
         # done, and not to be undone any more: what it answered, a person has to supply
         return stick(
@@ -207,7 +224,7 @@ def errored(
     counted = step.counted(attempt)
     if not rule.retry.exhausted(counted):
         entries.append(Entry("STEP_FAILED", name, attempt, _again(error), started, code))
-        due = wait(rule.retry.delay(counted, seed=seed))
+        due = wait(rule.retry.delay(max(1, counted), seed=seed))
     elif not unknown:
         reason = f"gave up after {attempt} attempts: {error}"
         return fail(definition, state, name, attempt, reason, entries, started, code=code)
@@ -272,6 +289,11 @@ def not_found(
     step = state.steps[happened.step]
     if step.phase != "calling":
         return state
+    if step.there:  # it answered; called again, it might be carried out a second time
+        told = "its query does not know it, though it was carried out"
+        return stick(
+            state, happened.step, "STEP_FAILED", step.attempts, told, entries, code="unusable"
+        )
     state = state.with_step(happened.step, unknown=False, phase="waiting", due=None)
     error = step.error or "no answer, and the query found nothing"
     failed = Errored(happened.step, "do", step.attempts, error, code="not_done")

@@ -148,6 +148,8 @@ def replied(
     if happened.direction == "do" and step.stuck == "do" and step.unknown:
         # the answer that a person was waited for about: it is definite, and the saga goes on
         state = unstuck(state).with_step(name, phase="calling", stuck=None)
+    elif happened.direction == "do" and step.phase == "done" and step.unknown:
+        state = state.with_step(name, phase="calling")  # it was to be undone, whatever came of it
     if isinstance(happened, Done):
         try:
             state = outcomes.done(definition, state, happened, entries)
@@ -161,6 +163,7 @@ def replied(
     else:
         # the other side may do what it would not do now: it has not undone anything
         no = Errored(name, "undo", happened.attempt, happened.reason, code="failure")
+        state = state.with_step(name, unknown=False)
         state = outcomes.errored(definition, state, no, around, entries)
     return state, tuple(entries)
 
@@ -185,7 +188,7 @@ def came_late(
     """
     entries: list[Entry] = []
     step = state.steps[happened.step]
-    if step.generation != generation or step.doubt:
+    if step.generation != generation or (step.doubt and step.stuck == "do"):
         return outcomes.ignored(state, happened, entries), tuple(entries)
     if step.stuck == "do" and definition.steps[happened.step].external:
         # what a person was waited for about is known now

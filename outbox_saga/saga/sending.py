@@ -94,17 +94,16 @@ def unanswered(
         )
     told = f"{reason}: it is undone"
     entries.append(Entry("STEP_FAILED", rule.name, step.attempts, told, code="timeout"))
-    state = state.with_step(
-        rule.name, phase="done", due=None, input=None, unknown=True, error=reason
-    )
+    state = state.with_step(rule.name, phase="done", due=None, unknown=True, error=reason)
     return turn_back(state, f"{rule.name}: {reason}", entries, code="timeout")
 
 
 def may_still_be_sent(rule: Step, step: StepState) -> bool:
     """Whether the command is sent again though the saga is being undone: only so can it become
-    known what came of it, before a function undoes it.
+    known what came of it, before a function undoes it, or where nothing does.
     """
-    return rule.must_be_known and not rule.retry.exhausted(step.counted(step.attempts))
+    known_first = rule.must_be_known or rule.compensation is None
+    return known_first and not rule.retry.exhausted(step.counted(step.attempts))
 
 
 def is_open(step: StepState, direction: Direction) -> bool:

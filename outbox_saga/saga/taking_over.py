@@ -22,7 +22,7 @@ from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
 from outbox_saga.tables import Tables
 
-_CALLED_AGAIN: tuple[Phase, ...] = ("waiting", "calling", "undoing", "stuck")
+_CALLED_AGAIN: tuple[Phase, ...] = ("waiting", "calling", "failed", "undoing", "stuck")
 
 
 def taken_over(definition: Saga[Any], seen: Instance) -> Instance:
