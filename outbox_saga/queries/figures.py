@@ -65,7 +65,9 @@ class StepFigures:
 
     Args:
         completed: Times that it was carried out.
-        failed: Attempts of it that failed, for whatever reason.
+        failed: Failures of it on record, for whatever reason. An attempt of which nobody knew what
+            came, and then that it was not carried out, is two; commands that nobody answered are
+            one, when no more of them leave.
         timeouts: Of those, that ran out of time.
         compensated: Times that it was undone.
         undo_failed: Attempts of its compensation that failed.
