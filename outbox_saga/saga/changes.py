@@ -148,7 +148,8 @@ def stick(
 ) -> SagaState:
     """This step needs a person, and holds up only what depends on it."""
     entries.append(Entry(transition, name, attempt, f"stuck: {reason}", code=code))
-    counted: dict[str, Any] = {"undo_attempts": attempt} if undo else {"attempts": attempt}
+    begun = max(attempt, state.steps[name].attempts)  # what is reported may be an earlier one
+    counted: dict[str, Any] = {"undo_attempts": attempt} if undo else {"attempts": begun}
     at: Direction = "undo" if undo else "do"
     return state.with_step(name, phase="stuck", stuck=at, due=None, error=reason, **counted)
 
@@ -171,7 +172,12 @@ def fail(
         return stick(state, name, "STEP_FAILED", attempt, told, entries, code=code)
     entries.append(Entry("STEP_FAILED", name, attempt, reason, started_at, code))
     state = state.with_step(
-        name, phase="failed", attempts=attempt, due=None, unknown=False, error=reason
+        name,
+        phase="failed",
+        attempts=max(attempt, state.steps[name].attempts),
+        due=None,
+        unknown=False,
+        error=reason,
     )
     return turn_back(state, f"{name}: {reason}", entries, code=code)
 
