@@ -12,6 +12,11 @@ from typing import Any, NoReturn
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import (
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+    SavepointClause,
+)
 
 from outbox_saga.errors import CommitRefused
 
@@ -32,6 +37,18 @@ _ENDING = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+
+# Of a savepoint that SQLAlchemy does not know of, a rollback would leave the messages behind.
+_SAVEPOINT = re.compile(
+    r"(?:\s|/\*.*?\*/|--[^\n]*\n|\#[^\n]*\n)*"
+    r"(?:savepoint|release|rollback(?:\s+(?:work|transaction))?\s+to)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_SAVEPOINT_REFUSED = (
+    "a savepoint by SQL text is not known here: what is published in it would leave, although its "
+    "rows are rolled back. Use `with session.begin_nested():` for partial rollbacks"
+)
+_SAVEPOINT_CLAUSES = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
 
 # Statements that MariaDB and MySQL commit before; a temporary table is none.
 _COMMITTING = re.compile(
@@ -72,16 +89,23 @@ def refuse_ending(
     cursor: Any,  # noqa: ARG001 - SQLAlchemy's signature
     statement: str,
     parameters: Any,
-    context: Any,  # noqa: ARG001
+    context: Any,
     executemany: bool,  # noqa: ARG001, FBT001
 ) -> tuple[str, Any]:
-    """Refuses a statement that would end a lent transaction; changes none."""
+    """Refuses a statement that would end a lent transaction, or a part of it; changes none."""
     if conn in _lent:
         if _ENDING.match(statement):
             raise CommitRefused(_REFUSAL)
+        if _SAVEPOINT.match(statement) and not _is_begin_nested(context):
+            raise CommitRefused(_SAVEPOINT_REFUSED)
         if conn.dialect.name in ("mysql", "mariadb") and _COMMITTING.match(statement):
             raise CommitRefused(_COMMITS)
     return statement, parameters
+
+
+def _is_begin_nested(context: Any) -> bool:
+    compiled = getattr(context, "compiled", None)
+    return isinstance(getattr(compiled, "statement", None), _SAVEPOINT_CLAUSES)
 
 
 class LentSession(Session):

@@ -33,6 +33,7 @@ from outbox_saga.pending import Write, Written, keep_with_connection, keep_with_
 from outbox_saga.queries.backlog import backlog_reaches
 from outbox_saga.queries.delayed import Delayed, write_delayed
 from outbox_saga.queries.outbox import write_messages
+from outbox_saga.queries.schema import refuse_translated
 from outbox_saga.tables import Tables, tables_in
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def message_writer(tables: Tables) -> Write:
     """
 
     def write(connection: sa.Connection, envelopes: list[Any]) -> Written:
+        refuse_translated(connection, tables)
         messages = cast("list[Envelope]", envelopes)
         answer = write_messages(connection, tables, messages)
         return Written(tuple(message.id for message in messages), answer)
@@ -79,6 +81,7 @@ def limit_keeper(tables: Tables) -> Write:
     """The function that refuses a commit while as many messages wait as a limit allows."""
 
     def refuse(connection: sa.Connection, limits: list[Any]) -> None:
+        refuse_translated(connection, tables)
         limit = min(limits)
         if backlog_reaches(connection, tables, limit):
             raise OutboxFull(
@@ -94,6 +97,7 @@ def delayed_writer(tables: Tables) -> Write:
     """The function that writes a transaction's delayed messages into these tables at commit."""
 
     def write(connection: sa.Connection, delayed: list[Any]) -> Written:
+        refuse_translated(connection, tables)
         messages = cast("list[Delayed]", delayed)
         answer = write_delayed(connection, tables, messages)
         return Written(tuple(message.envelope.id for message in messages), answer)
@@ -110,7 +114,8 @@ class UnitOfWork(Generic[S]):
     Args:
         session: Session, AsyncSession, scoped_session (Flask-SQLAlchemy's `db.session`),
             Connection or AsyncConnection.
-        schema: Of our tables; None is the connection's default.
+        schema: Of our tables; None is the connection's default. A `schema_translate_map` that
+            moves it is refused at the commit (ConfigurationError).
         bind: The engine whose database holds our tables, for sessions with several.
         source: The name of the publishing service, on every message.
         correlation_id: Of the conversation that goes on; None starts a new one with each message.

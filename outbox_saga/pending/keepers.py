@@ -100,7 +100,8 @@ class ConnectionKeeper:
         self.entries: list[Entry] = []
         self.boxes: list[Box] = []
         self.abandoned: list[Entry] = []
-        self.written = False
+        self.written = False  # its COMMIT is under way, or over
+        self.wrote_something = False
         self.evidence: list[Written] = []
 
     def keep_only(self, wanted: Callable[[Entry], bool]) -> None:

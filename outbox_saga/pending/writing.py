@@ -31,7 +31,7 @@ def _write(connection: sa.Connection) -> None:
         try:
             _write_entries(connection, keeper)
         except BaseException:
-            _undo(connection, lambda: connection.dialect.do_rollback(connection.connection))
+            undo(connection, lambda: connection.dialect.do_rollback(connection.connection))
             raise
 
 
@@ -46,7 +46,7 @@ def _write_unprepared(connection: sa.Connection, xid: Any, is_prepared: Any) -> 
             _write_entries(connection, keeper)
         except BaseException:
             dialect = connection.dialect
-            _undo(
+            undo(
                 connection,
                 lambda: dialect.do_rollback_twophase(connection, xid, is_prepared=False),
             )
@@ -88,6 +88,7 @@ def _write_entries(connection: sa.Connection, keeper: ConnectionKeeper) -> None:
     # messages last: the locks of their keys are the last locks of the transaction
     writers = list(kinds) if len(kinds) == 1 else sorted(kinds, key=_rank)
     written = [writer(connection, kinds[writer]) for writer in writers]
+    keeper.wrote_something = True
     # only now: while something is still to be written, COMMIT has not been sent
     keeper.evidence += [evidence for evidence in written if evidence is not None]
 
@@ -105,7 +106,7 @@ def what_was_written(connection: sa.Connection) -> list[Written]:
     return keeper.evidence
 
 
-def _undo(connection: sa.Connection, rollback: Callable[[], None]) -> None:
+def undo(connection: sa.Connection, rollback: Callable[[], None]) -> None:
     """Rolls back NOW.
 
     After a commit hook raised, SQLAlchemy takes the transaction for ended and never does.

@@ -264,6 +264,9 @@ def idle_limit(connection: sa.Connection, seconds: float) -> tuple[sa.ColumnElem
     return (sa.func.set_config(name, value, sa.true()).label("idle_limit"),)
 
 
+_STATUS_IN_TRANSACTION = 1  # of MariaDB's and MySQL's protocol
+
+
 def commits_by_itself(connection: sa.Connection) -> bool:
     """True in AUTOCOMMIT, as the DBAPI connection says.
 
@@ -287,3 +290,31 @@ def commits_by_itself(connection: sa.Connection) -> bool:
     # isolation_level None: either AUTOCOMMIT, or somebody's BEGIN IMMEDIATE recipe, which has
     # begun by now
     return not bool(getattr(driver, "in_transaction", True))
+
+
+def is_open(connection: sa.Connection) -> bool:
+    """Whether the driver is in a transaction, as it says itself: no round trip.
+
+    False for drivers that do not say (mysqlclient).
+    """
+    raw: Any = connection.connection.dbapi_connection
+    driver: Any = connection.connection.driver_connection
+    kind = family(connection)
+    if kind == "sqlite":
+        return bool(driver.in_transaction)
+    if kind == "mysql":
+        status = getattr(driver, "server_status", None)  # PyMySQL; asyncmy and aiomysql ask:
+        if status is not None:
+            return bool(status & _STATUS_IN_TRANSACTION)
+        for name in ("get_transaction_status", "in_transaction"):
+            told = getattr(driver, name, False)
+            if told is not False:
+                return bool(told() if callable(told) else told)
+        return False
+    if hasattr(driver, "is_in_transaction"):  # asyncpg
+        return bool(driver.is_in_transaction())
+    # psycopg's own, at hand; what else is built on libpq tells it as `info`; pg8000 has a letter
+    told = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
+    if told is not None:
+        return bool(told.transaction_status)  # IDLE is 0
+    return getattr(raw, "_transaction_status", b"I") != b"I"

@@ -20,6 +20,7 @@ from outbox_saga.instances import Entry, Instance, dump_data
 from outbox_saga.pending import Write
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
+from outbox_saga.queries.schema import refuse_translated
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.progress import initial
 from outbox_saga.tables import Tables
@@ -65,6 +66,7 @@ def start_writer(tables: Tables, clock: Clock) -> Write:
     """The function that writes a transaction's starts at commit."""
 
     def write(connection: sa.Connection, things: list[Any]) -> None:
+        refuse_translated(connection, tables)
         # in the order of their ids: two transactions that start the same two sagas do not wait in
         # a circle
         for start in sorted(cast("list[Start]", things), key=lambda s: s.instance.id):

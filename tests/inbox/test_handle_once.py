@@ -276,6 +276,12 @@ def _nested_left_open(session: Any) -> None:
     session.begin_nested()
 
 
+def _rolled_back_to_a_savepoint(session: Any, statement: str) -> None:
+    with session.begin_nested():
+        name = session.connection().get_nested_transaction()._savepoint
+        session.execute(sa.text(statement.format(name)))
+
+
 ENDINGS: dict[str, Callable[[Any], Any]] = {
     "commit": lambda s: s.commit(),
     "rollback": lambda s: s.rollback(),
@@ -287,6 +293,11 @@ ENDINGS: dict[str, Callable[[Any], Any]] = {
     "COMMIT": lambda s: s.execute(sa.text("COMMIT")),
     "commit in lower case after a comment": lambda s: s.execute(sa.text("/* x */ commit ")),
     "ROLLBACK": lambda s: s.execute(sa.text("ROLLBACK")),
+    "SAVEPOINT": lambda s: s.execute(sa.text("SAVEPOINT a")),
+    "ROLLBACK TO": lambda s: _rolled_back_to_a_savepoint(s, "ROLLBACK TO SAVEPOINT {}"),
+    "ROLLBACK WORK TO": lambda s: _rolled_back_to_a_savepoint(s, "rollback work to {}"),
+    "RELEASE": lambda s: _rolled_back_to_a_savepoint(s, "RELEASE SAVEPOINT {}"),
+    "SAVEPOINT by the connection": lambda s: s.connection().exec_driver_sql("SAVEPOINT a"),
     "nested left open": _nested_left_open,
 }
 endings = pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import CommitRefused, HandlerFailed
@@ -259,3 +260,51 @@ async def test_the_log_has_no_text_of_what_a_plain_function_raises_when_nobody_w
     told = [r.getMessage() for r in caplog.records if "nobody waited" in r.getMessage()]
     assert told == ["code that nobody waited for any more ended with ValueError"]
     assert "bad card" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["def", "async def"])
+async def test_a_handler_whose_commit_a_hook_refuses_leaves_nothing_behind(
+    house: House, deliver: Deliver, kind: int
+) -> None:
+    armed = [True]
+
+    def committing(_: Any) -> None:
+        if armed:
+            armed.clear()
+            raise ConnectionError("metrics")
+
+    for engine in (house.database.engine, house.database.async_engine.sync_engine):
+        event.listen(engine, "commit", committing)
+    handler, envelope = handlers_of(note)[kind], hello()
+    with pytest.raises(ConnectionError):
+        await deliver(envelope, handler)
+    assert await deliver(envelope, handler) == "new"
+    assert (house.notes(), len(house.inbox())) == (["hello"], 1)
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("kind", [0, 1], ids=["def", "async def"])
+async def test_a_handler_whose_commit_sqlite_refuses_does_not_hold_the_file(
+    house: House, deliver: Deliver, kind: int
+) -> None:
+    with house.eyes.begin() as connection:
+        connection.exec_driver_sql("create table customer (id integer primary key)")
+        connection.exec_driver_sql(
+            "create table bill (customer integer "
+            "references customer (id) deferrable initially deferred)"
+        )
+
+    def body(session: Any) -> None:
+        note(session)
+        session.execute(sa.text("insert into bill (customer) values (7)"))
+
+    try:
+        with pytest.raises(IntegrityError):
+            await deliver(hello(), handlers_of(body)[kind])
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql("insert into customer (id) values (7)")
+        assert (house.notes(), house.inbox()) == ([], [])
+    finally:
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql("drop table bill")
+            connection.exec_driver_sql("drop table customer")
