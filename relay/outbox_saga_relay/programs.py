@@ -240,6 +240,8 @@ def relay(
         raise click.UsageError(
             "--once publishes and ends; what the inbox may forget removes `prune --once`"
         )
+    if once:
+        refuse_typed("poll", "listen_url", "no_listen", why="--once does not wait for commits")
     if no_listen:
         refuse_typed("listen_url", why="with --no-listen nobody listens")
     log_to_stderr(log_level)
