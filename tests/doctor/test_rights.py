@@ -36,6 +36,17 @@ def test_columns_that_a_role_may_not_read_are_not_taken_for_wrong(
     assert (checked.exit_code, checked.output) == (0, "no difference\n")
 
 
+@pytest.mark.parametrize("role", ["operator", "observer"])
+def test_lists_want_an_operator_and_status_only_an_observer(logins: Logins, role: str) -> None:
+    url = logins.url(role)
+    ends = {
+        command: CliRunner().invoke(main, [*command, "--database-url", url]).exit_code
+        for command in [("dead-letter", "list"), ("waiting", "list"), ("saga", "list"), ("audit",)]
+    }
+    assert set(ends.values()) == ({0} if role == "operator" else {1}), ends
+    assert CliRunner().invoke(main, ["status", "--database-url", url]).exit_code == 0
+
+
 def test_a_right_that_is_missing_is_an_error_and_one_too_many_a_warning(logins: Logins) -> None:
     report = examine(logins.url("service"), role="consumer")
     assert any("outbox_saga_inbox," in what for what in said(report, "roles.role", "error"))
