@@ -63,7 +63,7 @@ class Database:
 
     Raises:
         ConfigurationError: URL and `pooler` say different things, `listen_url` leads through a
-            pooler, or the deadline is not above 0.
+            pooler or is given away from PostgreSQL, or the deadline is not above 0.
 
     Example:
         Database("postgresql://bouncer:6432/shop", pooler=True, listen_url="postgresql://db/shop")
@@ -94,6 +94,9 @@ class Database:
             self.listen_url, pooled = split_pooler(listen_url)
             if pooled:
                 raise ConfigurationError("through a pooler nothing is heard; listen_url is direct")
+            kinds = {self.url.get_backend_name(), self.listen_url.get_backend_name()}
+            if kinds != {"postgresql"}:
+                raise ConfigurationError("only PostgreSQL has LISTEN: leave listen_url out")
         self.tables: Tables = tables_in(schema)
         self.clock = clock
         self._pool_size = pool_size

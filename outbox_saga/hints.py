@@ -28,6 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from outbox_saga.database_urls import connect_args, sync_url
+from outbox_saga.errors import ConfigurationError
 from outbox_saga.ids import new_id
 from outbox_saga.queries.dialects import brief
 from outbox_saga.queries.outbox import WROTE
@@ -60,11 +61,12 @@ def channel(schema: str | None) -> str:
     if schema is None:
         return "outbox_saga"
     name = f"outbox_saga_{schema}"
-    if len(name) <= LONGEST:
+    if len(name.encode()) <= LONGEST:
         return name
     # PostgreSQL refuses to NOTIFY by a longer one, and LISTENs to the beginning of it
     digest = f"_{zlib.crc32(schema.encode()):08x}"
-    return name[: LONGEST - len(digest)] + digest
+    beginning = name.encode()[: LONGEST - len(digest)]
+    return beginning.decode(errors="ignore") + digest  # no half of a character
 
 
 def place_of(url: sa.URL, schema: str | None) -> Place:
@@ -84,12 +86,20 @@ def wake_relays(engine: sa.Engine | AsyncEngine, *, url: str | sa.URL | None = N
             the same process are told.
         url: For that connection, where the engine's own are made by a function. Nothing but NOTIFY
             is sent there, which works through a pooler as well.
+
+    Raises:
+        ConfigurationError: There is a `url`, and it or the engine's is not of PostgreSQL.
     """
     inner: sa.Engine = engine if isinstance(engine, sa.Engine) else engine.sync_engine
+    place = inner.url if url is None else sa.make_url(url)
+    if url is not None and {place.get_backend_name(), inner.dialect.name} != {"postgresql"}:
+        raise ConfigurationError(
+            "only PostgreSQL has NOTIFY, and url is where to send it: leave it out"
+        )
     with _lock:
         if inner in _senders:
             return
-        sender = _senders[inner] = Sender(sa.make_url(url) if url is not None else inner.url)
+        sender = _senders[inner] = Sender(place)
     event.listen(inner, "engine_disposed", lambda _: sender.rest())
     # not waited for: the garbage may be collected by any thread, the sender's own among them
     weakref.finalize(inner, sender.rest, wait=False).atexit = False
@@ -197,7 +207,8 @@ class Sender:
             # whoever commits
             cursor = connection.connection.cursor()
             for schema in wanted:
-                cursor.execute(_NOTIFY.format(channel(schema)))
+                quoted = channel(schema).replace("'", "''")
+                cursor.execute(_NOTIFY.format(quoted))
             cursor.close()
             self._failures = 0
         except Exception as error:  # noqa: BLE001 - a lost hint costs latency, nothing else

@@ -69,6 +69,11 @@ def leave_alone(work: Future[Any], left: float | None) -> None:
     work.add_done_callback(lambda ended: _left_alone.pop(ended, None))
 
 
+def any_left_alone() -> bool:
+    """Whether any of it goes on still, within its time or beyond."""
+    return bool(_left_alone)
+
+
 def beyond_their_time() -> int:
     """How many works go on though their time is up, when what is still within its time has ended
     or come so far. The process can end without them: they can commit nothing any more.

@@ -104,23 +104,31 @@ def _with_collation(written: str, collation: str | None) -> str:
     return f"{written} COLLATE {collation}" if collation else written
 
 
+# from the catalog: information_schema hides the columns that this user has no right on
+_COLLATIONS_OF_POSTGRESQL = """
+    SELECT a.attname, l.collname
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+    WHERE c.relname = :table AND n.nspname = coalesce(:schema, current_schema())
+      AND a.attnum > 0 AND l.collname <> 'default'
+"""
+_COLLATIONS_OF_MYSQL = """
+    SELECT column_name, collation_name FROM information_schema.columns
+    WHERE table_name = :table AND table_schema = coalesce(:schema, database())
+      AND collation_name IS NOT NULL
+"""
+
+
 def _collations(connection: Connection, table: str, schema: str | None) -> dict[str, str]:
     """By column; on PostgreSQL only those that are not the database's default."""
     if connection.dialect.name == "sqlite":
         return {}
-    default = "current_schema()" if connection.dialect.name == "postgresql" else "database()"
-    columns = sa.table(
-        "columns",
-        *(sa.column(n) for n in ("column_name", "collation_name", "table_name", "table_schema")),
-        schema="information_schema",
-    )
-    where = sa.literal(schema) if schema else sa.literal_column(default)
-    found = connection.execute(
-        sa.select(columns.c.column_name, columns.c.collation_name).where(
-            columns.c.table_name == table, columns.c.table_schema == where
-        )
-    )
-    return {name: collation for name, collation in found if collation}
+    postgresql = connection.dialect.name == "postgresql"
+    query = sa.text(_COLLATIONS_OF_POSTGRESQL if postgresql else _COLLATIONS_OF_MYSQL)
+    found = connection.execute(query, {"table": table, "schema": schema})
+    return {str(name): str(collation) for name, collation in found}
 
 
 def _defined_numbering(column: sa.Column[Any], dialect: Dialect) -> str:

@@ -5,7 +5,8 @@ Options, with their defaults:
 - `stream=OUTBOX`: the stream that stores the messages.
 - `prefix=outbox`: a topic `orders` is the subject `outbox.orders`.
 - `create=0`: 1 creates the stream when it is missing (file storage, limits retention,
-  discard=new, no limits), with `replicas=1` and `dedup_window=120` seconds.
+  discard=new, no limits), with `replicas=1` and `dedup_window=120` seconds, which are refused
+  without it.
 - `timeout=5`: seconds for connecting, for a batch to be acknowledged, for an API call.
 - `ack_wait=30`: seconds after which a message whose consumer vanished comes again.
 - `grace=20`: seconds that handlers get to finish when a consumer stops.

@@ -15,6 +15,8 @@ from outbox_saga.messages import check_topic
 
 logger = logging.getLogger(__name__)
 
+# "none" settles what it delivers, "all" everything before what is acknowledged as well
+ACK_POLICY: Final = "explicit"
 _CONSUMER_NOT_FOUND: Final = 10014
 _NANOSECONDS: Final = 1_000_000_000
 # Messages in the hands of all processes of one consumer, those sent back with a delay included.
@@ -67,7 +69,12 @@ class DurableConsumer:
         return f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.stream}.{self.name}"
 
     async def prepare(self, connection: Connection) -> None:
-        """The consumer is there, and its stream if `create=1`; else BrokerUnavailable."""
+        """The consumer is there, and its stream if `create=1`; else BrokerUnavailable.
+
+        Raises:
+            ConfigurationError: Somebody made it with an `ack_policy` under which messages are
+                lost; no update can change that.
+        """
         settings = self._settings
         try:
             info = await connection.api(f"CONSUMER.INFO.{settings.stream}.{self.name}")
@@ -81,8 +88,19 @@ class DurableConsumer:
                 "created the JetStream consumer %s on stream %s", self.name, settings.stream
             )
         else:
+            self._refuse_loss(info["config"])
             await self._update(connection, info["config"])
         self._updated = True
+
+    def _refuse_loss(self, config: dict[str, Any]) -> None:
+        policy = config.get("ack_policy", ACK_POLICY)
+        if policy != ACK_POLICY:
+            raise ConfigurationError(
+                f"the JetStream consumer {self.name} has ack_policy={policy}: messages count as "
+                "handled before they are; delete it, and it is made anew with "
+                f"ack_policy={ACK_POLICY} and begins at the start of the stream (the inbox drops "
+                "what was handled)"
+            )
 
     async def _update(self, connection: Connection, config: dict[str, Any]) -> None:
         # Once a start only: while two releases with different topics run side by side, each
@@ -110,7 +128,7 @@ class DurableConsumer:
             "name": self.name,
             "durable_name": self.name,
             "deliver_policy": "all",
-            "ack_policy": "explicit",
+            "ack_policy": ACK_POLICY,
             "replay_policy": "instant",
             "max_deliver": -1,
             **config,

@@ -56,6 +56,14 @@ class NatsSettings:
             raise ConfigurationError(
                 f"prefix={prefix[:80]!r} cannot start a subject: {error.reason}"
             ) from None
+        create = parts.flag("create", default=False)
+        replicas = parts.count("replicas", 1, most=5)
+        dedup_window = parts.seconds("dedup_window", 120.0)
+        if not create and (unused := {"replicas", "dedup_window"} & parts.options.keys()):
+            raise ConfigurationError(
+                f"{' and '.join(sorted(unused))} in the broker's URL is for a stream that is made "
+                "by create=1; leave it out, and set it on the stream itself"
+            )
         return cls(
             servers=tuple(
                 f"{parts.scheme}://[{host}]:{port}"
@@ -67,9 +75,9 @@ class NatsSettings:
             password=parts.password,
             stream=stream,
             prefix=prefix,
-            create=parts.flag("create", default=False),
-            replicas=parts.count("replicas", 1, most=5),
-            dedup_window=parts.seconds("dedup_window", 120.0),
+            create=create,
+            replicas=replicas,
+            dedup_window=dedup_window,
             timeout=parts.seconds("timeout", 5.0),
             ack_wait=parts.seconds("ack_wait", 30.0, least=0.5),
             grace=parts.seconds("grace", 20.0),

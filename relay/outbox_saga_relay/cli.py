@@ -129,6 +129,21 @@ class Root(LazyGroup):
             raise click.ClickException(_one_line(error)) from error
 
 
+def report(error: Exception) -> int:
+    """Tell now what else `Root` would tell, or the interpreter; returns the exit code.
+
+    For a process that cannot end by raising it.
+    """
+    ctx = click.get_current_context(silent=True)
+    if isinstance(error, _expected_errors()) and ctx and not ctx.find_root().params.get("debug"):
+        error = click.ClickException(_one_line(error))
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    sys.excepthook(type(error), error, error.__traceback__)
+    return 1
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Ours and the drivers', as far as anything has imported them: else nobody has raised them."""
     expected = []

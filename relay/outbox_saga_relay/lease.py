@@ -87,6 +87,11 @@ class Lease:
         return time.monotonic() >= self._ends
 
     @property
+    def renew_in(self) -> float:
+        """Seconds until it is to be renewed, three times in as long as it lasts."""
+        return max(0.0, self._ends - self._seconds * 2 / 3 - time.monotonic())
+
+    @property
     def reading(self) -> tuple[int, ...]:
         """The partitions of which pages are read."""
         return tuple(p for p in self.epochs if p not in self.leaving)

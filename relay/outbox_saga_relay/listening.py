@@ -39,7 +39,8 @@ class Listener:
 
     def __init__(self, url: sa.URL, schema: str | None, hear: Callable[[], None]) -> None:
         self._url = sync_url(url)
-        self._schema = schema
+        name = channel(schema).replace('"', '""')
+        self._channel = f'"{name}"'
         self._hear = hear
         self.seed = str(new_id())  # of its pauses: all of them lose a database at one moment
         self.heard = 0
@@ -95,7 +96,7 @@ class Listener:
             **arguments, autocommit=True, prepare_threshold=None
         )
         try:
-            await _say(connection, f'LISTEN "{channel(self._schema)}"'.encode())
+            await _say(connection, f"LISTEN {self._channel}".encode())
         except BaseException:  # cancelled, too: nobody else knows of it yet
             await connection.close()
             raise
@@ -105,7 +106,7 @@ class Listener:
         async with asyncio.timeout(ANSWER):
             other = await self._connect()
         try:
-            await _say(other, f'NOTIFY "{channel(self._schema)}"'.encode())
+            await _say(other, f"NOTIFY {self._channel}".encode())
             async for _ in connection.notifies(timeout=DEAF, stop_after=1):
                 return True
             return False

@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -20,13 +21,16 @@ import click
 from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
-from outbox_saga.worker_threads import beyond_their_time
+from outbox_saga.worker_threads import any_left_alone, beyond_their_time
+from outbox_saga_relay.cli import report
 from outbox_saga_relay.database_options import schema_option
 from outbox_saga_relay.logs import log_to_stderr
 from outbox_saga_relay.times import STRETCH
 from outbox_saga_relay.typed import is_typed, refuse_typed
 
 logger = logging.getLogger("outbox_saga.programs")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def load_service(reference: str) -> Service:
@@ -62,7 +66,7 @@ def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None
     """Runs until the first SIGTERM or SIGINT, then lets it finish.
 
     The second one ends the process at once. Plain functions of users' that hang, beyond their
-    time, do not keep it.
+    time, do not keep it, nor does what they leave hide an error that ended the program.
     """
 
     async def main() -> None:
@@ -75,18 +79,45 @@ def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None
             logger.info("stopping: finishing what is in flight; signal again to stop at once")
             stop.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             loop.add_signal_handler(number, signalled)
         await program(stop)
 
     gc.freeze()  # what was imported stays; to look through it costs a relay a quarter of its time
-    asyncio.run(main())
-    if late := beyond_their_time():
-        # the interpreter would wait for their threads, and they may hang for ever
-        logger.warning("%d plain functions outlived their time; the process ends in them", late)
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
+    failure: Exception | None = None
+    try:
+        asyncio.run(main())
+    except Exception as error:
+        if not any_left_alone():
+            raise
+        failure = error
+    except KeyboardInterrupt:
+        os._exit(1)  # it came as the loop let go of the signals
+    with _signals_end_it():
+        # told before anybody is waited for
+        code = 0 if failure is None else report(failure)
+        if late := beyond_their_time():
+            # the interpreter would wait for their threads, and they may hang for ever
+            logger.warning(
+                "%d plain functions outlived their time; the process ends in them", late
+            )
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    if failure is not None:
+        sys.exit(code)
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Any signal ends the process at once: the event loop, which heeded them, is gone."""
+    before = {number: signal.signal(number, lambda *_: os._exit(1)) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -209,6 +240,8 @@ def relay(
         raise click.UsageError(
             "--once publishes and ends; what the inbox may forget removes `prune --once`"
         )
+    if once:
+        refuse_typed("poll", "listen_url", "no_listen", why="--once does not wait for commits")
     if no_listen:
         refuse_typed("listen_url", why="with --no-listen nobody listens")
     log_to_stderr(log_level)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -28,6 +28,7 @@ from outbox_saga.errors import (
 )
 from outbox_saga.hints import listening
 from outbox_saga.queries.dialects import brief, is_transient, ran_out_of_time
+from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.retries import Retry
 from outbox_saga_relay.counters import Counters
 from outbox_saga_relay.head_start import HeadStart
@@ -236,7 +237,7 @@ class Relay:
         What waits for its retry or for its time, or is parked, stays. `stop` ends it earlier.
 
         Raises:
-            BrokerUnavailable: The broker takes nothing now.
+            LeaseLost: As `run_once`. BrokerUnavailable: The broker takes nothing now.
         """
         self._stop = stop
         stopped: asyncio.Task[bool] = asyncio.create_task((stop or asyncio.Event()).wait())
@@ -276,6 +277,7 @@ class Relay:
         if not self._turns.owns_any and not await self._begin():
             return None
         try:
+            await self._renew_if_due()
             # one page of them: of all that may be due the lease would not wait for the end
             _, self._more_is_due = await self._turns.enter_outbox()
             page = await self._turns.exchange(self._sending.take_acknowledged())
@@ -286,15 +288,17 @@ class Relay:
             try:
                 # a page of one key may be as many rounds as it has rows
                 while not self._is_stopping() and self._sending.down is None:
+                    await self._renew_if_due()
                     allowed = 1 if self._outage.lasts else self._outage.allowance(0)
                     if not allowed and self._lanes.ready:
                         self._wake.clear()
-                        await woken(self._wake, within=self._outage.pause(0))
+                        pause = min(self._outage.pause(0), self.store.lease.renew_in)
+                        await woken(self._wake, within=pause)
                         continue
                     rows = self._lanes.take(min(self._page_rows, allowed))
                     if rows:
                         self._outage.sent(len(rows))
-                        await self._sending.send(rows)
+                        await self._send_under_lease(rows)
                     elif self._sending.failures:
                         failed = True  # a key may go on without a dead letter
                         await self._turns.store_all_failures()
@@ -314,6 +318,24 @@ class Relay:
             down = self._sending.down
             raise BrokerDown(str(down), code=down.code)
         return page
+
+    async def _send_under_lease(self, rows: Sequence[OutboxRow]) -> None:
+        """Sends these, and renews the lease while they are on their way."""
+        call = asyncio.create_task(self._sending.send(rows))
+        try:
+            while not call.done():
+                await asyncio.wait({call}, timeout=self.store.lease.renew_in)
+                await self._renew_if_due()
+        finally:
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        call.result()
+
+    async def _renew_if_due(self) -> None:
+        if self.store.lease.renew_in <= 0:
+            await self._turns.renew_or_lose()
+        if self._turns.hands_over:
+            await self._turns.hand_over()
 
     # --- beginning and ending --------------------------------------------------------------------
 

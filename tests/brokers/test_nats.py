@@ -10,10 +10,15 @@ from urllib.parse import quote, urlsplit
 import nats
 import pytest
 from nats.aio.msg import Msg
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType
 
 from outbox_saga.brokers import Accepted, Delivery, Subscription, open_publisher, open_subscriber
-from outbox_saga.errors import BrokerUnavailable, PublishUnconfirmed, Unpublishable
+from outbox_saga.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    PublishUnconfirmed,
+    Unpublishable,
+)
 from outbox_saga.testing.servers import Nats
 from outbox_saga.testing.servers.nats import _NatsProcess
 from outbox_saga.testing.servers.place import Place
@@ -422,6 +427,22 @@ async def test_other_topics_for_a_known_consumer_are_taken_over_and_warned_of(
     assert second.ids == [sent.id]
     (warning,) = warnings(caplog)
     assert f"{stream.name}.payments" in warning
+
+
+@pytest.mark.parametrize("policy", [AckPolicy.ALL, AckPolicy.NONE])
+async def test_a_consumer_whose_messages_count_as_handled_before_they_are_is_refused(
+    stream: NatsUnderTest, policy: AckPolicy
+) -> None:
+    await stream.create()
+    async with stream.client() as js:
+        made = ConsumerConfig(durable_name="billing", ack_policy=policy)
+        await js.add_consumer(stream.name, made)
+    subscriber = open_subscriber(stream.url(), Subscription("billing", ("orders",), 4))
+    try:
+        with pytest.raises(ConfigurationError, match=f"ack_policy={policy.value}: .* delete it"):
+            await subscriber.open()
+    finally:
+        await subscriber.close()
 
 
 async def test_more_messages_than_the_server_gives_at_once_are_all_handled(

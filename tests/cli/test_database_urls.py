@@ -171,6 +171,14 @@ def test_a_database_says_at_once_what_cannot_be_meant() -> None:
         Database("sqlite:///x", pooler=True)
     with pytest.raises(ConfigurationError, match="listen_url is direct"):
         Database("postgres://h/d", listen_url="postgres://h/d?pooler=true")
+    for url, listen_url in [
+        ("sqlite:///x", "sqlite:///y"),
+        ("mysql://h/d", "mysql://h/d"),
+        ("sqlite:///x", "postgres://h/d"),
+        ("postgres://h/d", "mysql://h/d"),
+    ]:
+        with pytest.raises(ConfigurationError, match="only PostgreSQL has LISTEN"):
+            Database(url, listen_url=listen_url)
     driver = Database("postgresql+asyncpg://h/d", pooler=True)
     assert driver.engine.driver == "psycopg"  # the sync one is ours
     with pytest.raises(ConfigurationError, match="only psycopg is known to work"):

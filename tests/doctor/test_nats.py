@@ -61,8 +61,8 @@ class Stream:
 
     async def consumer(self, **settings: Any) -> None:
         async with self.client() as js:
-            config = ConsumerConfig(durable_name="shop", ack_policy=AckPolicy.EXPLICIT, **settings)
-            await js.add_consumer(self.name, config)
+            good = {"durable_name": "shop", "ack_policy": AckPolicy.EXPLICIT}
+            await js.add_consumer(self.name, ConsumerConfig(**{**good, **settings}))
 
     async def report(
         self,
@@ -238,6 +238,8 @@ async def test_a_stream_that_refuses_the_largest_message_is_named(stream: Stream
 @pytest.mark.parametrize(
     ("settings", "level", "said"),
     [
+        ({"ack_policy": AckPolicy.ALL}, "error", "ack_policy=all"),
+        ({"ack_policy": AckPolicy.NONE}, "error", "ack_policy=none"),
         ({"max_deliver": 5}, "error", "after 5 deliveries"),
         ({"inactive_threshold": 3600}, "error", "deleted"),
         ({"mem_storage": True}, "warning", "in memory"),

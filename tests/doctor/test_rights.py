@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from outbox_saga_relay.cli import main
 from outbox_saga_relay.doctor import Report
 from outbox_saga_relay.roles import ROLES
 from tests.doctor.examined import examine, of, only
@@ -22,6 +24,27 @@ def test_a_user_with_its_role_and_no_more_has_nothing_to_mend(logins: Logins) ->
 
         assert of(report, "roles.role") == [], role
         assert of(report, "roles.powers") == [], role
+
+
+@pytest.mark.parametrize("role", ["relay", "operator", "observer"])
+def test_columns_that_a_role_may_not_read_are_not_taken_for_wrong(
+    logins: Logins, role: str
+) -> None:
+    url = logins.url(role)
+    assert of(examine(url, role=role), "schema.tables") == []
+    checked = CliRunner().invoke(main, ["db", "check", "--database-url", url])
+    assert (checked.exit_code, checked.output) == (0, "no difference\n")
+
+
+@pytest.mark.parametrize("role", ["operator", "observer"])
+def test_lists_want_an_operator_and_status_only_an_observer(logins: Logins, role: str) -> None:
+    url = logins.url(role)
+    ends = {
+        command: CliRunner().invoke(main, [*command, "--database-url", url]).exit_code
+        for command in [("dead-letter", "list"), ("waiting", "list"), ("saga", "list"), ("audit",)]
+    }
+    assert set(ends.values()) == ({0} if role == "operator" else {1}), ends
+    assert CliRunner().invoke(main, ["status", "--database-url", url]).exit_code == 0
 
 
 def test_a_right_that_is_missing_is_an_error_and_one_too_many_a_warning(logins: Logins) -> None:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from outbox_saga import hints
 from outbox_saga.database import Database
+from outbox_saga.errors import ConfigurationError
 from outbox_saga.hints import wake_relays
 from outbox_saga.unit_of_work import UnitOfWork
 from outbox_saga_relay.listening import Listener
@@ -124,21 +125,29 @@ async def test_a_listener_that_was_cut_off_listens_again_and_looks_for_what_it_m
         await until(house, lambda: listeners() not in ([], [old]), "it listens again")
 
 
+@pytest.mark.databases("postgres18", "postgres15")
 async def test_a_process_that_publishes_to_a_database_without_relays_goes_on(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The connection for hints cannot be made: a warning, and the commit stands."""
     engine = sa.create_engine(house.url, poolclass=sa.NullPool)
-    nowhere = sa.make_url(house.url)
-    if nowhere.get_backend_name() == "postgresql":
-        nowhere = nowhere.set(port=1)
-    wake_relays(engine, url=nowhere)
+    wake_relays(engine, url=sa.make_url(house.url).set(port=1))
     publish(engine, "kept")
     publish(engine, "kept too")
     assert house.waiting() == ["kept", "kept too"]
-    if nowhere.get_backend_name() == "postgresql":
-        await until(house, lambda: "relays cannot be told" in caplog.text, "a warning")
-        assert "secret" not in caplog.text
+    await until(house, lambda: "relays cannot be told" in caplog.text, "a warning")
+    assert "secret" not in caplog.text
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///x.db", "mysql+pymysql://h/d"])
+def test_a_url_for_hints_is_refused_where_no_database_sends_them(kind: str) -> None:
+    engine = sa.create_engine(kind)
+    with pytest.raises(ConfigurationError, match="only PostgreSQL has NOTIFY"):
+        wake_relays(engine, url=kind)
+    with pytest.raises(ConfigurationError, match="only PostgreSQL has NOTIFY"):
+        wake_relays(engine, url="postgresql://h/d")
+    wake_relays(engine)
     engine.dispose()
 
 
@@ -277,8 +286,10 @@ async def test_a_listener_that_is_cancelled_before_it_listens_leaves_no_connecti
 
 @pytest.mark.needs_a_session("LISTENs, or looks for its session by what it says")
 @pytest.mark.databases("postgres18", "postgres15")
-async def test_a_schema_with_a_name_as_long_as_may_be_has_hints_as_well(house: House) -> None:
-    schema = "s" * 63
+@pytest.mark.parametrize(
+    "schema", ["s" * 63, "o'neil", 'the "shop"', "lager_f\u00fc" + "\u00e4" * 25]
+)
+async def test_a_schema_of_any_name_has_hints_as_well(house: House, schema: str) -> None:
     assert hints.channel(schema) != hints.channel(f"{schema[:-1]}t")  # one letter is another one
     database = house.another_database()
     heard = asyncio.Event()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import LeaseLost, Unpublishable
 from outbox_saga.queries.dialects import is_transient
@@ -55,6 +56,40 @@ async def test_a_relay_that_renews_keeps_its_lease(house: House) -> None:
         assert (await working.store.renew_lease()).held
         assert await waiting.run_once() == 0
     assert house.owners() == {working.store.lease.owner}
+
+
+async def test_what_takes_longer_than_the_lease_is_published_to_its_end(house: House) -> None:
+    house.say(*range(60))
+    recorder = Recorder()
+    relay = house.relay(recorder, lease=0.5, page_rows=10, max_rate=40.0)
+    assert await relay.run_until_empty() == 60
+    assert sorted(recorder.words, key=int) == [str(n) for n in range(60)]
+    assert house.waiting() == []
+
+
+class SlowerThanTheLease(Recorder):
+    """Its answer comes once the lease of whoever asks has been renewed."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__()
+        self._house = house
+
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> list[Outcome]:
+        house = self._house
+        lease = house.tables.partition_lease
+        before = {row.until for row in house.rows(lease)}
+        renewed = lambda: {row.until for row in house.rows(lease)} != before  # noqa: E731
+        await asyncio.to_thread(house.until, renewed, "another lease while a page is on its way")
+        return await super().publish(envelopes, settled)
+
+
+async def test_the_lease_is_renewed_while_a_page_is_on_its_way(house: House) -> None:
+    house.say("a", "b")
+    slow = SlowerThanTheLease(house)
+    assert await house.relay(slow, lease=0.5, page_rows=10).run_until_empty() == 2
+    assert (sorted(slow.words), house.waiting()) == (["a", "b"], [])
 
 
 async def test_a_relay_that_ends_gives_its_lease_to_the_next_at_once(house: House) -> None:

@@ -171,6 +171,8 @@ def message_size(case: NatsCase) -> Iterator[Found]:
 
 def consumers(case: NatsCase) -> Iterator[Found]:
     """Our consumers keep their place, and give no message up."""
+    from outbox_saga.brokers.nats_consumer import ACK_POLICY
+
     for name, info in case.consumers.items():
         if info is None:
             continue  # made when it first runs, as it should be
@@ -180,6 +182,14 @@ def consumers(case: NatsCase) -> Iterator[Found]:
                 f"permit this user $JS.API.CONSUMER.INFO.{case.settings.stream}.>",
             )
         config = info["config"]
+        if (policy := config.get("ack_policy", ACK_POLICY)) != ACK_POLICY:
+            yield Found(
+                "error",
+                f"consumer {name} has ack_policy={policy}: messages count as handled before they "
+                "are, and so it is refused",
+                f"delete it: it is made anew, with ack_policy={ACK_POLICY}, and begins at the "
+                "start of the stream; the inbox drops what was handled",
+            )
         if config.get("max_deliver", -1) > 0:
             yield Found(
                 "error",
@@ -263,8 +273,10 @@ CHECKS: Final[tuple[Check[NatsCase], ...]] = (
     ),
     Check(
         "nats.consumers",
-        "`max_deliver`, `inactive_threshold` and `mem_storage` of the service's consumers",
-        "A message is given up, or the consumer's place forgotten.",
+        "`ack_policy`, `max_deliver`, `inactive_threshold` and `mem_storage` of the service's "
+        "consumers",
+        "A message counts as handled before it is, or is given up; or the consumer's place is "
+        "forgotten.",
         ("error", "warning"),
         consumers,
     ),

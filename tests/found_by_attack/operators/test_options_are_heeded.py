@@ -104,6 +104,11 @@ async def test_a_waiting_message_is_acted_on_only_in_the_version_that_was_seen(
     ("arguments", "told"),
     [
         (RELAY_ONCE, "prune --once"),
+        (
+            (*RELAY, "--once", "--poll", "1", "--listen-url", "postgresql://h/d"),
+            "leave out --poll, --listen-url",
+        ),
+        ((*RELAY, "--once", "--no-listen"), "leave out --no-listen"),
         (("dead-letter", "list", "-d", "sqlite:///x.db", "--groups", "--after", "5"), "no pages"),
         (("dead-letter", "list", "-d", "sqlite:///x.db", "--groups", "--limit", "5"), "no pages"),
         ((*PRUNE, "--keep-inbox", "--inbox-window", "1h"), "leave out --inbox-window"),
