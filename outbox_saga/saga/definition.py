@@ -165,7 +165,8 @@ class Saga(Generic[D]):
             query: Asks the other side whether it acted: Success(data) when it did, None when it
                 did not.
             timeout: Seconds for one attempt; of a command seconds until its answer has to come.
-            retry: For technical failures; of a command how often it is sent.
+            retry: For technical failures; of a command how often it is sent, which is always
+                `timeout` after the last time, whatever its delays.
             compensation_retry: For the compensation; tried for long when left out.
             compensation_timeout: Seconds for one attempt of the compensation; of a command until
                 its answer has to come. As `timeout` when left out, where both are functions or

@@ -59,42 +59,27 @@ def done(
             stuck=None,
             there=False,
         )
+    attempt, started = happened.attempt, happened.started_at
+
+    def done_in_time(told: str | None) -> SagaState:
+        return finish(
+            definition, state, name, happened.added, entries, told,
+            attempt=attempt, started_at=started,
+        )  # fmt: skip
+
     # what has ended undoes nothing by itself
     over = rule.external and state.status in ENDED
     if step.phase == "calling" or (step.phase == "waiting" and not over):
-        attempt, started = happened.attempt, happened.started_at
-        return finish(
-            definition,
-            state,
-            name,
-            happened.added,
-            entries,
-            None,
-            attempt=attempt,
-            started_at=started,
-        )
+        return done_in_time(None)
     # under one key it is the effect that has been undone; and so is the call that was found done
-    same = rule.idempotent or happened.attempt in (step.called, step.attempts)
+    same = rule.idempotent or attempt in (step.called, step.attempts)
     undone = step.phase == "undone" and same
     if rule.external and step.phase in ("waiting", "failed", "undone") and not undone:
         # A late success: nobody expected it any more, but the effect is there and must be undone
         if pivot_done(definition, state) or unstuck(state).status == "running":
-            # unless it has to be there
-            attempt, started = happened.attempt, happened.started_at
-            return finish(
-                definition,
-                state,
-                name,
-                happened.added,
-                entries,
-                "late",
-                attempt=attempt,
-                started_at=started,
-            )
+            return done_in_time("late")  # unless it has to be there
         data = definition.merge(state.data, happened.added, rule.writes)
-        entries.append(
-            Entry("STEP_COMPLETED", name, happened.attempt, "late", happened.started_at)
-        )
+        entries.append(Entry("STEP_COMPLETED", name, attempt, "late", started))
         changes: dict[str, Any] = {"phase": "done", "due": None, "input": None, "unknown": False}
         if step.phase == "undone":
             # another effect than the one that was undone: the other side would take its undoing,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +13,13 @@ from pydantic import BaseModel
 
 from outbox_saga import Failure, Retry, Saga, Service, Success
 from outbox_saga.calling import begin_in_thread
+from outbox_saga.ids import new_id
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga import execution
 from outbox_saga.saga.hand import Hand
+from outbox_saga.saga.happened import Call, Query, Resumed
 from outbox_saga.saga.operating import SagaOperations
+from outbox_saga.worker_threads import WorkerThreads
 from outbox_saga_migrations import upgrade
 from tests.fixtures.databases import Database
 
@@ -126,3 +131,38 @@ async def test_a_call_does_not_begin_so_late_that_it_would_be_asked_about_while_
 
 def _later(around: Any) -> Any:
     return replace(around, now=around.now + dt.timedelta(seconds=31))
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(("generation", "asked"), [(0, 0), (1, 1)], ids=["its own", "another"])
+async def test_what_a_late_call_says_is_about_its_own_key_only(
+    database: Database, generation: int, asked: int
+) -> None:
+    questions: list[str] = []
+
+    async def find(step: Any) -> None:
+        questions.append(step.key)
+
+    saga = Saga("s", data=Order).step("charge", act, compensation=act, external=True, query=find)
+    service = Service("s", database=database.url, sagas=[saga])
+    with service.database.begin() as connection:
+        upgrade(connection)
+    async with service.unit_of_work() as uow:
+        id_ = saga.start(uow, Order())
+    seen, _ = await SagaOperations(service.database).show(id_)
+    threads = WorkerThreads(1, "late")
+    execution_ = execution.Execution(service.database, threads)
+    hand = Hand(saga, seen, new_id(), dt.datetime.now(dt.UTC), time.monotonic(), 30.0)
+    (call,) = (await execution_.resume(hand, Resumed())).todo
+    assert isinstance(call, Call)
+    late: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    late.set_result({"receipt": "of the first key"})
+    execution_._keep_late(hand, call, late)
+
+    again = hand.instance.state.with_step("charge", generation=generation)
+    hand.instance = replace(hand.instance, state=again)
+    decision = await execution_.carry_out(hand, Query("charge", 1))
+    threads.shutdown()
+    await service.close()
+    assert len(questions) == asked
+    assert (decision.state.status == "completed") == (generation == 0)
