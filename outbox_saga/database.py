@@ -123,6 +123,11 @@ class Database:
 
             url = async_url(self.url)
             self._async = create_async_engine(url, **self._options(url))
+            if self._async.driver == "asyncmy":
+                # SQLAlchemy 2.0.40 to 2.0.45, at least, ask how PyMySQL's ping is called, which
+                # since its 1.2 is another way than asyncmy's: the second use is a TypeError
+                dialect: Any = self._async.dialect
+                dialect._send_false_to_ping = True  # noqa: SLF001  # there is no public name
             self._prepare(self._async.sync_engine)
         return self._async
 

@@ -146,3 +146,19 @@ def test_a_lost_connection_is_invalidated(ours: Database) -> None:
             insert(connection, "x")
         assert lost.value.connection_invalidated
         assert connection.invalidated
+
+
+@pytest.mark.databases("mariadb")
+async def test_an_async_connection_is_pinged_as_its_own_driver_wants_it(
+    database: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where SQLAlchemy takes PyMySQL's way of calling it for everybody's."""
+    theirs = type(sa.create_engine(database.url).dialect)
+    monkeypatch.setattr(theirs, "_send_false_to_ping", False)
+    ours = Database(database.url)
+    for _ in range(2):
+        async with ours.async_engine.connect() as connection:
+            assert (await connection.scalar(sa.text("SELECT 1"))) == 1
+    dialect: Any = ours.async_engine.dialect
+    await ours.close()
+    assert dialect._send_false_to_ping is True
