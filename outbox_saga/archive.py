@@ -196,9 +196,12 @@ class Replay:
     def _begin(self, connection: sa.Connection) -> None:
         # what leaves again comes back into the archive: it must not be sent for ever
         self._wanted = _published_by_now(self._wanted, self._database.clock.read(connection))
-        # a message and a copy of it match only if a replay began after the one, and made the other
+        # one id matches twice only if a copy does, which a replay has made, it may be long ago: it
+        # leaves, and comes here, when the relay gets to it
         tables, since = self._database.tables, self._wanted.since
-        self._copies = was_done(connection, tables, "archive.replay", since)
+        self._copies = was_done(connection, tables, "archive.replay", since) or verbs.has_copies(
+            connection, tables, self._wanted
+        )
         self._note(connection, "archive.replay", asdict(self._wanted))
         self._begun = True
 

@@ -33,9 +33,26 @@ from outbox_saga.errors import SeenChanged
 from outbox_saga.pacing import Pace
 from outbox_saga.queries import dead_letter_actions as actions
 from outbox_saga.queries import dead_letters as verbs
-from outbox_saga.queries.dead_letters import ALL, DeadLetter, Group, Matching, PutBack
+from outbox_saga.queries.dead_letters import (
+    ALL,
+    DeadLetter,
+    Group,
+    Matching,
+    ParkedKey,
+    PutBack,
+)
 
-__all__ = ["DeadLetter", "DeadLetters", "Group", "Matching", "Plan", "PutBack", "Sweep", "Swept"]
+__all__ = [
+    "DeadLetter",
+    "DeadLetters",
+    "Group",
+    "Matching",
+    "ParkedKey",
+    "Plan",
+    "PutBack",
+    "Sweep",
+    "Swept",
+]
 
 PAGE = 500  # letters a sweep knows ahead; without their bodies
 
@@ -133,6 +150,17 @@ class DeadLetters:
             self.find(connection, matching, limit=sample),
             matching,
         )
+
+    def keys(
+        self, connection: sa.Connection, *, after: int | None = None, limit: int = 100
+    ) -> list[ParkedKey]:
+        """The keys that are parked, in the order of the positions at which they are.
+
+        Args:
+            after: The position of the last one of the page before.
+            limit: Keys; one that is parked at two positions is there twice.
+        """
+        return verbs.parked_keys(connection, self._tables, after=after, limit=limit)
 
     def parked(self, connection: sa.Connection, key: str) -> list[int]:
         """The positions at which this key is parked; none when it is not."""

@@ -21,6 +21,7 @@ OutboxSagaError
 ├── DefinitionError (ValueError)      a saga, or upcasters, that break a rule; it is named
 ├── SagaStartConflict                 the same business key with other data
 ├── SagaUnknown                       no such saga, version or shape is registered here
+├── SagaUnreadable                    its row is not what this release writes
 ├── NotDone                           raised by an external step: certainly not done, try again
 ├── LeaseLost                         somebody else owns the work now
 ├── DatabaseSilent                    the database did not answer in time
@@ -218,6 +219,12 @@ class SagaStartConflict(OutboxSagaError):
 
 class SagaUnknown(OutboxSagaError):
     """No saga of this name, version and shape is registered in this process."""
+
+
+class SagaUnreadable(OutboxSagaError):
+    """The row of a saga instance is not what this release writes: a newer one has, or nobody
+    should have. Nothing was changed.
+    """
 
 
 class NotDone(OutboxSagaError):

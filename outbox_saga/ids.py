@@ -48,8 +48,11 @@ def new_id() -> UUID:
 
 
 def lowest_id(moment: dt.datetime) -> UUID:
-    """All ids that `new_id` made before this moment are lower, by the clock of who made them."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
+    """All ids that `new_id` made before this moment are lower, by the clock of who made them.
+
+    Before 1970 it made none.
+    """
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 
 def saga_id(source: str, saga: str, business_key: str) -> UUID:

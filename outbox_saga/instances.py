@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NoReturn, get_args
+
+from outbox_saga.errors import SagaUnreadable
 
 Status = Literal["running", "compensating", "completed", "compensated", "stuck"]
 Phase = Literal[
@@ -192,21 +195,86 @@ def _dump_step(step: StepState) -> dict[str, Any]:
 
 def load_progress(text: str) -> dict[str, StepState]:
     """The steps of a stored progress."""
+    return _load_steps(json.loads(text)["steps"])
+
+
+def _load_steps(entries: Mapping[str, dict[str, Any]]) -> dict[str, StepState]:
     steps: dict[str, StepState] = {}
-    for name, entry in json.loads(text)["steps"].items():
+    for name, entry in entries.items():
         due, wrote = entry.pop("due", None), tuple(entry.pop("wrote", ()))
         moment = dt.datetime.fromisoformat(due) if due else None
-        steps[name] = StepState(due=moment, wrote=wrote, **entry)
+        steps[name] = step = StepState(due=moment, wrote=wrote, **entry)
+        if step.phase not in _PHASES or step.stuck not in _STUCK:
+            raise ValueError("an unknown phase or direction")
+        if moment is not None and moment.tzinfo is None:
+            raise ValueError("a moment without a zone")
     return steps
 
 
 def load_state(status: Status, data: str, progress: str, reason: str | None) -> SagaState:
-    """The state in a row's columns."""
-    kept = json.loads(progress)
+    """The state in a row's columns.
+
+    Raises:
+        SagaUnreadable: No release up to this one has written that.
+    """
+    try:
+        return _load_state(status, _load(data), _load(progress), reason)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        # from None: what it is about may be personal
+        raise SagaUnreadable(_why_unreadable(status, progress)) from None
+
+
+def _load_state(status: Status, data: Any, kept: Any, reason: str | None) -> SagaState:
     found = kept.get("before")
     before = None if found is None else (found[0], found[1])
-    return SagaState(
-        status, json.loads(data), load_progress(progress), reason, before, kept.get("parked")
+    if not kept.keys() <= _KEPT or not {status, *(before or ())[:1]} <= _STATUSES:
+        raise ValueError("something that is not known here")
+    if not isinstance(data, dict):
+        raise TypeError("data are fields")
+    return SagaState(status, data, _load_steps(kept["steps"]), reason, before, kept.get("parked"))
+
+
+def _load(text: str) -> Any:
+    """Only what can be written back: other writers' JSON knows more."""
+    loaded = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(loaded, ensure_ascii=False).encode()  # a pair is a character, one alone is not
+    return loaded
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number out of range")
+    return number
+
+
+_STATUSES = frozenset(get_args(Status))
+_STUCK = frozenset({None, *get_args(Direction)})
+_PHASES = frozenset(get_args(Phase))
+_KEPT = frozenset({"steps", "before", "parked"})
+_STEP = frozenset(f.name for f in fields(StepState))
+
+
+def _why_unreadable(status: str, progress: str) -> str:
+    """What a newer release may have written; names only, no values."""
+    try:
+        kept = json.loads(progress)
+        steps = kept["steps"].values()
+        new = {*kept} - _KEPT | {name for step in steps for name in step} - _STEP
+        new |= {f"phase {step['phase']}" for step in steps if step["phase"] not in _PHASES}
+        new |= {f"state {status}"} if status not in _STATUSES else set()
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        new = set()
+    if not new:
+        return "its data or progress is not what any release writes; restore its row"
+    return (
+        f"a newer release wrote what this one does not know ({', '.join(sorted(new))}); "
+        "let processes of that release carry it on"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from outbox_saga.tables import Tables, tables_in
+from outbox_saga.tables import DEFAULT_PARTITION, Tables, tables_in
 from outbox_saga_migrations.revisions import current, head
 from outbox_saga_migrations.rows import missing_rows
 from outbox_saga_migrations.scripts import VERSION_TABLE
@@ -35,9 +35,9 @@ def check(connection: Connection, *, schema: str | None = None) -> list[Differen
     """Every difference between this database and the definitions; an empty list means it is ready.
 
     Looked at: the revision, tables, columns (type, collation, NULL, numbering), primary keys,
-    indexes, the storage engine, and the rows that must stand in the lease and key-lock tables.
-    Not looked at: storage parameters and more indexes than ours, which are the administrator's to
-    choose.
+    indexes, the storage engine, the archive's partitions, and the rows that must stand in the
+    lease and key-lock tables. Not looked at: storage parameters and more indexes than ours, which
+    are the administrator's to choose.
 
     Args:
         connection: Only read from.
@@ -64,8 +64,37 @@ def _tables(connection: Connection, tables: Tables) -> Iterator[Difference]:
         found = actual_shape(connection, table.name, tables.schema)
         for what in _differences(defined, found):
             yield Difference(table.name, what)
+    yield from _archive(connection, tables)
     for table, numbers in missing_rows(connection, tables).items():
         yield Difference(table.name, f"{len(numbers)} rows missing, the first is {numbers[0]}")
+
+
+# from the catalog, which everybody may read; to_regclass finds nothing where there is none
+_PARTITIONED = """
+    SELECT c.relkind = 'p', p.partdefid <> 0
+    FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = c.oid
+    WHERE c.oid = to_regclass(:archive)
+"""
+
+
+def _archive(connection: Connection, tables: Tables) -> Iterator[Difference]:
+    """PostgreSQL: by days, and with a partition for those that have none of their own."""
+    if connection.dialect.name != "postgresql":
+        return
+    named = connection.dialect.identifier_preparer.format_table(tables.archive)
+    found = connection.execute(sa.text(_PARTITIONED), {"archive": named}).first()
+    if found is None:
+        return  # told as missing
+    partitioned, has_default = found
+    if not partitioned:
+        yield Difference(tables.archive.name, "is not partitioned, should be by published_at")
+    elif not has_default:
+        yield Difference(
+            tables.archive.name,
+            "has no default partition, so that on a day without one of its own nothing can be "
+            f"published; CREATE TABLE {named}_{DEFAULT_PARTITION} PARTITION OF {named} DEFAULT, "
+            "and grant on it what the roles have on the archive",
+        )
 
 
 def _differences(defined: TableShape, found: TableShape) -> Iterator[str]:

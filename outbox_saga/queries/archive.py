@@ -166,10 +166,10 @@ def count_published(
     old: Any = sa.literal(0)
     if forgotten_before is not None:
         # a copy that inboxes dropped was handled when its message first came
-        copy = archive.c.headers.contains('"replay":', autoescape=True)
         first_came_before = archive.c.id < lowest_id(forgotten_before)
         forgotten = sa.or_(
-            archive.c.published_at < forgotten_before, sa.and_(copy, first_came_before)
+            archive.c.published_at < forgotten_before,
+            sa.and_(_is_copy(tables), first_came_before),
         )
         old = sa.case((forgotten, 1), else_=0)
     statement = (
@@ -188,6 +188,16 @@ def count_published(
         Stretch(r.topic, r.messages, r.first, r.last, int(r.forgotten))
         for r in connection.execute(statement)
     ]
+
+
+def has_copies(connection: sa.Connection, tables: Tables, wanted: Published) -> bool:
+    """Whether what matches has been replayed before, all or some of it."""
+    copy = sa.select(sa.literal(1)).where(*_where(tables, wanted), _is_copy(tables)).limit(1)
+    return connection.execute(copy).first() is not None
+
+
+def _is_copy(tables: Tables) -> sa.ColumnElement[bool]:
+    return tables.archive.c.headers.contains('"replay":', autoescape=True)
 
 
 # --- putting back --------------------------------------------------------------------------------

@@ -190,17 +190,25 @@ def _insert(connection: sa.Connection, tables: Tables, seen: DeadLetter, headers
     outbox, letter = tables.outbox, tables.dead_letter
     preparer = connection.dialect.identifier_preparer
     names = {name: preparer.quote(name) for name in _COPIED}
+    there = f"SELECT 1 FROM {preparer.format_table(outbox)} WHERE position = :position"
     source = ", ".join(":headers" if n == "headers" else q for n, q in names.items())
     # an identity column takes no position of ours otherwise, and SQLAlchemy has no word for it
     overriding = " OVERRIDING SYSTEM VALUE" if family(connection) == "postgresql" else ""
     statement = sa.text(
         f"INSERT INTO {preparer.format_table(outbox)} ({', '.join(names.values())}){overriding} "
         f"SELECT {source} FROM {preparer.format_table(letter)} WHERE id = :id"
+        # two letters may have one position, as after the promotion of a standby
+        f" AND NOT EXISTS ({there})"
     ).bindparams(
         sa.bindparam("headers", headers, outbox.c.headers.type),
         sa.bindparam("id", seen.id, letter.c.id.type),
+        sa.bindparam("position", seen.position, outbox.c.position.type),
     )
-    connection.execute(statement)
+    if not connection.execute(statement).rowcount:
+        raise SeenChanged(
+            f"another message waits at position {seen.position}, which dead letter {seen.id} had, "
+            "too; replay this one when that one has left"
+        )
 
 
 def _unpark_at(

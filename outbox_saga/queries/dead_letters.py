@@ -205,6 +205,40 @@ def read_body(connection: sa.Connection, tables: Tables, id_: UUID) -> bytes | N
     return body
 
 
+@dataclass(frozen=True, slots=True)
+class ParkedKey:
+    """A key whose later messages wait until a person decides.
+
+    Args:
+        position: At which it is parked.
+        letter: The id of the dead letter that it waits for; None: that one was discarded.
+        error_code: For which it was parked.
+    """
+
+    key: str
+    position: int
+    letter: UUID | None
+    error_code: str
+
+
+def parked_keys(
+    connection: sa.Connection, tables: Tables, *, after: int | None = None, limit: int = 100
+) -> list[ParkedKey]:
+    """The keys that are parked, by the positions at which they are, from behind `after` on."""
+    blocked, letter = tables.blocked_key, tables.dead_letter
+    same = sa.and_(letter.c.position == blocked.c.position, letter.c.key == blocked.c.key)
+    statement = (
+        sa.select(blocked.c.key, blocked.c.position, letter.c.id, blocked.c.error_code)
+        .select_from(blocked.outerjoin(letter, same))
+        .where(blocked.c.until.is_(None), blocked.c.key != "")
+        .order_by(blocked.c.position)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(blocked.c.position > after)
+    return [ParkedKey(*row) for row in connection.execute(statement)]
+
+
 def parks_of(connection: sa.Connection, tables: Tables, key: str) -> list[int]:
     """The positions at which this key is parked; none when it is not."""
     blocked = tables.blocked_key

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
+from outbox_saga.errors import SagaUnreadable
 from outbox_saga.instances import Instance
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import idle_limit, skip_locked
 from outbox_saga.queries.sagas import columns, instance_of
+from outbox_saga.queries.unreadable import Unreadable
 from outbox_saga.tables import Tables
 
 RELEASE_SECONDS = 2.0  # that a process standing still may hold what it was releasing
 SUSPECT_DEATHS = 2  # in a row: from so many on, the instance itself may be what kills its owners
 SUSPECTS_SEEN = 1000  # due instances among which the one with the fewest deaths is looked for
+
+_Locked = tuple[dt.datetime, Instance]  # the database's time when it was seen
 
 
 def _orphaned(tables: Tables, owner: UUID) -> sa.ColumnElement[int]:
@@ -38,11 +42,13 @@ class Known:
         names: Of the sagas.
         shapes: Of their versions that are here; None: any.
         source: The service whose sagas they are; None: not told.
+        unreadable: Instances that are left alone; those that a claim comes across are added.
     """
 
     names: Sequence[str]
     shapes: Sequence[str] | None = None
     source: str | None = None
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
 
 def _due(
@@ -52,6 +58,8 @@ def _due(
     conditions = [*_free(tables, clock), saga.c.name.in_(known.names)]
     if known.shapes is not None:
         conditions.append(saga.c.shape.in_(known.shapes))
+    if left_out := known.unreadable.ids:
+        conditions.append(saga.c.id.not_in(left_out))
     if not suspects:
         conditions.append(saga.c.deaths + _orphaned(tables, owner) < SUSPECT_DEATHS)
     return conditions
@@ -81,13 +89,54 @@ def stranded(
     ours: sa.ColumnElement[bool] = saga.c.name.in_(known.names)
     if known.source is not None:
         ours = sa.or_(ours, saga.c.source == known.source)
-    found = connection.execute(
-        sa.select(*columns(tables))
+    statement = (
+        sa.select(*columns(tables), saga.c.due_at)
         .where(*_free(tables, clock, overdue), ours, saga.c.shape.not_in(known.shapes))
         .order_by(saga.c.due_at)
-        .limit(limit)
     )
-    return [instance_of(row) for row in found]
+    if left_out := known.unreadable.ids:
+        statement = statement.where(saga.c.id.not_in(left_out))
+    return [seen for _, seen in _readable(connection, tables, known, statement, limit)]
+
+
+def _readable(
+    connection: sa.Connection,
+    tables: Tables,
+    known: Known,
+    statement: sa.Select[Any],
+    limit: int,
+    *,
+    lock: bool = False,
+) -> list[tuple[Any, Instance]]:
+    """The first of these rows that can be read, with the instances they are; those that cannot
+    be, take nobody's place.
+
+    Args:
+        statement: By `due_at`, which is among its columns.
+        lock: What others have locked is left out, and what is found is locked.
+    """
+    saga = tables.saga
+    found: list[tuple[Any, Instance]] = []
+    passed: list[Any] = []  # of the last moment that was seen, whether they can be read or not
+    wanted = statement
+    while True:
+        some = wanted.limit(limit - len(found))
+        rows = connection.execute(skip_locked(connection, some) if lock else some).all()
+        unreadable = False
+        for row in rows:
+            try:
+                found.append((row, instance_of(row)))
+            except SagaUnreadable as error:
+                unreadable = True
+                known.unreadable.note(row.id, str(error))
+        if not unreadable:
+            return found
+        # behind them, and not from the front again: there may be more than are left out by name
+        last = rows[-1].due_at
+        passed = [r.id for r in rows if r.due_at == last] + (
+            passed if rows[0].due_at == last else []
+        )
+        wanted = statement.where(saga.c.due_at >= last, saga.c.id.not_in(passed))
 
 
 def claim(
@@ -112,7 +161,7 @@ def claim(
         suspects: Whether such a one may be among them; not while another one is in hand.
     """
     page = _lock(connection, tables, clock, owner, lease, known, limit, suspects=suspects)
-    if suspects and any(_deaths(row) >= SUSPECT_DEATHS for row in page):
+    if suspects and any(instance.deaths >= SUSPECT_DEATHS for _, instance in page):
         page = _lock_one_suspect(connection, tables, clock, owner, lease, known)
         if limit > len(page):
             page += _lock(
@@ -123,7 +172,7 @@ def claim(
     saga = tables.saga
     connection.execute(
         sa.update(saga)
-        .where(saga.c.id.in_([row.id for row in page]))
+        .where(saga.c.id.in_([instance.id for _, instance in page]))
         # in this order: MariaDB and MySQL evaluate one after another, with what is set already
         .ordered_values(
             (saga.c.deaths, saga.c.deaths + _orphaned(tables, owner)),
@@ -132,17 +181,7 @@ def claim(
             (saga.c.epoch, saga.c.epoch + 1),
         )
     )
-    return max(row.now for row in page), [
-        replace(
-            instance_of(row), epoch=row.epoch + 1, deaths=_deaths(row), orphaned=bool(row.orphaned)
-        )
-        for row in page
-    ]
-
-
-def _deaths(row: Any) -> int:
-    deaths: int = row.deaths + row.orphaned
-    return deaths
+    return max(now for now, _ in page), [instance for _, instance in page]
 
 
 def _lock(
@@ -156,11 +195,13 @@ def _lock(
     *,
     suspects: bool,
     id_: UUID | None = None,
-) -> list[Any]:
+) -> list[_Locked]:
+    """Those that can be read, as they are once they are claimed."""
     saga = tables.saga
     statement = (
         sa.select(
             *columns(tables),
+            saga.c.due_at,
             _orphaned(tables, owner).label("orphaned"),
             clock.now().label("now"),
             # its locks never outlive the lease, though the process stand still before the commit
@@ -168,11 +209,18 @@ def _lock(
         )
         .where(*_due(tables, clock, owner, known, suspects=suspects))
         .order_by(saga.c.due_at)
-        .limit(limit)
     )
     if id_ is not None:
         statement = statement.where(saga.c.id == id_)
-    return list(connection.execute(skip_locked(connection, statement)).all())
+    return [
+        (row.now, _claimed(row, seen))
+        for row, seen in _readable(connection, tables, known, statement, limit, lock=True)
+    ]
+
+
+def _claimed(row: Any, seen: Instance) -> Instance:
+    deaths = row.deaths + row.orphaned
+    return replace(seen, epoch=row.epoch + 1, deaths=deaths, orphaned=bool(row.orphaned))
 
 
 def _lock_one_suspect(
@@ -182,7 +230,7 @@ def _lock_one_suspect(
     owner: UUID,
     lease: float,
     known: Known,
-) -> list[Any]:
+) -> list[_Locked]:
     """The one with the fewest deaths: those that only happened to be there are soon done.
 
     Found by a plain read: with FOR UPDATE, MariaDB locks every row that it sorts.

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from outbox_saga.errors import SagaUnreadable
 from outbox_saga.instances import (
     ENDED,
     OVER_FOR_GOOD,
@@ -76,7 +77,20 @@ def columns(tables: Tables) -> list[sa.Column[Any]]:
 
 
 def instance_of(row: Any) -> Instance:
-    """The instance in a row of these columns."""
+    """The instance in a row of these columns.
+
+    Raises:
+        SagaUnreadable: It is not what this release writes.
+    """
+    try:
+        state = load_state(row.state, row.data, row.progress, row.reason)
+    except SagaUnreadable as error:
+        raise SagaUnreadable(f"saga {row.id} cannot be read: {error}") from None
+    return with_state(row, state)
+
+
+def with_state(row: Any, state: SagaState) -> Instance:
+    """As `instance_of`, for a state that was read already."""
     return Instance(
         id=row.id,
         name=row.name,
@@ -87,7 +101,7 @@ def instance_of(row: Any) -> Instance:
         correlation_id=row.correlation_id,
         revision=row.revision,
         epoch=row.epoch,
-        state=load_state(row.state, row.data, row.progress, row.reason),
+        state=state,
         deaths=row.deaths,
         started_at=row.started_at,
     )

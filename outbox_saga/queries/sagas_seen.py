@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from outbox_saga.instances import OVER_FOR_GOOD, Entry, Instance
+from outbox_saga.errors import SagaUnreadable
+from outbox_saga.instances import OVER_FOR_GOOD, Entry, Instance, SagaState
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import Clock
 from outbox_saga.tables import Tables
@@ -35,7 +37,10 @@ def list_sagas(
     after: UUID | None = None,
     limit: int = 100,
 ) -> list[Instance]:
-    """Those in the order of their ids, from behind the id `after` on."""
+    """Those in the order of their ids, from behind the id `after` on.
+
+    One that cannot be read is there, parked with the reason, without data and steps.
+    """
     saga = tables.saga
     statement = sa.select(*sagas.columns(tables)).order_by(saga.c.id).limit(limit)
     wanted = {"name": name, "state": state, "business_key": business_key}
@@ -45,7 +50,15 @@ def list_sagas(
             statement = statement.where(saga.c[column] == value)
     if after is not None:
         statement = statement.where(saga.c.id > after)
-    return [sagas.instance_of(row) for row in connection.execute(statement)]
+    return [_listed(row) for row in connection.execute(statement)]
+
+
+def _listed(row: Any) -> Instance:
+    try:
+        return sagas.instance_of(row)
+    except SagaUnreadable as error:
+        state = SagaState(row.state, {}, {}, row.reason, parked=str(error))
+        return sagas.with_state(row, state)
 
 
 def history(connection: sa.Connection, tables: Tables, id_: UUID) -> Sequence[Happening]:

@@ -9,7 +9,7 @@ import click
 from outbox_saga.archive import Archive, Plan, Published
 from outbox_saga_relay.database_options import database_url_option, schema_option
 from outbox_saga_relay.housekeeping import INBOX_WINDOW
-from outbox_saga_relay.opened_database import opened
+from outbox_saga_relay.opened_database import looking, opened
 from outbox_saga_relay.operator_options import (
     confirm,
     decided,
@@ -65,7 +65,7 @@ def replay(
     key: str | None,
     inbox_window: float,
     rate: float | None,
-    operator: str,
+    operator: str | None,
     reason: str | None,
     *,
     only_plan: bool,
@@ -82,7 +82,7 @@ def replay(
         refuse_typed("rate", "yes", why="--plan sends nothing")
     with opened(database_url, schema) as database:
         kept = Archive(database)
-        with database.begin() as connection:
+        with looking(database) as connection:
             now = database.clock.read(connection)
             wanted = Published(topic, key, at(since, now), at(until, now))
             plan = kept.plan(connection, wanted, inbox_window=inbox_window)

@@ -66,7 +66,7 @@ def reset(
     database_url: str,
     schema: str | None,
     name: str,
-    operator: str,
+    operator: str | None,
     reason: str | None,
     only_plan: bool,
 ) -> None:

@@ -23,7 +23,7 @@ from outbox_saga_relay.dead_letter_printing import (
     print_plan,
     warn_of_overtaken,
 )
-from outbox_saga_relay.opened_database import opened
+from outbox_saga_relay.opened_database import looking, opened
 from outbox_saga_relay.operator_options import (
     LINES,
     confirm,
@@ -37,6 +37,7 @@ from outbox_saga_relay.operator_options import (
     warn,
     yes_option,
 )
+from outbox_saga_relay.parked_keys_command import keys
 from outbox_saga_relay.printing import json_option, print_fields, print_json, shown
 from outbox_saga_relay.times import MOMENT, at
 from outbox_saga_relay.typed import is_typed, refuse_typed
@@ -58,7 +59,7 @@ def _filters(command: Any) -> Any:
 
 
 def _matching(database: Database, wanted: Wanted) -> Matching:
-    with database.begin() as connection:
+    with looking(database) as connection:
         now = database.clock.read(connection)
     moments = {name: at(wanted[name], now) for name in ("since", "until")}
     return Matching(wanted["topic"], wanted["key"], wanted["code"], **moments)
@@ -100,7 +101,7 @@ def list_(
         raise click.UsageError("--groups counts all that match: it has no pages")
     with opened(database_url, schema) as database:
         letters, matching = DeadLetters(database), _matching(database, wanted)
-        with database.begin() as connection:
+        with looking(database) as connection:
             if groups:
                 print_groups(letters.plan(connection, matching, sample=1), as_json=as_json)
                 return
@@ -130,7 +131,7 @@ def show(
 ) -> None:
     """Show one dead letter; its payload only when you ask for it."""
     body = None
-    with opened(database_url, schema) as database, database.begin() as connection:
+    with opened(database_url, schema) as database, looking(database) as connection:
         letters = DeadLetters(database)
         letter = letters.get(connection, id)
         if with_body:
@@ -240,7 +241,7 @@ def unpark(
     database_url: str,
     schema: str | None,
     position: int | None,
-    operator: str,
+    operator: str | None,
     reason: str | None,
     *,
     only_plan: bool,
@@ -252,7 +253,7 @@ def unpark(
     """
     with opened(database_url, schema) as database:
         letters = DeadLetters(database)
-        with database.begin() as connection:
+        with looking(database) as connection:
             parked = letters.parked(connection, key)
             waiting = letters.waiting(connection, key) if parked else 0
         if not parked:
@@ -269,6 +270,9 @@ def unpark(
         return
     would = "would wait" if only_plan else "wait"
     click.echo(f"parked at {', '.join(map(str, parked))}; {waiting} messages {would} no longer")
+
+
+dead_letter.add_command(keys)
 
 
 # --- acting on many ------------------------------------------------------------------------------
@@ -331,7 +335,7 @@ def _act(
 
 def _plan(database: Database, ids: Sequence[UUID], matching: Matching) -> Plan:
     letters = DeadLetters(database)
-    with database.begin() as connection:
+    with looking(database) as connection:
         if not ids:
             return letters.plan(connection, matching, sample=LINES)
         chosen: list[DeadLetter] = []

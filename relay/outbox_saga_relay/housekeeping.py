@@ -41,6 +41,7 @@ T = TypeVar("T")
 DAY = 86_400.0
 ARCHIVE_WINDOW = 3 * DAY
 INBOX_WINDOW = 30 * DAY
+LEAST_INBOX_WINDOW = 3600.0  # no broker's own window for repeats is as long
 PROCESS_WINDOW = 7 * DAY  # since a process has died; nothing is lost with it but its mention
 RUNNER = "housekeeping"
 LEASE = 60.0  # seconds: one batch takes less, and each renews it
@@ -73,6 +74,10 @@ class Pruned:
     def __bool__(self) -> bool:
         return self != Pruned()
 
+    def __add__(self, more: Pruned) -> Pruned:
+        fields = self.__dataclass_fields__
+        return Pruned(**{name: getattr(self, name) + getattr(more, name) for name in fields})
+
 
 class Housekeeping:
     """Removes what is past its window. Any number may run; one at a time works.
@@ -82,9 +87,9 @@ class Housekeeping:
         archive_window: Seconds for which published messages can be replayed; 0 keeps none, and
             None leaves the archive alone, which another relay may fill. On PostgreSQL whole days
             go, so it is up to a day more.
-        inbox_window: Seconds for which an inbox remembers what it handled; None is for ever.
-            Longer than any broker or person may deliver a message again: what is forgotten is
-            handled again. Answers to requests are kept for as long.
+        inbox_window: Seconds for which an inbox remembers what it handled, an hour or more; None
+            is for ever. Longer than any broker or person may deliver a message again: what is
+            forgotten is handled again. Answers to requests are kept for as long.
         saga_window: Seconds for which completed and compensated sagas are kept, with their
             history; None is for ever. Longer than a call, an answer or an event may come late:
             what is forgotten has never been.
@@ -119,12 +124,16 @@ class Housekeeping:
     ) -> None:
         for name, value in (
             ("archive_window", archive_window),
-            ("inbox_window", inbox_window),
             ("process_window", process_window),
             ("pause", pause),
         ):
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigurationError(f"{name} is {value}; give seconds, 0 or more")
+        if inbox_window is not None and not LEAST_INBOX_WINDOW <= inbox_window < float("inf"):
+            raise ConfigurationError(
+                f"inbox_window is {inbox_window}; give seconds, {LEAST_INBOX_WINDOW:.0f} (an "
+                "hour) or more, or None: what is forgotten is handled again when it comes again"
+            )
         for name, value in (("saga_window", saga_window), ("barrier_window", barrier_window)):
             if value is not None and not DAY <= value < float("inf"):
                 raise ConfigurationError(
@@ -192,28 +201,62 @@ class Housekeeping:
     def batches(self) -> Iterator[Pruned]:
         """One round: each step is one transaction, and says what has gone so far.
 
-        What it is left without, another round removes: it may end anywhere.
+        What it is left without, another round removes: it may end anywhere. What lasts and is
+        about one kind of things (a right, a table) keeps the others from nothing.
 
         Raises:
             AlreadyRunning: Another process keeps house.
+            DBAPIError: The first trouble, when all that could go has gone.
         """
-        t, c, gone = self._tables, self._clock, Pruned()
-        self._write(require_tables, t)
+        gone, troubles = Pruned(), list[DBAPIError]()
+        self._write(require_tables, self._tables)
+        for what, kind in self._kinds(troubles):
+            try:
+                for more in kind:
+                    yield (gone := gone + more)
+            except DBAPIError as error:
+                if is_transient(error):
+                    raise
+                self._note(troubles, what, error)
+        if troubles:
+            raise troubles[0]
+
+    def _kinds(self, troubles: list[DBAPIError]) -> Iterator[tuple[str, Iterator[Pruned]]]:
+        """All there is to do, each by itself."""
         if self.archive_window is not None:
-            for day in self._held(partitions.days_past, t, c, self.archive_window):
-                why_not = self._day(partitions.drop_day, day, "dropped")
-                if why_not is None:
-                    yield (gone := replace(gone, days_dropped=(*gone.days_dropped, day)))
-                elif why_not == partitions.NOT_THE_OWNER:
-                    for count in self._until_few(pruning.prune_day, t, day):
-                        yield (gone := replace(gone, archive=gone.archive + count))
-            for day in self._held(partitions.days_to_make, t, c) if self.archive_window else ():
-                if self._day(partitions.make_day, day, "made") is None:
-                    yield (gone := replace(gone, days_made=(*gone.days_made, day)))
+            yield "days of the archive", self._drop_days(self.archive_window, troubles)
+        if self.archive_window:
+            yield "days to come of the archive", self._make_days(troubles)
         for field, window, _, prune in self._rows():
-            for count in () if window is None else self._until_few(prune, t, c, window):
-                gone = replace(gone, **{field: getattr(gone, field) + count})
-                yield gone
+            if window is not None:
+                yield field, self._prune(field, prune, window)
+
+    def _drop_days(self, window: float, troubles: list[DBAPIError]) -> Iterator[Pruned]:
+        t, c = self._tables, self._clock
+        for day in self._held(partitions.days_past, t, c, window):
+            why_not = self._day(partitions.drop_day, day, "dropped", troubles)
+            if why_not is None:
+                yield Pruned(days_dropped=(day,))
+            elif why_not == partitions.NOT_THE_OWNER:
+                for count in self._until_few(pruning.prune_day, t, day):
+                    yield Pruned(archive=count)
+
+    def _make_days(self, troubles: list[DBAPIError]) -> Iterator[Pruned]:
+        for day in self._held(partitions.days_to_make, self._tables, self._clock):
+            if self._day(partitions.make_day, day, "made", troubles) is None:
+                yield Pruned(days_made=(day,))
+
+    def _prune(self, field: str, prune: Callable[..., int], window: float) -> Iterator[Pruned]:
+        for count in self._until_few(prune, self._tables, self._clock, window):
+            removed: dict[str, Any] = {field: count}
+            yield Pruned(**removed)
+
+    @staticmethod
+    def _note(troubles: list[DBAPIError], what: str, error: DBAPIError) -> None:
+        logger.error(
+            "housekeeping left %s alone (%s); it goes on with the rest", what, brief(error)
+        )
+        troubles.append(error)
 
     def _until_few(self, prune: Callable[..., int], *of: Any) -> Iterator[int]:
         count = self.batch
@@ -222,9 +265,11 @@ class Housekeeping:
             if count:
                 yield count
 
-    def _day(self, verb: Callable[..., None], day: dt.date, done: str) -> str | None:
+    def _day(
+        self, verb: Callable[..., None], day: dt.date, done: str, troubles: list[DBAPIError]
+    ) -> str | None:
         """None when the day was made or dropped; otherwise the SQLSTATE that says why not, now:
-        it waits for a round.
+        it waits for a round. What a person has to see is among the troubles.
         """
         try:
             self._held(verb, self._tables, day)
@@ -238,9 +283,11 @@ class Housekeeping:
                     day,
                     done,
                 )
-            else:
+            elif is_transient(error):
                 raise
-            return partitions.sqlstate(error)
+            else:
+                self._note(troubles, f"the archive's {day}, not {done}", error)
+            return partitions.sqlstate(error) or ""
         logger.info("the archive's %s was %s", day, done)
         return None
 

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from outbox_saga.database import Database
+import sqlalchemy as sa
+
+from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.queries.schema import require_tables
 
@@ -23,7 +25,7 @@ def opened(database_url: str, schema: str | None) -> Iterator[Database]:
     """The service's database, with our tables in it; closed at the end of the block."""
     database = _there(database_url, schema)
     try:
-        with database.begin() as connection:
+        with looking(database) as connection:
             require_tables(connection, database.tables)
         yield database
     finally:
@@ -39,6 +41,13 @@ async def opened_async(database_url: str, schema: str | None) -> AsyncIterator[D
         yield database
     finally:
         await database.close()
+
+
+@contextmanager
+def looking(database: Database) -> Iterator[sa.Connection]:
+    """A transaction that only reads: on SQLite it waits for no writer."""
+    with database.engine.execution_options(**{READ_ONLY: True}).begin() as connection:
+        yield connection
 
 
 def _there(database_url: str, schema: str | None) -> Database:

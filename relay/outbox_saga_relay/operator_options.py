@@ -18,8 +18,11 @@ from outbox_saga.decisions import Decision
 LINES = 20  # of a plan that are shown, at most
 
 
-def _os_user() -> str:
-    return getpass.getuser()
+def _os_user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return None
 
 
 operator_option = click.option(
@@ -38,14 +41,18 @@ plan_option = click.option(
 )
 rate_option = click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=1e9),
     metavar="N",
     help="Messages a second, at most. [default: as fast as it goes]",
 )
 
 
-def decided(operator: str, reason: str | None) -> Decision:
+def decided(operator: str | None, reason: str | None) -> Decision:
     """Who and why; asked for on a terminal, where it was not said."""
+    if operator is None:
+        raise click.UsageError(
+            "say who decides, by --operator or OUTBOX_SAGA_OPERATOR: this user has no name here"
+        )
     if reason is None:
         if not sys.stdin.isatty():
             raise click.UsageError("say why, by --reason: it is kept with the action")

@@ -38,6 +38,11 @@ def load_service(reference: str) -> Service:
 
     Raises ConfigurationError saying what was not found.
     """
+    if "://" in reference:  # and is not repeated: it may have a password
+        raise ConfigurationError(
+            "a URL stands where the service should; write module:attribute there, as in "
+            "shop.orders:service, and give a broker by --broker, a database by --database-url"
+        )
     module_name, _, attribute = reference.partition(":")
     if not attribute or not module_name:
         raise ConfigurationError(

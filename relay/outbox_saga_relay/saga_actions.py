@@ -132,7 +132,7 @@ def _decide(
     *,
     service: str,
     id_: UUID,
-    operator: str,
+    operator: str | None,
     reason: str | None,
     revision: int | None,
     only_plan: bool,

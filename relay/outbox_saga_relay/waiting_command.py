@@ -128,7 +128,7 @@ def retry(
     schema: str | None,
     positions: tuple[int, ...],
     seen: str | None,
-    operator: str,
+    operator: str | None,
     reason: str | None,
 ) -> None:
     """Give the messages at these places one more attempt now, or when it is their turn."""
@@ -150,7 +150,7 @@ def discard(
     schema: str | None,
     positions: tuple[int, ...],
     seen: str | None,
-    operator: str,
+    operator: str | None,
     reason: str | None,
 ) -> None:
     """Discard the messages at these places; the later ones of their keys go on without them."""

@@ -290,3 +290,80 @@ async def test_on_a_terminal_there_are_names_above_aligned_columns(house: House)
     assert (code, len(rows)) == (0, 3)
     assert names.split()[:4] == ["position", "id", "topic", "key"]
     assert {row.index("talk") for row in rows} == {names.index("topic")}
+
+
+async def test_parked_keys_are_listed_whether_their_letters_are_there_or_not(
+    house: House, command: Command
+) -> None:
+    await three_dead(house)
+    first, second, _ = house.dead()
+    await command("dead-letter", "discard", first.id, *of(house), *WHY)
+
+    listed = json.loads((await command("dead-letter", "keys", *of(house), "--json")).stdout)
+    assert listed == {
+        "keys": [
+            {
+                "position": first.position,
+                "key": "a",
+                "letter": None,
+                "error_code": "too_large",
+            },
+            {
+                "position": second.position,
+                "key": "b",
+                "letter": str(second.id),
+                "error_code": "too_large",
+            },
+        ],
+        "after": None,
+    }
+    page = await command("dead-letter", "keys", *of(house), "--limit", 1)
+    assert str(first.position) in page.stdout
+    assert f"the next page: --after {first.position}" in page.stderr
+    rest = await command("dead-letter", "keys", *of(house), "--after", first.position)
+    assert str(second.id) in rest.stdout
+    assert str(first.position) not in rest.stdout.split()
+
+
+async def test_who_decides_has_to_be_said_where_the_user_has_no_name(
+    house: House, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await three_dead(house)
+    letter = house.dead()[0].id
+
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 10001")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    plan = await command("dead-letter", "replay", letter, *of(house), "--plan")
+    assert plan.exit_code == 0
+    refused = await command("dead-letter", "replay", letter, *of(house), *WHY)
+    assert refused.exit_code == 2
+    assert "say who decides, by --operator" in refused.stderr
+    done = await command("dead-letter", "replay", letter, *of(house), *WHY, "--operator", "ada")
+    assert done.exit_code == 0
+
+
+LOOKS = (
+    ("status",),
+    ("audit",),
+    ("dead-letter", "list"),
+    ("dead-letter", "keys"),
+    ("dead-letter", "replay", "--all", "--plan"),
+    ("archive", "replay", "--since", "1h", "--plan"),
+    ("prune", "--plan"),
+    ("waiting", "list"),
+    ("saga", "list"),
+)
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("look", LOOKS, ids=" ".join)
+async def test_who_only_looks_waits_for_no_writer(
+    house: House, command: Command, look: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox_saga.database.BUSY_SECONDS", 0.1)  # it would fail after that
+    with house.eyes.begin() as connection:  # BEGIN IMMEDIATE: nobody else can write
+        connection.execute(sa.delete(house.tables.process))
+        seen = await command(*look, *of(house))
+    assert seen.exit_code == 0, seen.output

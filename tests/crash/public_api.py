@@ -81,6 +81,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "DeadLetters.get": ("dead letter replay",),
     "DeadLetters.body": ("dead letter replay",),
     "DeadLetters.plan": ("dead letter replay", "command dead-letter replay"),
+    "DeadLetters.keys": ("dead letter discard", "dead letter unpark"),
     "DeadLetters.parked": ("dead letter discard", "dead letter unpark"),
     "DeadLetters.waiting": ("dead letter discard",),
     "DeadLetters.replay": ("dead letter replay", "command dead-letter replay"),
@@ -220,6 +221,7 @@ NOT_EXPLORED: dict[str, str] = {
         (f"command saga {verb}" for verb in ("retry", "skip", "mark-done", "cancel", "resume")),
         SAGAS,
     ),
+    "command dead-letter keys": READS,
     "command breaker list": READS,
     "command breaker reset": SAGAS,
 }

@@ -218,6 +218,24 @@ def test_dead_letters_are_counted_by_their_error_codes(waiting: Waiting) -> None
     assert received.what == "1 dead letters that no handler took (1 ValueError)"
 
 
+def test_messages_whose_consumer_nobody_runs_any_more_are_named(waiting: Waiting) -> None:
+    handled = message()
+    del handled["partition"], handled["created_at"]
+    handled["message_id"] = handled.pop("id")
+    waiting.put(
+        TABLES.inbox_waiting,
+        consumer="old-name",
+        arrived_at=Clock().now(),
+        until=Clock().now(),
+        **handled,
+        **failure(),
+    )
+
+    assert waiting.found("backlog.waiting") == []
+    found = waiting.found("backlog.waiting", later=600.0)
+    only(found, "warning", "1 messages that consumer old-name is to handle again")
+
+
 def saga(**more: Any) -> dict[str, Any]:
     now = Clock().now()
     return {

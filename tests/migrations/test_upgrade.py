@@ -242,3 +242,33 @@ def test_positions_of_deleted_messages_are_not_used_again(engine: sa.Engine) -> 
             connection.execute(TABLES.outbox.delete())
 
     assert positions == [1, 2, 3]
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+def test_an_archive_without_its_default_partition_is_told_and_how_to_make_it(
+    engine: sa.Engine,
+) -> None:
+    with engine.begin() as connection:
+        upgrade(connection)
+        connection.exec_driver_sql("DROP TABLE outbox_saga_archive_rest")
+
+        (found,) = check(connection)
+        assert (found.table, "has no default partition" in found.what) == (
+            "outbox_saga_archive",
+            True,
+        )
+        connection.exec_driver_sql(found.what.split("; ")[1].split(",")[0])
+        assert check(connection) == []
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+def test_an_archive_that_is_one_table_is_told(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        upgrade(connection)
+        connection.exec_driver_sql("ALTER TABLE outbox_saga_archive RENAME TO old")
+        connection.exec_driver_sql("CREATE TABLE outbox_saga_archive (LIKE old INCLUDING ALL)")
+        connection.exec_driver_sql("DROP TABLE old")
+
+        assert "is not partitioned, should be by published_at" in [
+            each.what for each in check(connection)
+        ]

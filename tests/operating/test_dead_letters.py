@@ -162,6 +162,49 @@ async def test_two_letters_of_one_position_are_on_one_page(
     assert letters.discard_all(ADA).run() == Swept(3, 0)
 
 
+async def test_of_two_letters_of_one_position_the_second_waits_for_the_first(
+    house: House,
+) -> None:
+    house.say("a", "b", "c")
+    await die(house, "a", "b", "c")
+    letter = house.tables.dead_letter
+    at = [row.position for row in house.dead()]
+    with house.eyes.begin() as connection:  # as a promoted standby, which uses positions again
+        connection.execute(
+            sa.update(letter).where(letter.c.position == at[1]).values(position=at[0])
+        )
+    house.advance(1)
+    letters = DeadLetters(house.database)
+
+    assert letters.replay_all(ADA).run() == Swept(2, 1)
+    assert len(house.waiting()) == 2
+    (second,) = house.dead()
+    with house.database.begin() as connection:
+        seen = letters.get(connection, second.id)
+    with (
+        pytest.raises(SeenChanged, match=f"another message waits at position {at[0]}"),
+        house.database.begin() as connection,
+    ):
+        letters.replay(connection, seen, ADA)
+
+
+async def test_a_key_whose_letter_was_discarded_is_among_the_parked_ones(house: House) -> None:
+    house.say("a1", "a2", key="a")
+    house.say("b1", key="b")
+    await die(house, "a1", "b1")
+    letters = DeadLetters(house.database)
+    first, second = house.dead()
+    with house.database.begin() as connection:
+        letters.discard(connection, letters.get(connection, first.id), ADA)
+        found = letters.keys(connection)
+        rest = letters.keys(connection, after=found[0].position, limit=1)
+    assert [(each.key, each.position, each.letter) for each in found] == [
+        ("a", first.position, None),
+        ("b", second.position, second.id),
+    ]
+    assert rest == found[1:]
+
+
 async def test_all_that_match_are_replayed_in_the_order_of_each_key_and_the_rest_stays(
     house: House,
 ) -> None:

@@ -13,12 +13,14 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.archive import Archive
 from outbox_saga.database import Database
 from outbox_saga.errors import AlreadyRunning, ConfigurationError
 from outbox_saga.ids import new_id
 from outbox_saga.queries import archive_partitions as partitions
+from outbox_saga.queries import pruning
 from outbox_saga.queries.dead_letters import find_letters
 from outbox_saga_migrations import check
 from outbox_saga_relay.housekeeping import DAY, Housekeeping, Pruned
@@ -157,7 +159,7 @@ async def test_nothing_unpublished_and_nothing_audited_goes_whatever_its_age(
     before = [house.rows(table) for table in kept]
     assert all(before[:4])
 
-    await keeper(house, archive_window=0.0, inbox_window=0.0, process_window=0.0).run_once()
+    await keeper(house, archive_window=0.0, inbox_window=3600, process_window=0.0).run_once()
 
     assert [house.rows(table) for table in kept] == before
 
@@ -468,6 +470,8 @@ async def test_a_database_that_goes_away_ends_a_round_and_not_the_housekeeping(
     [
         {"archive_window": -1.0},
         {"inbox_window": float("nan")},
+        {"inbox_window": 0.0},
+        {"inbox_window": 3599},
         {"process_window": float("inf")},
         {"saga_window": 86_399.0},
         {"saga_window": float("nan")},
@@ -719,3 +723,51 @@ async def test_what_was_pruned_from_the_archive_leaves_dead_letters_alone(house:
     with house.database.begin() as connection:
         assert len(find_letters(connection, house.tables)) == 1
     assert letter_of(house, "a").parked
+
+
+# --- what one kind of things is in the way of ----------------------------------------------------
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_view_on_one_day_keeps_neither_other_days_nor_other_tables(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    await keeper(house).run_once()
+    with house.eyes.begin() as connection:
+        first, second, *_ = partitions.partition_days(connection, house.tables)
+        name = f"{house.tables.archive.name}_{first:%Y%m%d}"
+        quoted = connection.dialect.identifier_preparer.format_table(
+            sa.table(name, schema=house.tables.schema)
+        )
+        connection.exec_driver_sql(f"CREATE VIEW seen_by_somebody AS SELECT * FROM {quoted}")
+    try:
+        handle(house, 1, ago=31 * DAY)
+        house.advance(10 * DAY)
+        with pytest.raises(DBAPIError):
+            await keeper(house).run_once()
+        assert house.inbox() == []
+        with house.eyes.begin() as connection:
+            days = partitions.partition_days(connection, house.tables)
+        assert first in days
+        assert second not in days
+        assert len(days) > 1  # those to come were made
+        assert f"left the archive's {first}, not dropped alone" in caplog.text
+    finally:
+        with house.eyes.begin() as connection:
+            connection.exec_driver_sql("DROP VIEW seen_by_somebody")
+
+
+async def test_a_trouble_that_lasts_is_told_when_the_round_has_ended_and_the_next_one_tries(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> int:
+        raise DBAPIError.instance("DELETE", None, refusal, type(refusal))
+
+    refusal = Exception("permission denied")
+    handle(house, 1, ago=31 * DAY)
+    monkeypatch.setattr(pruning, "prune_archive", refused)
+    with pytest.raises(DBAPIError, match="permission denied"):
+        await keeper(house).run_once()
+    assert house.inbox() == []
+    monkeypatch.undo()
+    await keeper(house).run_once()

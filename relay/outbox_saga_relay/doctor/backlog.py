@@ -81,7 +81,8 @@ def blocked_keys(case: DatabaseCase) -> Iterator[Found]:
         yield Found(
             "info",
             f"{many} keys are parked: their later messages wait until a person decides",
-            "look at the dead letters, replay or discard them, and unpark their keys",
+            "look at them (outbox-saga dead-letter keys) and at their dead letters; replay or "
+            "discard those, and unpark the keys",
         )
     waiting, many = _count(case, blocked, "position", blocked.c.until.is_not(None))
     if waiting:
@@ -122,6 +123,27 @@ def dead_letters(case: DatabaseCase) -> Iterator[Found]:
             "info",
             f"{many} dead letters that no handler took ({_by_code(case, waiting, given_up)})",
             "mend the handler, then have them handled again, or discard them",
+        )
+
+
+def not_handled(case: DatabaseCase) -> Iterator[Found]:
+    """What is to be handled again is, when it is time."""
+    waiting = case.tables.inbox_waiting
+    overdue = waiting.c.until < case.database.clock.now(-case.limits.long)
+    rows = case.connection.execute(
+        sa.select(waiting.c.consumer, sa.func.count())
+        .where(overdue)
+        .group_by(waiting.c.consumer)
+        .order_by(sa.func.count().desc(), waiting.c.consumer)
+        .limit(_NAMED)
+    )
+    for consumer, number in rows:
+        yield Found(
+            "warning",
+            f"{number:,} messages that consumer {consumer} is to handle again are due since more "
+            f"than {spoken(case.limits.long)}: the broker has forgotten them",
+            "run a service that has this consumer (outbox-saga consume SERVICE), or discard them "
+            "with outbox-saga waiting",
         )
 
 
@@ -179,6 +201,13 @@ CHECKS: Final[tuple[Check[DatabaseCase], ...]] = (
         "They reach nobody until a person decides.",
         ("info",),
         dead_letters,
+    ),
+    Check(
+        "backlog.waiting",
+        "messages that are long due to be handled again",
+        "They wait for a consumer that nobody runs: it may have another name now.",
+        ("warning",),
+        not_handled,
     ),
     Check(
         "backlog.sagas",

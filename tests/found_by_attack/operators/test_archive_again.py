@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 
+import sqlalchemy as sa
+
 from outbox_saga.archive import Archive, Published, Sent
 from tests.operating.test_archive import publish
 from tests.operating.yard import ADA
@@ -67,3 +69,34 @@ async def test_what_a_replay_that_died_has_sent_keeps_its_place(house: House) ->
     house.advance(61)
     archive.replay(ADA, batch=1).run()
     assert house.waiting() == ["k1", "k2", "k3"]
+
+
+async def test_two_copies_that_left_after_their_replays_are_sent_once(house: House) -> None:
+    """Both replays began before the moment from which on a third one sends."""
+    archive = Archive(house.database)
+    house.say("a")
+    publish(house)
+    house.advance(10)
+    with house.database.begin() as connection:
+        since = house.clock.read(connection)
+    for _ in range(2):
+        archive.replay(ADA).run()
+        house.advance(10)
+        publish(house)
+    with house.database.begin() as connection:
+        connection.execute(  # the broker was away for long: they were noted long before
+            sa.update(house.tables.operator_action).values(at=house.clock.now(-3600))
+        )
+    house.advance(10)
+
+    assert archive.replay(ADA, Published(since=since)).run() == Sent(1, 0)
+    (row,) = house.rows(house.tables.outbox)
+    assert json.loads(row.headers)["replay"] == 3
+
+
+async def test_a_window_longer_than_there_have_been_messages_forgets_nothing(house: House) -> None:
+    house.say("a")
+    publish(house)
+    with house.database.begin() as connection:
+        plan = Archive(house.database).plan(connection, inbox_window=100 * 366 * 86_400)
+    assert (plan.count, plan.forgotten) == (1, 0)
