@@ -96,7 +96,7 @@ class Saga(Generic[D]):
         if max_parallel < 1:
             raise DefinitionError(f"saga {name}: max_parallel is {max_parallel}; give 1 or more")
         if events is not None:
-            check_events(name, events)
+            check_events(name, events, step_events=step_events)
         if step_events and events is None:
             raise DefinitionError(f"saga {name}: step_events without events; give events=, too")
         self.events = events
