@@ -10,7 +10,6 @@ from outbox_saga.envelopes import seal
 from outbox_saga.errors import DefinitionError
 from outbox_saga.messages import Event
 
-
 # what is told of a saga besides its STARTED; with `step_events` what is of a step, too
 LIFE_CYCLE = frozenset({"COMPLETED", "COMPENSATION_STARTED", "COMPENSATED", "FAILED", "UNPARKED"})
 OF_STEPS = frozenset(

@@ -259,7 +259,7 @@ class Graded(SagaEvent, topic="told"):
 
     @model_validator(mode="after")
     def with_severity(self) -> Graded:
-        _ = {each: 1 for each in LIFE_CYCLE - {"FAILED"} | {"STARTED"}}[self.transition]
+        _ = dict.fromkeys(LIFE_CYCLE - {"FAILED"} | {"STARTED"}, 1)[self.transition]
         return self
 
 
@@ -268,7 +268,7 @@ class OfTheWhole(SagaEvent, topic="told"):
 
     @model_validator(mode="after")
     def with_severity(self) -> OfTheWhole:
-        _ = {each: 1 for each in LIFE_CYCLE | {"STARTED"}}[self.transition]
+        _ = dict.fromkeys(LIFE_CYCLE | {"STARTED"}, 1)[self.transition]
         return self
 
 
