@@ -108,12 +108,13 @@ def _moments(
     """When the steps are due that wait for their time, without those that are being carried out
     and say so when they end.
     """
+    unsettled = _unsettled(state)
     for name, step in state.steps.items():
         if step.due is None or step.phase not in _WAITS[state.status] or name in held:
             continue
         # what cannot be undone yet, or begin, waits for others, whatever its own time is
         if step.phase in ("done", "undoing"):
-            others = _unsettled(state) or something_waits_for(definition, state, name)
+            others = unsettled or something_waits_for(definition, state, name)
         else:
             others = step.phase == "waiting" and not all_is_there_for(definition, state, name)
         if not others:
