@@ -96,11 +96,11 @@ class Execution:
         """Commits the transition for what happened, in a transaction of its own."""
         if isinstance(happened, Resumed):
             # mostly there is nothing to write, and then no transaction is needed to see it
-            decision = decide(
-                hand.definition, hand.instance.state, happened, hand.surroundings(None)
-            )
-            nothing = decision.state == hand.instance.state and not decision.entries
+            state = hand.instance.state
+            decision = decide(hand.definition, state, happened, hand.deciding(state, None))
+            nothing = decision.state == state and not decision.entries
             if nothing and not guarded(hand.definition, decision.todo):
+                hand.will_begin(None, decision.todo)
                 return decision
         decision, instance = await self._record(hand, happened)
         hand.advance(instance, leased=decision.busy)
