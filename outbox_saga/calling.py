@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import inspect
 import logging
@@ -110,6 +111,10 @@ async def _contained(action: Callable[[Any], Any], context: Any) -> Any:
         return await action(context)
     except SystemExit:  # a task would end the loop with it
         raise Misbehaved("it called sys.exit(); raise an error instead") from None
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        raise  # of those that are no errors, who ends it, or the process, asked for them
+    except BaseException as error:
+        raise Misbehaved(f"it raised {type(error).__name__}") from error
 
 
 async def _end(task: asyncio.Task[Any]) -> None:
@@ -161,8 +166,9 @@ async def time_in_thread(
     def run() -> T:
         try:
             return inside.run(work, lambda: begun.append(time.monotonic()))
-        except (SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit) as error:
-            # a future cannot carry them, or would end the process with them
+        except BaseException as error:
+            if can_be_carried(error):
+                raise
             raise Misbehaved(f"it raised {type(error).__name__}") from error
 
     submitted = threads.submit(run)
@@ -187,6 +193,16 @@ async def time_in_thread(
     if not future.done():
         threads.outlived(submitted)
     return future, future.done()
+
+
+def can_be_carried(error: BaseException) -> bool:
+    """Whether what a thread raised arrives as an error at whoever waits for its future.
+
+    A future cannot carry StopIteration. Cancellations (of what the thread has waited for) look
+    like one of the waiting task, and what is no Exception ends that, or the process.
+    """
+    odd = (StopIteration, concurrent.futures.CancelledError)
+    return isinstance(error, Exception) and not isinstance(error, odd)
 
 
 def _ended_alone(future: asyncio.Future[Any]) -> None:

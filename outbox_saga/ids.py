@@ -76,3 +76,8 @@ def handler_key(consumer: str, message_id: UUID) -> UUID:
 def altered_id(message_id: UUID, digest: bytes) -> UUID:
     """The id of a body that came under an id which another body had before; always the same."""
     return uuid5(_NAMESPACE, f"altered\x1f{message_id}\x1f{digest.hex()}")
+
+
+def event_id(message_id: UUID, instance: UUID) -> UUID:
+    """The id of an event as it waits for one saga instance alone; always the same."""
+    return uuid5(_NAMESPACE, f"event\x1f{message_id}\x1f{instance}")

@@ -12,7 +12,6 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from outbox_saga.calling import (
     Deadline,
     OutOfTime,
     call_in_time,
+    can_be_carried,
     time_in_thread,
     to_the_end,
 )
@@ -278,16 +278,11 @@ def _blaming_the_handler() -> Iterator[None]:
 
 @contextmanager
 def _carried_out_of_the_thread() -> Iterator[None]:
-    """What a thread raises arrives as an error of the handler, and not as something else.
-
-    A future cannot carry StopIteration, and nobody would ever be answered. The others would end
-    the loop, or look like the cancellation of whoever waits.
-    """
+    """What a thread raises arrives as an error of the handler, and not as something else."""
     try:
         yield
     except BaseException as error:
-        odd = isinstance(error, StopIteration | CancelledError)
-        if isinstance(error, Exception) and not odd:
+        if can_be_carried(error):
             raise
         raise HandlerFailed(f"the handler raised {type(error).__name__}: {error}") from error
 

@@ -134,6 +134,12 @@ def of_correlation(
     )
 
 
+def is_over(connection: sa.Connection, tables: Tables, id_: UUID) -> bool:
+    """Whether the instance has ended for good, whatever else is in its row."""
+    state = sa.select(tables.saga.c.state).where(tables.saga.c.id == id_)
+    return connection.execute(state).scalar_one_or_none() in OVER_FOR_GOOD
+
+
 def compare_and_set(
     connection: sa.Connection,
     tables: Tables,

@@ -199,6 +199,15 @@ def wake(connection: sa.Connection, tables: Tables, clock: Clock, consumer: str,
     return True
 
 
+def any_of_key(connection: sa.Connection, tables: Tables, consumer: str, key: str) -> bool:
+    """Whether anything of this consumer and key waits."""
+    waiting = tables.inbox_waiting
+    found = sa.select(waiting.c.position).where(
+        waiting.c.consumer == consumer, waiting.c.key == key
+    )
+    return connection.execute(found.limit(1)).first() is not None
+
+
 # --- out of the queue ----------------------------------------------------------------------------
 
 

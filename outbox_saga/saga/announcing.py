@@ -8,18 +8,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from outbox_saga.errors import MessageRefused
+from outbox_saga.envelopes import seal
 from outbox_saga.instances import Entry, Instance, SagaState, StepState
 from outbox_saga.queries.sagas_seen import went_on
 from outbox_saga.saga.definition import Saga
-from outbox_saga.saga.events import SagaEvent
+from outbox_saga.saga.events import LIFE_CYCLE, SagaEvent
 from outbox_saga.tables import tables_in
 from outbox_saga.unit_of_work import UnitOfWork
 
 logger = logging.getLogger("outbox_saga.saga")
 
 _UNTOUCHED = StepState()
-LIFE_CYCLE = frozenset({"COMPLETED", "COMPENSATION_STARTED", "COMPENSATED", "FAILED", "UNPARKED"})
 
 
 def announce(
@@ -76,9 +75,13 @@ def _tell(
             attempt=entry.attempt,
             reason=reason,
         )
-        uow.publish(event, key=str(seen.id))
-    except (ValueError, TypeError, MessageRefused) as error:  # users' validators
-        # whoever listens misses one event; held up by it, the saga would neither end nor be undone
+        envelope = seal(
+            event, key=str(seen.id), source=uow.source, correlation_id=uow.correlation_id
+        )
+    except Exception as error:  # noqa: BLE001  # whatever users' validators and serializers raise
+        # whoever listens misses one event; held up by it, the saga would neither end, nor be
+        # undone, nor get stuck, for that is an event, too. No statement is in here: what the
+        # database refuses has to be heard
         logger.error(  # noqa: TRY400  # what it says may show the data
             "saga %s: its event of %s cannot be told: %s does not take it (%s)",
             seen.id,
@@ -86,3 +89,5 @@ def _tell(
             event_class.__name__,
             type(error).__name__,
         )
+        return
+    uow.keep_sealed(envelope)

@@ -8,11 +8,15 @@ and reads it again.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import sqlalchemy as sa
 
 from outbox_saga.database import Database
+from outbox_saga.envelopes import Envelope
+from outbox_saga.errors import SagaUnknown
 from outbox_saga.handler_context import HandlerContext
 from outbox_saga.ids import saga_id
 from outbox_saga.instances import OVER_FOR_GOOD, Instance
@@ -22,10 +26,25 @@ from outbox_saga.saga.announcing import announce
 from outbox_saga.saga.definition import Saga
 from outbox_saga.saga.definitions import Definitions
 from outbox_saga.saga.progress import arrived
+from outbox_saga.saga.put_aside import instance_of, put_aside, stands_behind
 from outbox_saga.saga.steps import Awaited, Step
 from outbox_saga.saga.taking_over import known
 
 Handler: TypeAlias = Callable[[HandlerContext[Any]], Awaitable[None]]
+
+
+# why an instance cannot take in now what it may another time, or in another process
+CANNOT: tuple[type[Exception], ...] = (SagaUnknown,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """An event, and for whom."""
+
+    saga: str
+    consumer: str
+    message: Message
+    envelope: Envelope
 
 
 class Arrivals:
@@ -52,39 +71,73 @@ class Arrivals:
                 for message_class in () if step.event is None else step.event.classes:
                     wanted.setdefault((definition.name, message_class.type_name), message_class)
         for (saga, type_name), message_class in wanted.items():
-            yield message_class, f"{self._source}.saga.{saga}.{type_name}", self._handler(saga)
+            consumer = f"{self._source}.saga.{saga}.{type_name}"
+            yield message_class, consumer, self._handler(saga, consumer)
 
-    def _handler(self, saga: str) -> Handler:
+    def _handler(self, saga: str, consumer: str) -> Handler:
         async def take_in(handle: HandlerContext[Any]) -> None:
-            message, correlation_id = handle.message, handle.envelope.correlation_id
-            await handle.session.run_sync(
-                lambda session: self._arrive(session.connection(), saga, message, correlation_id)
-            )
+            arrival = _Arrival(saga, consumer, handle.message, handle.envelope)
+            await handle.session.run_sync(lambda s: self._arrive(s.connection(), arrival))
 
         return take_in
 
-    def _arrive(
-        self, connection: sa.Connection, saga: str, message: Message, correlation_id: str | None
-    ) -> None:
-        tables = self._database.tables
+    def _arrive(self, connection: sa.Connection, arrival: _Arrival) -> None:
+        """Who can take the event in does so; it waits for each of the others alone.
+
+        If nobody can, it waits as it is, as any message does that its handler fails on.
+        """
+        tables, clock = self._database.tables, self._database.clock
+        missed: dict[UUID, Exception] = {}
+        heard = False
+        # in the order of their ids: two events for the same two instances do not wait in a circle
+        for id_ in sorted(self._ids(connection, arrival)):
+            try:
+                heard |= self._tell(connection, arrival, id_)
+            except CANNOT as error:  # nothing was written for this one
+                if not sagas.is_over(connection, tables, id_):
+                    missed[id_] = error
+        if not heard:
+            for error in missed.values():
+                raise error
+        for id_, error in missed.items():
+            put_aside(connection, tables, clock, arrival.consumer, arrival.envelope, id_, error)
+
+    def _ids(self, connection: sa.Connection, arrival: _Arrival) -> set[UUID]:
+        """The instances that the event is for."""
         told_by = {
             step.event.business_key
             for definition in self._definitions
-            if definition.name == saga
-            for step in _waiting_for(definition, message)
+            if definition.name == arrival.saga
+            for step in _waiting_for(definition, arrival.message)
             if step.event is not None
         }
-        ids = set()
+        ids: set[UUID] = set()
+        correlation_id = arrival.envelope.correlation_id
         for business_key in told_by:
             if business_key is not None:
-                ids.add(saga_id(self._source, saga, business_key(message)))
+                ids.add(saga_id(self._source, arrival.saga, business_key(arrival.message)))
             elif correlation_id is not None:
-                ids |= set(sagas.of_correlation(connection, tables, saga, correlation_id))
-        # in the order of their ids: two events for the same two instances do not wait in a circle
-        for id_ in sorted(ids):
-            instance = sagas.read(connection, tables, id_, lock=True)
-            if instance is not None and instance.state.status not in OVER_FOR_GOOD:
-                self._move(connection, instance, message)
+                ids.update(
+                    sagas.of_correlation(
+                        connection, self._database.tables, arrival.saga, correlation_id
+                    )
+                )
+        only = instance_of(arrival.envelope)
+        return ids if only is None else ids & {only}
+
+    def _tell(self, connection: sa.Connection, arrival: _Arrival, id_: UUID) -> bool:
+        """Whether the instance goes on, and has the event now, or will have it in its turn."""
+        tables, clock, consumer = self._database.tables, self._database.clock, arrival.consumer
+        instance = sagas.read(connection, tables, id_, lock=True)
+        if instance is None or instance.state.status in OVER_FOR_GOOD:
+            return False
+        if (
+            instance_of(arrival.envelope) is not None
+            or not stands_behind(connection, tables, consumer, id_)
+            or not put_aside(connection, tables, clock, consumer, arrival.envelope, id_, None)
+        ):
+            self._move(connection, instance, arrival.message)
+        return True
 
     def _move(self, connection: sa.Connection, instance: Instance, message: Message) -> None:
         tables, clock = self._database.tables, self._database.clock

@@ -16,7 +16,7 @@ from outbox_saga.instances import Instance
 from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.saga.execution import Execution
 from outbox_saga.saga.hand import Hand
-from outbox_saga.saga.happened import Decision, Flight, Query, Resumed, Run, ToDo
+from outbox_saga.saga.happened import Decision, Flight, Resumed, Run, ToDo, flight_of
 
 logger = logging.getLogger("outbox_saga.saga")
 
@@ -108,10 +108,9 @@ class Carrying:
         for todo in todos:
             if hand.stopping and isinstance(todo, Run):
                 continue  # nothing is on record of it; the intent of a call is
-            flight: Flight = (todo.step, "do" if isinstance(todo, Query) else todo.direction)
-            if flight not in hand.in_flight:
-                hand.in_flight.add(flight)
-                running[asyncio.create_task(self._execution.carry_out(hand, todo))] = flight
+            if hand.begins(todo):
+                task = asyncio.create_task(self._execution.carry_out(hand, todo))
+                running[task] = flight_of(todo)
 
     async def _something(
         self, hand: Hand, running: Running, decision: Decision

@@ -71,6 +71,10 @@ class _Context(Generic[D]):
     ) -> UUID:
         """The message leaves if, and only if, this step succeeds; returns its id.
 
+        What an external step publishes is in its process until its outcome is stored. Where that
+        is never told, and `query=` finds that it was carried out, what the query publishes leaves
+        in its place.
+
         Args:
             delay: As of `UnitOfWork.publish`, counted from when the step's outcome is stored.
 

@@ -96,7 +96,7 @@ class Saga(Generic[D]):
         if max_parallel < 1:
             raise DefinitionError(f"saga {name}: max_parallel is {max_parallel}; give 1 or more")
         if events is not None:
-            check_events(name, events)
+            check_events(name, events, step_events=step_events)
         if step_events and events is None:
             raise DefinitionError(f"saga {name}: step_events without events; give events=, too")
         self.events = events
@@ -163,7 +163,8 @@ class Saga(Generic[D]):
             external: Whether it acts outside this database.
             idempotent: The other side acts once per idempotency key, however often it is called.
             query: Asks the other side whether it acted: Success(data) when it did, None when it
-                did not.
+                did not. What the call published is lost with the process that made it: when it
+                did, let the query publish that.
             timeout: Seconds for one attempt; of a command seconds until its answer has to come.
             retry: For technical failures; of a command how often it is sent, which is always
                 `timeout` after the last time, whatever its delays.

@@ -6,8 +6,28 @@ import inspect
 from typing import Any
 from uuid import UUID
 
+from outbox_saga.envelopes import seal
 from outbox_saga.errors import DefinitionError
 from outbox_saga.messages import Event
+
+# what is told of a saga besides its STARTED; with `step_events` what is of a step, too
+LIFE_CYCLE = frozenset({"COMPLETED", "COMPENSATION_STARTED", "COMPENSATED", "FAILED", "UNPARKED"})
+OF_STEPS = frozenset(
+    {
+        "RUNNING",
+        "HELD_BACK",
+        "BREAKER_OPENED",
+        "EVENT_STORED",
+        "STEP_COMPLETED",
+        "STEP_FAILED",
+        "STEP_SKIPPED",
+        "COMPENSATING_STEP",
+        "STEP_COMPENSATED",
+        "COMPENSATION_FAILED",
+        "COMPENSATION_SKIPPED",
+        "IGNORED",
+    }
+)
 
 
 class SagaEvent(Event):
@@ -41,8 +61,11 @@ class SagaEvent(Event):
     reason: str | None = None
 
 
-def check_events(saga: str, events: object) -> None:
+def check_events(saga: str, events: object, *, step_events: bool) -> None:
     """The class of the events that tell of the saga.
+
+    Args:
+        step_events: They tell of its steps, too.
 
     Raises:
         DefinitionError: It could not always be made of what there is to tell. That would be found
@@ -68,19 +91,27 @@ def check_events(saga: str, events: object) -> None:
             f"saga {saga}: {name} has its own {field!r}, or a validator of it, and might not take "
             "what there is to tell; leave the fields of SagaEvent as they are, and add others"
         )
+    whole = LIFE_CYCLE | {"STARTED"}
+    for transition in sorted(whole | OF_STEPS if step_events else whole):
+        for told in _TOLD:
+            _check_takes(saga, events, {**told, "transition": transition})
+
+
+def _check_takes(saga: str, events: type[SagaEvent], told: dict[str, Any]) -> None:
     try:
-        whole = all(
-            getattr(events(**told), field) == told[field] for told in _TOLD for field in told
-        )
-    except Exception as error:  # users' validators
+        event = events(**told)
+        seal(event)
+        kept = all(getattr(event, field) == value for field, value in told.items())
+    except Exception as error:  # users' validators and serializers
         raise DefinitionError(
-            f"saga {saga}: {name} refuses what a saga tells ({type(error).__name__}); leave out "
-            "its validators, aliases and settings that are about the fields of SagaEvent"
+            f"saga {saga}: {events.__name__} refuses what a saga tells ({type(error).__name__}, "
+            f"of {told['transition']}); leave out its validators, aliases and settings that are "
+            "about the fields of SagaEvent"
         ) from error
-    if not whole:
+    if not kept:
         raise DefinitionError(
-            f"saga {saga}: {name} changes what a saga tells; leave out its validators and "
-            "settings that are about the fields of SagaEvent"
+            f"saga {saga}: {events.__name__} changes what a saga tells; leave out its validators "
+            "and settings that are about the fields of SagaEvent"
         )
 
 
@@ -91,7 +122,6 @@ _TOLD: tuple[dict[str, Any], ...] = tuple(
         "saga": text * 100,
         "saga_version": 2**31 - 1,
         "business_key": key,
-        "transition": "COMPENSATION_STARTED",
         "state": "compensating",
         "step": step,
         "attempt": attempt,

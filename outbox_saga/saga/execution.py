@@ -88,19 +88,19 @@ class Execution:
         self.recording = Recording(database)
         self.lateness = 600.0  # seconds that the answer of a call that came late is kept
         self._troubles: Counter[tuple[UUID, str, str]] = Counter()
-        # by key, too: under another one it is the call for another effect
-        self._late: dict[tuple[UUID, Flight, int], asyncio.Future[Any]] = {}
+        # by key, too: under another one it is the call for another effect; with what it published
+        self._late: dict[tuple[UUID, Flight, int], tuple[asyncio.Future[Any], list[Delayed]]] = {}
         self._overdue: dict[tuple[UUID, Flight], asyncio.Future[Any]] = {}
 
     async def resume(self, hand: Hand, happened: Happened) -> Decision:
         """Commits the transition for what happened, in a transaction of its own."""
         if isinstance(happened, Resumed):
             # mostly there is nothing to write, and then no transaction is needed to see it
-            decision = decide(
-                hand.definition, hand.instance.state, happened, hand.surroundings(None)
-            )
-            nothing = decision.state == hand.instance.state and not decision.entries
+            state = hand.instance.state
+            decision = decide(hand.definition, state, happened, hand.deciding(state, None))
+            nothing = decision.state == state and not decision.entries
             if nothing and not guarded(hand.definition, decision.todo):
+                hand.will_begin(None, decision.todo)
                 return decision
         decision, instance = await self._record(hand, happened)
         hand.advance(instance, leased=decision.busy)
@@ -276,7 +276,7 @@ class Execution:
         assert step.query is not None
         call = Call(todo.step, "do", todo.attempt)
         number = hand.instance.state.steps[todo.step].key_number("do")
-        late = self._late.get((hand.instance.id, (todo.step, "do"), number))
+        late, kept = self._late.get((hand.instance.id, (todo.step, "do"), number), (None, []))
         if late is not None:
             # our own call still goes on: nobody can believe "not found" before it has ended
             await asyncio.wait({late}, timeout=step.timeout)
@@ -288,7 +288,7 @@ class Execution:
             else:
                 happened = outcome_of(call, late)
             if isinstance(happened, Done):
-                return await self._report(hand, happened, [])
+                return await self._report(hand, happened, kept)
             if not late.done():
                 assert isinstance(happened, Errored)
                 return await self._report(hand, replace(happened, attempt=todo.attempt + 1), [])
@@ -332,7 +332,7 @@ class Execution:
             else:
                 future, in_time = await begin_in_thread(self.threads, called, seconds)
                 if not in_time and not asking:
-                    self._keep_late(hand, todo, future)
+                    self._keep_late(hand, todo, future, context.kept)
                 answer = future.result() if in_time else await _no_answer()
             say = found if asking else answered
             return say(todo, answer, started), context.kept
@@ -340,7 +340,7 @@ class Execution:
             raise
         except TimeoutError as error:
             if isinstance(error, OutOfTime) and error.task is not None and not asking:
-                self._keep_late(hand, todo, error.task)
+                self._keep_late(hand, todo, error.task, context.kept)
             late = f"no answer within {seconds} s" if not str(error) else told(error)
             return errored(todo, late, started, unknown=True, code="timeout"), []
         except NothingRan as error:
@@ -351,17 +351,19 @@ class Execution:
             # whatever it was: the request may have arrived
             return errored(todo, told(error), started, unknown=True), []
 
-    def _keep_late(self, hand: Hand, todo: Call, future: asyncio.Future[Any]) -> None:
+    def _keep_late(
+        self, hand: Hand, todo: Call, future: asyncio.Future[Any], kept: list[Delayed]
+    ) -> None:
         number = hand.instance.state.steps[todo.step].key_number(todo.direction)
         key: tuple[UUID, Flight, int] = (
             hand.instance.id,
             (todo.step, todo.direction),
             number,
         )
-        self._late[key] = future
+        late = self._late[key] = (future, kept)
 
         def pop() -> None:
-            if self._late.get(key) is future:  # and not of a later attempt, which is late, too
+            if self._late.get(key) is late:  # and not of a later attempt, which is late, too
                 del self._late[key]
 
         def forget(ended: asyncio.Future[Any]) -> None:

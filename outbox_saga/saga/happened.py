@@ -143,6 +143,13 @@ class Send:
 
 
 Flight: TypeAlias = tuple[str, Direction]
+
+
+def flight_of(todo: ToDo) -> Flight:
+    """As what it is on its way; a question is about what is to be done."""
+    return (todo.step, "do" if isinstance(todo, Query) else todo.direction)
+
+
 EVERY_GATE_IS_OPEN = Gates()
 
 
@@ -152,7 +159,9 @@ class Surroundings:
 
     Args:
         now: By the database's clock, or a little earlier: what is due by it is due there, too.
-        in_flight: Steps that this process is carrying out, without the one that is being reported.
+        in_flight: Steps that this process is carrying out, without the one that is being reported;
+            and calls that it is about to make, if the state that is decided about has their
+            intents.
         lease: Seconds after which another process takes the instance over.
         seed: Of the jitter: the instance's id.
         started_at: When the instance was started, by the database's clock.

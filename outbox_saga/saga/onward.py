@@ -108,12 +108,13 @@ def _moments(
     """When the steps are due that wait for their time, without those that are being carried out
     and say so when they end.
     """
+    unsettled = _unsettled(state)
     for name, step in state.steps.items():
         if step.due is None or step.phase not in _WAITS[state.status] or name in held:
             continue
         # what cannot be undone yet, or begin, waits for others, whatever its own time is
         if step.phase in ("done", "undoing"):
-            others = something_waits_for(definition, state, name)
+            others = unsettled or something_waits_for(definition, state, name)
         else:
             others = step.phase == "waiting" and not all_is_there_for(definition, state, name)
         if not others:
@@ -264,8 +265,7 @@ def _backward(
                 state = unanswered(definition, state, rule, entries)
         elif _has_room(definition, around, todo):
             state = calls.settle(definition, state, rule, around, entries, todo)
-    unsettled = any(s.phase == "calling" for s in state.steps.values())
-    if unsettled or any(direction == "do" for _, direction in around.in_flight):
+    if _unsettled(state) or any(direction == "do" for _, direction in around.in_flight):
         return state  # let the running settle, then undo
     for rule in reversed(list(definition.steps.values())):
         step = state.steps[rule.name]
@@ -277,6 +277,11 @@ def _backward(
         entries.append(Entry("COMPENSATED", None, None, state.reason))
         return replace(state, status="compensated")
     return state
+
+
+def _unsettled(state: SagaState) -> bool:
+    """Whether nobody knows yet what came of a call: nothing is undone before that."""
+    return any(step.phase == "calling" for step in state.steps.values())
 
 
 def _undo(

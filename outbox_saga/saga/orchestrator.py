@@ -276,10 +276,13 @@ class Orchestrator:
 
     async def _drive(self, hand: Hand) -> None:
         """As far as it goes, if it can be carried on here."""
-        if hand.instance.shape == hand.definition.shape or await self._taken_over(hand):
-            await self._carrying.on(hand)
-        if self._hands.get(hand.instance.id) is hand:
-            del self._hands[hand.instance.id]
+        try:
+            if hand.instance.shape == hand.definition.shape or await self._taken_over(hand):
+                await self._carrying.on(hand)
+        finally:
+            # whatever ended it: kept in hand its lease would be renewed, and nobody go on with it
+            if self._hands.get(hand.instance.id) is hand:
+                del self._hands[hand.instance.id]
 
     async def _taken_over(self, hand: Hand) -> bool:
         """Whether what was started by an older version is one of this one now."""

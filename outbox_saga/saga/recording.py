@@ -67,6 +67,7 @@ class Recording:
             flight = (happened.step, happened.direction)
         elif isinstance(happened, NotFound | Unusable):
             flight = (happened.step, "do")
+        hand.will_begin(flight, ())
         seen = hand.instance
         opened = note_outcome(connection, tables, clock, hand.definition, happened)
         probes: frozenset[str] = frozenset()
@@ -78,7 +79,7 @@ class Recording:
                 if current is None or current.epoch != seen.epoch:
                     raise LeaseLost(f"saga {seen.id} was taken over; this attempt was rolled back")
                 seen = current
-            state, around = seen.state, hand.surroundings(flight)
+            state, around = seen.state, hand.deciding(seen.state, flight)
             decision, probes = let_through(
                 connection,
                 tables,
@@ -92,6 +93,7 @@ class Recording:
             if opened is not None:
                 decision = replace(decision, entries=(*decision.entries, opened))
             if decision.state == seen.state and not decision.entries:
+                hand.will_begin(flight, decision.todo)
                 return decision, seen  # nothing to write: an instance taken up to run a local step
             if not locked and _sets_a_moment(state, decision):
                 # counted from a moment before another one's lock was waited for, it would be early
@@ -119,6 +121,8 @@ class Recording:
                 uow.keep_sealed(*message)
         for send in decision.sends:
             uow.keep_sealed(command_of(hand.definition, seen, send))
+        # the row is still locked: nobody decides between the commit and this
+        hand.will_begin(flight, decision.todo)
         deaths = seen.deaths if isinstance(happened, Resumed) else 0
         moved = replace(seen, revision=seen.revision + 1, state=decision.state, deaths=deaths)
         return decision, moved

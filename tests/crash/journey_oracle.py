@@ -17,8 +17,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from outbox_saga.commanding import ANSWER, Answer, Asked
-from outbox_saga.saga.announcing import LIFE_CYCLE
 from outbox_saga.saga.definition import Saga
+from outbox_saga.saga.events import LIFE_CYCLE
 from outbox_saga.testing import invariants
 from outbox_saga.testing.crash_points import CrashPoints
 from outbox_saga.testing.invariants import Effect, HistoryRow, SagaRow, Violation

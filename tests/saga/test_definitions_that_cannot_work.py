@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+import outbox_saga
 from outbox_saga import (
     Breaker,
     Command,
@@ -22,6 +25,7 @@ from outbox_saga import (
     nothing_to_undo,
 )
 from outbox_saga.errors import DefinitionError
+from outbox_saga.saga.events import LIFE_CYCLE, OF_STEPS
 from outbox_saga.saga.rules import MAX_STEPS
 
 HUGE = 1e12  # seconds: no date is so far away
@@ -250,6 +254,24 @@ class Particular(SagaEvent, topic="told"):
         return self
 
 
+class Graded(SagaEvent, topic="told"):
+    """It has forgotten one."""
+
+    @model_validator(mode="after")
+    def with_severity(self) -> Graded:
+        _ = dict.fromkeys(LIFE_CYCLE - {"FAILED"} | {"STARTED"}, 1)[self.transition]
+        return self
+
+
+class OfTheWhole(SagaEvent, topic="told"):
+    """It is made for the saga as a whole."""
+
+    @model_validator(mode="after")
+    def with_severity(self) -> OfTheWhole:
+        _ = dict.fromkeys(LIFE_CYCLE | {"STARTED"}, 1)[self.transition]
+        return self
+
+
 class NoneOfOurs(Event, topic="told"):
     """No SagaEvent."""
 
@@ -263,6 +285,7 @@ class NoneOfOurs(Event, topic="told"):
         (Configured, "refuses what a saga tells"),
         (Stripped, "changes what a saga tells"),
         (Particular, "refuses what a saga tells"),
+        (Graded, "refuses what a saga tells .*FAILED"),
         (NoneOfOurs, "derived from SagaEvent"),
         ("told", "derived from SagaEvent"),
     ],
@@ -271,6 +294,21 @@ def test_events_of_a_saga_take_whatever_there_is_to_tell(events: Any, told: str)
     Saga("o", data=Data, events=Told)
     with pytest.raises(DefinitionError, match=told):
         Saga("o", data=Data, events=events)
+
+
+def test_events_of_steps_are_to_be_taken_only_where_they_are_told() -> None:
+    Saga("o", data=Data, events=OfTheWhole)
+    with pytest.raises(DefinitionError, match="refuses what a saga tells"):
+        Saga("o", data=Data, events=OfTheWhole, step_events=True)
+
+
+def test_every_transition_that_is_told_is_tried_at_the_definition() -> None:
+    noted: set[str] = set()
+    for source in Path(outbox_saga.__file__).parent.rglob("*.py"):
+        text = source.read_text()
+        noted |= set(re.findall(r'\bEntry\(\s*"([A-Z_]+)"', text))
+        noted |= set(re.findall(r'"((?:STEP|COMPENSATION)_[A-Z]+)"', text))
+    assert noted - {"PARKED", "UPCAST"} == LIFE_CYCLE | {"STARTED"} | OF_STEPS
 
 
 @pytest.mark.parametrize("pivot_first", [True, False])

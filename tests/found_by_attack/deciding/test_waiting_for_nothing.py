@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from outbox_saga import Failure, Retry, Saga, Service, StepContext, nothing_to_undo
+from outbox_saga import (
+    Command,
+    Failure,
+    Retry,
+    Saga,
+    Service,
+    StepContext,
+    local,
+    nothing_to_undo,
+)
 from outbox_saga.queries import sagas
 from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import (
@@ -30,6 +39,10 @@ from tests.fixtures.databases import Database
 from tests.saga.story import Data, Story, act
 
 PATIENCE = 20.0
+
+
+class Ship(Command, topic="shipping"):
+    n: int
 
 
 @pytest.fixture
@@ -57,6 +70,35 @@ def test_a_saga_that_waits_is_not_due_before_anything_of_it_is(story: Story) -> 
     story.now += dt.timedelta(seconds=60)  # the time of `first` has come
     waits = story.goes_on(Errored("second", "undo", 1, "a deadlock"))
     assert (waits.todo, waits.due) == ((), story.state.steps["second"].due)
+
+
+def test_what_may_not_be_undone_before_a_call_is_settled_is_not_due_before_that() -> None:
+    saga = Saga("s", data=Data)
+    saga.step(
+        "ship",
+        Ship,
+        compensation=local(act),
+        timeout=3600,
+        retry=Retry(max_attempts=1),
+        after=(),
+    )
+    saga.step("b", act, compensation=act, after=())
+    saga.step("c", act, compensation=nothing_to_undo, after="b")
+    story = Story(saga)
+    story.goes_on(Resumed())
+    story.goes_on(Done("b", "do", 1))
+    story.now += dt.timedelta(seconds=3601)  # nobody has answered
+    story.goes_on(Resumed(), ("c", "do"))
+    assert story.phase("ship") == "stuck"
+    story.goes_on(Refused("c", "do", 1, "no"))
+    story.goes_on(Errored("b", "undo", 1, "a deadlock"))
+    story.helped("retry", "ship")
+    story.now += dt.timedelta(seconds=60)  # the time of `b` has come
+    waits = story.goes_on(Resumed())
+    assert (story.phase("ship"), story.phase("b"), waits.todo) == ("calling", "done", ())
+    assert waits.due == story.state.steps["ship"].due
+    assert waits.due is not None
+    assert waits.due > story.now
 
 
 # --- with everything real ------------------------------------------------------------------------

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any, Self
 
 import pytest
-from pydantic import BaseModel, model_validator
+from pydantic import (
+    BaseModel,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from outbox_saga import Decision, Failure, Saga, SagaEvent, Service, nothing_to_undo
 from outbox_saga.saga import carrying, recording
@@ -26,6 +31,26 @@ class Picky(SagaEvent, topic="told"):
         if "4111" in (self.reason or ""):
             raise ValueError(self.reason)
         return self
+
+
+class Strange(SagaEvent, topic="told"):
+    """What its validator raises is no error of a value."""
+
+    @model_validator(mode="after")
+    def _no_numbers_of_cards(self) -> Self:
+        if "4111" in (self.reason or ""):
+            raise LookupError(self.reason)
+        return self
+
+
+class Unwritable(SagaEvent, topic="told"):
+    """It takes everything, and then cannot be written."""
+
+    @model_serializer(mode="wrap")
+    def _no_numbers_of_cards(self, usual: SerializerFunctionWrapHandler) -> Any:
+        if "4111" in (self.reason or ""):
+            raise LookupError(self.reason)
+        return usual(self)
 
 
 async def act(_: Any) -> None: ...
@@ -62,6 +87,24 @@ async def test_an_event_class_that_does_not_take_what_happened_holds_no_saga_up(
     await service.close()
     assert seen.state.status == "compensated"
     assert "its event of COMPENSATED cannot be told: Picky" in caplog.text
+    assert "4111" not in caplog.text
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("events", [Picky, Strange, Unwritable])
+async def test_whatever_an_event_class_raises_a_saga_that_cannot_be_undone_is_stuck(
+    database: Database, caplog: pytest.LogCaptureFixture, events: type[SagaEvent]
+) -> None:
+    saga = Saga("s", data=Order, events=events).step("x", act, compensation=refuse)
+    saga.step("y", refuse, compensation=nothing_to_undo)
+    service = started(database, saga)
+    async with service.unit_of_work() as uow:
+        id_ = saga.start(uow, Order())
+    await carried_on(service)
+    seen, _ = await SagaOperations(service.database).show(id_)
+    await service.close()
+    assert seen.state.status == "stuck"
+    assert f"its event of FAILED cannot be told: {events.__name__}" in caplog.text
     assert "4111" not in caplog.text
 
 

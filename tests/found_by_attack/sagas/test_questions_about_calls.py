@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from outbox_saga import Failure, Retry, Saga, Service, Success
+from outbox_saga import Event, Failure, Retry, Saga, Service, Success, calling
 from outbox_saga.calling import begin_in_thread
 from outbox_saga.ids import new_id
+from outbox_saga.queries import relay
 from outbox_saga.queries.clock import Clock
 from outbox_saga.saga import execution
 from outbox_saga.saga.hand import Hand
@@ -157,7 +160,7 @@ async def test_what_a_late_call_says_is_about_its_own_key_only(
     assert isinstance(call, Call)
     late: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     late.set_result({"receipt": "of the first key"})
-    execution_._keep_late(hand, call, late)
+    execution_._keep_late(hand, call, late, [])
 
     again = hand.instance.state.with_step("charge", generation=generation)
     hand.instance = replace(hand.instance, state=again)
@@ -166,3 +169,81 @@ async def test_what_a_late_call_says_is_about_its_own_key_only(
     await service.close()
     assert len(questions) == asked
     assert (decision.state.status == "completed") == (generation == 0)
+
+
+class Charged(Event, topic="charges"):
+    n: int = 1
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_what_a_call_published_leaves_though_it_ended_after_its_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(calling, "STUBBORN", 0.02)
+    let_go, asked = threading.Event(), []
+
+    def charge(step: Any) -> Any:
+        step.publish(Charged())
+        assert let_go.wait(20)
+        return {"receipt": "r"}
+
+    async def charge_in_task(step: Any) -> Any:
+        step.publish(Charged())
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return {"receipt": "r"}
+
+    def find(step: Any) -> None:
+        asked.append(step.key)
+
+    saga = Saga("s", data=Order).step(
+        "charge", charge if kind == "def" else charge_in_task,
+        compensation=act, external=True, query=find, timeout=0.1,
+    )  # fmt: skip
+    service = Service("s", database=database.url, sagas=[saga])
+    with service.database.begin() as connection:
+        upgrade(connection)
+    async with service.unit_of_work() as uow:
+        id_ = saga.start(uow, Order())
+    orchestrator = service.orchestrator()
+    await orchestrator.run_once()
+    let_go.set()
+    for hours in (1, 2, 3):
+        service.database.clock = Clock(3600.0 * hours)
+        await orchestrator.run_once()
+    orchestrator.close()
+    seen, _ = await SagaOperations(service.database).show(id_)
+    pending = await service.database.look(relay.pending, service.database.tables)
+    await service.close()
+    assert (seen.state.status, seen.state.data["receipt"], asked) == ("completed", "r", [])
+    assert pending == 1
+
+
+@pytest.mark.databases("sqlite")
+async def test_what_a_query_publishes_leaves_if_the_call_was_carried_out(
+    database: Database,
+) -> None:
+    async def charge(step: Any) -> None:
+        step.publish(Charged())
+        raise ConnectionError("reset after the request")
+
+    async def find(step: Any) -> Success[Any]:
+        step.publish(Charged())
+        return Success()
+
+    saga = Saga("s", data=Order).step(
+        "charge", charge, compensation=act, external=True, query=find, timeout=1
+    )
+    service = Service("s", database=database.url, sagas=[saga])
+    with service.database.begin() as connection:
+        upgrade(connection)
+    async with service.unit_of_work() as uow:
+        saga.start(uow, Order())
+    await carried_on(service)
+    service.database.clock = Clock(3600.0)
+    await carried_on(service)
+    pending = await service.database.look(relay.pending, service.database.tables)
+    await service.close()
+    assert pending == 1
