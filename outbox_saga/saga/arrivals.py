@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import SagaUnknown
+from outbox_saga.errors import SagaUnknown, SagaUnreadable
 from outbox_saga.handler_context import HandlerContext
 from outbox_saga.ids import saga_id
 from outbox_saga.instances import OVER_FOR_GOOD, Instance
@@ -34,7 +34,7 @@ Handler: TypeAlias = Callable[[HandlerContext[Any]], Awaitable[None]]
 
 
 # why an instance cannot take in now what it may another time, or in another process
-CANNOT: tuple[type[Exception], ...] = (SagaUnknown,)
+CANNOT: tuple[type[Exception], ...] = (SagaUnknown, SagaUnreadable)
 
 
 @dataclass(frozen=True, slots=True)
