@@ -139,6 +139,10 @@ class Handlers:
             ):
                 yield handler
 
+    def limited(self) -> list[Handler]:
+        """Those that have only so many places in this process."""
+        return [handler for handler in self._handlers if handler.room is not None]
+
     def parks(self, consumer: str) -> bool:
         """Whether a message of this consumer that nobody can read holds up its key."""
         return any(h.parks for h in self._handlers if h.consumer == consumer)

@@ -263,7 +263,7 @@ async def test_a_thread_that_hangs_keeps_its_place_and_deliveries_are_told_so(
         with pytest.raises(HandlerBusy, match="overdue"):
             await listener.deliver(said("good", key="b"))
         house.advance(LATER)
-        assert await listener.room.run_once() in (0, 1)
+        assert await listener.room.run_once() == 0  # left alone
         (row,) = house.set_aside()
         assert (row.attempts, row.owner) == (1, None)
     finally:
