@@ -106,20 +106,21 @@ class Attempts:
         if room is None:
             yield
             return
-        if room.stuck:
+        if not await room.take():
             raise HandlerBusy("all its places are held by threads that are overdue")
-        await room.free.acquire()
         try:
             yield
         finally:
-
-            def free() -> None:
-                room.late -= 1
-                room.free.release()
-
-            room.late += 1
-            if not self.watch.when_out(work, free):
-                free()
+            if not self.watch.when_out(work, room.came_out):
+                room.leave()
+            elif room.outlived():
+                logger.warning(
+                    "consumer %s: all its places for %s (%s) are held by threads that are "
+                    "overdue; its messages go back until one of them ends",
+                    handler.consumer,
+                    handler.message_class.type_name,
+                    room.places,
+                )
 
     @asynccontextmanager
     async def _claimed(

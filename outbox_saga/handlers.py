@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import ConfigurationError
+from outbox_saga.handler_room import Room
 from outbox_saga.messages import Message, check_type
 from outbox_saga.retries import Retry
 
@@ -52,26 +52,6 @@ class Handler:
     def parks(self) -> bool:
         """Whether its dead letters hold up their keys."""
         return self.poison == "park"
-
-
-@dataclass(slots=True)
-class Room:
-    """How many messages one handler may have in hand in this process.
-
-    A place is given back when the work has really ended, a timed-out thread's when it ends.
-    """
-
-    places: int
-    late: int = 0  # taken by threads that nobody waits for any more
-    free: asyncio.Semaphore = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.free = asyncio.Semaphore(self.places)
-
-    @property
-    def stuck(self) -> bool:
-        """Whether no place can come free but by a thread that is overdue."""
-        return self.late >= self.places
 
 
 class Handlers:
@@ -158,6 +138,10 @@ class Handlers:
                 and (consumer is None or handler.consumer == consumer)
             ):
                 yield handler
+
+    def limited(self) -> list[Handler]:
+        """Those that have only so many places in this process."""
+        return [handler for handler in self._handlers if handler.room is not None]
 
     def parks(self, consumer: str) -> bool:
         """Whether a message of this consumer that nobody can read holds up its key."""

@@ -194,7 +194,7 @@ class Handling:
     def _no_room(self, handler: Handler, leased: Leased) -> bool:
         room = handler.room
         return (leased.consumer, leased.message_id) in self._attempts.watch or (
-            room is not None and room.free.locked()
+            room is not None and room.left <= 0
         )
 
     def _tell_unknown(self, leased: Leased, envelope: Envelope) -> None:

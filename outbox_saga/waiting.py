@@ -16,6 +16,7 @@ from outbox_saga.queries import waiting
 from outbox_saga.queries.dialects import brief, is_transient
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.queries.waiting import Leased
+from outbox_saga.waiting_shares import Share, Shares
 
 logger = logging.getLogger("outbox_saga.inbox")
 
@@ -52,7 +53,7 @@ class WaitingRoom:
         self.grace = grace
         self._handling = handling
         self._database: Database = handling.database
-        self._consumers = sorted(handling.handlers.consumers())
+        self._shares = Shares(handling.handlers, poll)
         self._hands: dict[int, Leased] = {}
         self._checked = False
 
@@ -87,6 +88,7 @@ class WaitingRoom:
 
     async def run_once(self) -> int:
         """Tries what is due now, once; returns how many messages that were."""
+        self._shares.look_again()
         tries = await self._begin(self.concurrency)
         renewing = asyncio.create_task(self._renew())
         try:
@@ -97,7 +99,8 @@ class WaitingRoom:
         return len(tries)
 
     async def _begin(self, capacity: int) -> set[asyncio.Task[None]]:
-        if capacity <= 0 or not self._consumers:
+        consumers = self._shares.consumers
+        if capacity <= 0 or not consumers or not (shares := self._shares.open()):
             return set()
         database = self._database
         tables, clock = database.tables, database.clock
@@ -105,16 +108,16 @@ class WaitingRoom:
             if not self._checked:
                 await database.look(require_tables, tables)
                 self._checked = True
-            if not await database.look(waiting.any_due, tables, clock, self._consumers):
+            if not await database.look(waiting.any_due, tables, clock, consumers):
                 return set()
             found = await database.run(
-                waiting.lease_due,
+                self._shares.lease,
                 tables,
                 clock,
-                self.owner,
-                self.lease,
-                self._consumers,
+                shares,
                 capacity,
+                owner=self.owner,
+                seconds=self.lease,
             )
         except Exception as error:
             if not is_transient(error):
@@ -122,11 +125,11 @@ class WaitingRoom:
             logger.warning("waiting messages were not leased (%s); trying again", brief(error))
             await asyncio.sleep(TROUBLE_PAUSE)
             return set()
-        for leased in found:
+        for leased, _ in found:
             self._hands[leased.position] = leased
-        return {asyncio.create_task(self._try(leased)) for leased in found}
+        return {asyncio.create_task(self._try(*each)) for each in found}
 
-    async def _try(self, leased: Leased) -> None:
+    async def _try(self, leased: Leased, share: Share) -> None:
         try:
             await self._handling.retry(leased, self.owner)
         except Exception as error:  # noqa: BLE001  # logged; it is due again when its lease ends
@@ -137,6 +140,7 @@ class WaitingRoom:
             raise
         finally:
             self._hands.pop(leased.position, None)
+            share.quiet_until = 0.0  # the next of its key is due now
 
     async def _give_back(self, leased: Leased) -> None:
         tables, clock = self._database.tables, self._database.clock

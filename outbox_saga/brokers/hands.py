@@ -31,9 +31,11 @@ Ticket = TypeVar("Ticket")
 _AGAIN: Final = Retry(initial=0.5, max_delay=60.0)
 # A message held back for an earlier one of its key comes at least so long after it.
 _BEHIND: Final = 0.25
-# Messages in hand at most where they wait here for their next try: they cost memory, and a
-# partition that settles in order goes no further than them.
+# Messages in hand at most, with those that wait for their key or for their next try: they cost
+# memory, and a partition that settles in order goes no further than them.
 MOST_IN_HAND: Final = 256
+# Bytes of their bodies from which on nothing more is asked for than what can be begun.
+MOST_BYTES: Final = 16 * 2**20
 
 
 class Hands(Generic[Ticket]):
@@ -59,14 +61,16 @@ class Hands(Generic[Ticket]):
         patience: float | None = None,
     ) -> None:
         self.stopping = False
+        self._finishing = False
         self._consumer = subscription.consumer
         self._concurrency = subscription.concurrency
+        self._most = max(MOST_IN_HAND, 4 * subscription.concurrency)
         self._answers = answers
         self._grace = grace
         self._wake = wake
         self._holds = patience is None
         self._patience = patience or 0.0
-        self._lanes: Lanes[InHand[Ticket]] = Lanes(self._patience)
+        self._lanes: Lanes[InHand[Ticket], Ticket] = Lanes(self._patience)
         self._arrivals = count(1)
         self._in_hand: dict[Hashable, InHand[Ticket]] = {}
         self._ready: deque[InHand[Ticket]] = deque()
@@ -83,15 +87,23 @@ class Hands(Generic[Ticket]):
     @property
     def room(self) -> int:
         """How many more to ask for: a finished handler finds its next message here, without a
-        round trip. What is held, and its key, counts apart.
+        round trip. What waits for its key or for its next try counts apart, so that a slow key
+        keeps no other from hands that are idle.
         """
-        asleep = len(self._held) + sum(
-            self._lanes.behind(each.key) for each in self._held if each.key is not None
-        )
-        wanted = 2 * self._concurrency - (len(self._in_hand) - asleep)
-        if self._holds:
-            wanted = min(wanted, max(MOST_IN_HAND, 2 * self._concurrency) - len(self._in_hand))
+        here = len(self._in_hand)
+        could_go_on = len(self._tasks) + len(self._ready)
+        wanted = min(2 * self._concurrency - could_go_on, self._most - here)
+        if wanted > 0 and here >= 2 * self._concurrency and self._bytes() >= MOST_BYTES:
+            return 0
         return max(0, wanted)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a message that comes now would be begun at once, if its key is free."""
+        return len(self._tasks) < self._concurrency
+
+    def _bytes(self) -> int:
+        return sum(len(each.body) for each in self._in_hand.values())
 
     async def run(
         self,
@@ -106,7 +118,7 @@ class Hands(Generic[Ticket]):
                 is lost. Its BrokerUnavailable is waited for, ever longer.
         """
         self._handle = handle
-        self.stopping = False
+        self.stopping = self._finishing = False
         self._lanes = Lanes(self._patience)  # keys of messages given back last time are free again
         stopped = until(stop)
         stopped.add_done_callback(lambda _: self._wake())
@@ -131,17 +143,18 @@ class Hands(Generic[Ticket]):
             # broker now expects it.
             twin.ticket = delivery.ticket
             return
-        if self.stopping:
+        key = delivery.key
+        if self.stopping and (key is None or key not in self._lanes):
             await self._answers.give_back(delivery.ticket, 0.0)
             return
         if delivery.place is None:
             delivery.place = next(self._arrivals)
-        key, place, now = delivery.key, delivery.place, time.monotonic()
+        place, now = delivery.place, time.monotonic()
         if key is not None:
             due = self._lanes.blocked_until(key, place, now)
             if due is not None:
                 delay = max(due - now, 0.0) + _BEHIND
-                self._lanes.away(key, place, now + delay)
+                self._lanes.away(key, place, now + delay, delivery.ticket)
                 await self._answers.give_back(delivery.ticket, delay)
                 return
         delivery.answers, delivery.holds = self._answers, self._holds
@@ -236,7 +249,10 @@ class Hands(Generic[Ticket]):
             await self._answers.give_back(delivery.ticket, 0.0)
         if ours:
             del self._in_hand[delivery.mark]
-        if delivery.again_in is not None and not self._holds:
+        if self._finishing:
+            if (ended := delivery.key) is not None:
+                await self._give_back(lambda key, _: key == ended)
+        elif delivery.again_in is not None and not self._holds:
             await self._send_back_behind(delivery, delivery.again_in)
         self._leave(delivery)
 
@@ -252,10 +268,11 @@ class Hands(Generic[Ticket]):
         if key is None or delivery.place is None:
             return
         delay = again_in + _BEHIND
-        for other in self._lanes.send_back(key, delivery.place, now + again_in):
+        place, due = delivery.place, now + again_in
+        for other in self._lanes.send_back(key, place, due, delivery.ticket):
             if self._is_here(other) and other.place is not None:
                 del self._in_hand[other.mark]
-                self._lanes.away(key, other.place, now + delay)
+                self._lanes.away(key, other.place, now + delay, other.ticket)
                 await self._answers.give_back(other.ticket, delay)
 
     def _leave(self, delivery: InHand[Ticket]) -> None:
@@ -272,17 +289,25 @@ class Hands(Generic[Ticket]):
         return self._in_hand.get(delivery.mark) is delivery
 
     async def _finish(self, grace: float) -> None:
-        """Gives back what was not begun, waits for the rest, and makes sure the answers leave."""
-        self.stopping = True
+        """Gives back what was not begun, waits for the rest, and makes sure the answers leave.
+
+        What is given back comes again in the order in which it was: so the next process begins a
+        key where this one left it. What stands behind a message that is being handled goes back
+        after the answer to that one.
+        """
+        self.stopping = self._finishing = True
         self._ready.clear()
         for timer in self._held.values():
             timer.cancel()
         self._held.clear()
-        begun = set(self._tasks.values())
-        waiting = [each for each in self._in_hand.values() if each not in begun]
-        for delivery in sorted(waiting, key=lambda each: each.place or 0):
-            del self._in_hand[delivery.mark]
-            await self._answers.give_back(delivery.ticket, 0.0)
+        begun = dict[str, int]()
+        for delivery in self._tasks.values():
+            if delivery.key is not None and delivery.place is not None:
+                begun[delivery.key] = delivery.place
+                delivery.at_once = True
+        await self._give_back(
+            lambda key, place: key is None or key not in begun or place < begun[key]
+        )
         if self._tasks and grace:
             await asyncio.wait(self._tasks, timeout=grace)
         while self._tasks:
@@ -290,6 +315,22 @@ class Hands(Generic[Ticket]):
                 task.cancel()
             await asyncio.wait(self._tasks)
         await self._answers.flush()
+
+    async def _give_back(self, which: Callable[[str | None, int], bool]) -> None:
+        """All of these (key, place) that were not begun, the earliest first.
+
+        Also those that were sent back for later: until then the next process, which knows nothing
+        of them, would get later ones of their keys.
+        """
+        begun = set(self._tasks.values())
+        here = [each for each in self._in_hand.values() if each not in begun]
+        going = [each for each in here if which(each.key, each.place or 0)]
+        for delivery in going:
+            del self._in_hand[delivery.mark]
+        back = [(each.place or 0, each.ticket) for each in going]
+        back += self._lanes.call_back(which, time.monotonic() - _BEHIND)
+        for _, ticket in sorted(back, key=lambda entry: entry[0]):
+            await self._answers.give_back(ticket, 0.0)
 
     def _again(self, delivery: InHand[Ticket]) -> float:
         return _AGAIN.delay(delivery.attempt, seed=f"{self._seed}:{delivery.mark}")

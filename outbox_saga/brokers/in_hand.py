@@ -23,7 +23,10 @@ class Answers(Protocol[Ticket_contra]):
         ...
 
     async def give_back(self, ticket: Ticket_contra, delay: float) -> None:
-        """Deliver it again, to anybody; the delay is 0 where the broker knows none."""
+        """Deliver it again, to anybody; the delay is 0 where the broker knows none.
+
+        Where it knows one: a second time with 0 ends a delay that is not over.
+        """
         ...
 
     async def reject(self, ticket: Ticket_contra, reason: str) -> None:
@@ -64,6 +67,7 @@ class InHand(Generic[Ticket]):
         self.place = place
         self.answers: Answers[Ticket] | None = None  # None: nobody wants to know any more
         self.holds = False  # whether it waits here for its next try
+        self.at_once = False  # whether it comes again without a delay, since its process ends
         self.again_in: float | None = None
         self.settled = False
         self.topic = topic
@@ -118,7 +122,7 @@ class InHand(Generic[Ticket]):
     async def retry(self, delay: float) -> None:
         """It was not handled: deliver it again in about `delay` seconds, its key behind it."""
         if self._settle():
-            self.again_in = max(0.0, delay)
+            self.again_in = 0.0 if self.at_once else max(0.0, delay)
             if self.answers is not None and not self.holds:
                 await self.answers.give_back(self.ticket, self.again_in)
 

@@ -7,12 +7,14 @@ them be taken back (a negative acknowledgement) while later ones are already her
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Ticket = TypeVar("Ticket")
 
 
-class Lanes(Generic[Item]):
+class Lanes(Generic[Item, Ticket]):
     """Never two messages of one key at once, and none passes an earlier one that was sent back.
 
     The second half holds for what this object has seen: a message sent back is awaited until
@@ -28,7 +30,12 @@ class Lanes(Generic[Item]):
         # A key is here while one of its messages is being handled; its value waits behind that
         # one.
         self._waiting: dict[str, list[tuple[int, Item]]] = {}
-        self._away: dict[str, dict[int, float]] = {}  # key: place: when it is due again
+        # key: place: when it is due again, and the ticket it was sent back with
+        self._away: dict[str, dict[int, tuple[float, Ticket]]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a message of this key is being handled, or away."""
+        return key in self._waiting or key in self._away
 
     def blocked_until(self, key: str, place: int, now: float) -> float | None:
         """When an earlier message of this key is due again; None when nothing earlier is away."""
@@ -36,13 +43,13 @@ class Lanes(Generic[Item]):
         if away is None:
             return None
         away.pop(place, None)
-        for earlier in [p for p, due in away.items() if now > due + self._patience]:
+        for earlier in [p for p, (due, _) in away.items() if now > due + self._patience]:
             del away[earlier]
         if not away:
             del self._away[key]
             return None
         first = min(away)
-        return away[first] if first < place else None
+        return away[first][0] if first < place else None
 
     def enter(self, key: str, place: int, item: Item) -> bool:
         """True: it may be handled now. False: it waits behind another until `leave` returns it."""
@@ -62,21 +69,34 @@ class Lanes(Generic[Item]):
             return None
         return waiting.pop(0)[1]
 
-    def behind(self, key: str) -> int:
-        """How many wait behind the one of this key that may be handled."""
-        return len(self._waiting.get(key, ()))
-
-    def send_back(self, key: str, place: int, due: float) -> list[Item]:
+    def send_back(self, key: str, place: int, due: float, ticket: Ticket) -> list[Item]:
         """It comes again at `due`; those returned waited behind it and must go back too."""
-        self.away(key, place, due)
+        self.away(key, place, due, ticket)
         waiting = self._waiting.get(key, [])
         behind = [item for other, item in waiting if other > place]
         waiting[:] = [entry for entry in waiting if entry[0] < place]
         return behind
 
-    def away(self, key: str, place: int, due: float) -> None:
-        """This message was sent back and is due again then."""
-        self._away.setdefault(key, {})[place] = due
+    def away(self, key: str, place: int, due: float, ticket: Ticket) -> None:
+        """This message was sent back with this ticket and is due again then."""
+        self._away.setdefault(key, {})[place] = (due, ticket)
+
+    def call_back(
+        self, which: Callable[[str, int], bool], since: float
+    ) -> list[tuple[int, Ticket]]:
+        """Those of these (key, place) that are due after `since`, with their tickets; nothing
+        waits for them here any more.
+        """
+        found: list[tuple[int, Ticket]] = []
+        for key, away in list(self._away.items()):
+            for place, (due, ticket) in list(away.items()):
+                if which(key, place):
+                    del away[place]
+                    if due > since:
+                        found.append((place, ticket))
+            if not away:
+                del self._away[key]
+        return found
 
     def forget_overdue(self, now: float) -> None:
         """Drops what was awaited for too long; memory does not grow with the keys ever seen."""

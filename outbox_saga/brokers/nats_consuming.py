@@ -113,7 +113,7 @@ class NatsSubscriber:
                     connection.mark_lost()
                     break
                 room = self._hands.room
-                if self._requested == 0 and room >= self._least:
+                if self._requested == 0 and room >= (1 if self._hands.idle else self._least):
                     self._requested, expires = room, now + _EXPIRES + self._settings.timeout
                     request = {"batch": room, "expires": int(_EXPIRES * 1e9)}
                     await connection.send(

@@ -79,6 +79,14 @@ class Leased(NamedTuple):
     orphaned: bool
 
 
+class Kind(NamedTuple):
+    """The messages of one type that wait for one consumer."""
+
+    consumer: str
+    topic: str
+    type: str
+
+
 def lock_key(connection: sa.Connection, tables: Tables, consumer: str, key: str) -> None:
     """Nobody else stores or removes messages of this consumer and key until this transaction ends.
 
@@ -211,17 +219,42 @@ def any_of_key(connection: sa.Connection, tables: Tables, consumer: str, key: st
 # --- out of the queue ----------------------------------------------------------------------------
 
 
-def _due(tables: Tables, clock: Clock, consumers: Collection[str]) -> list[Any]:
+def _due(
+    tables: Tables,
+    clock: Clock,
+    consumers: Collection[str],
+    only: Kind | None,
+    but: Collection[Kind],
+) -> list[Any]:
     waiting = tables.inbox_waiting
     return [
         waiting.c.until <= clock.now(),
         sa.or_(waiting.c.lease_until.is_(None), waiting.c.lease_until < clock.now()),
         waiting.c.consumer.in_(sorted(consumers)),
+        *([_is_of(tables, only)] if only is not None else []),
+        *(~_is_of(tables, kind) for kind in but),
     ]
 
 
+def _is_of(tables: Tables, kind: Kind) -> Any:
+    """As its headers tell: they begin with the type. A row that cannot be read is of no kind."""
+    waiting = tables.inbox_waiting
+    beginnings = [f'{{"type":{gap}"{kind.type}",' for gap in ("", " ")]
+    return sa.and_(
+        waiting.c.consumer == kind.consumer,
+        waiting.c.topic == kind.topic,
+        sa.or_(*(sa.func.substr(waiting.c.headers, 1, len(b)) == b for b in beginnings)),
+    )
+
+
 def any_due(
-    connection: sa.Connection, tables: Tables, clock: Clock, consumers: Collection[str]
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    consumers: Collection[str],
+    *,
+    only: Kind | None = None,
+    but: Collection[Kind] = (),
 ) -> bool:
     """Whether there may be something to lease.
 
@@ -229,7 +262,7 @@ def any_due(
     """
     return bool(
         connection.execute(
-            sa.select(sa.literal(1)).where(*_due(tables, clock, consumers)).limit(1)
+            sa.select(sa.literal(1)).where(*_due(tables, clock, consumers, only, but)).limit(1)
         ).first()
     )
 
@@ -242,12 +275,17 @@ def lease_due(
     seconds: float,
     consumers: Collection[str],
     limit: int,
+    *,
+    only: Kind | None = None,
+    but: Collection[Kind] = (),
 ) -> list[Leased]:
     """Due messages of these consumers, the first of their keys, now leased to `owner`.
 
     Args:
         seconds: Then another process may take them over.
         limit: Messages.
+        only: Of this kind.
+        but: Of none of these kinds.
     """
     waiting = tables.inbox_waiting
     earlier = waiting.alias("earlier")
@@ -261,7 +299,7 @@ def lease_due(
                 *idle_limit(connection, seconds),
             )
             .where(
-                *_due(tables, clock, consumers),
+                *_due(tables, clock, consumers, only, but),
                 # nobody wakes a row that is not the first; should somebody have, it still waits
                 ~sa.exists().where(
                     earlier.c.consumer == waiting.c.consumer,

@@ -620,6 +620,97 @@ class SubscriberConformance(Conformance):
         async with consuming(url, inbox):
             await inbox.got(1)
 
+    @pytest.mark.parametrize("how", ["outlives the grace", "is sent back", "fails", "ends"])
+    async def test_a_key_keeps_its_order_over_a_restart_whatever_becomes_of_its_first(
+        self, broker: BrokerUnderTest, how: str
+    ) -> None:
+        """With the next of it in hand, too, and one that has never been delivered.
+
+        The sign is given back when those are given back that nothing is in the way of.
+        """
+        key = numbered(3, key="order:1")
+        other, sign = envelope(b'"other"'), envelope(b'"sign"')
+        url = broker.url(ack_wait=LONG, grace=0.2 if how == "outlives the grace" else PATIENCE)
+        await declare(url)
+        await publish(url, [key[0], other])
+        await publish(url, [key[1], sign])
+        begun, go, inbox = asyncio.Semaphore(0), asyncio.Event(), Inbox()
+
+        async def slow(delivery: Delivery) -> None:
+            begun.release()
+            await go.wait()
+            if how == "is sent back":
+                await delivery.retry(LONG)
+            elif how == "fails":
+                raise LookupError
+            else:
+                await inbox(delivery)
+
+        async with consuming(url, slow, concurrency=2) as stopping:
+            for _ in range(2):
+                await asyncio.wait_for(begun.acquire(), PATIENCE)
+            stopping.stop.set()
+            async with consuming(url, inbox, concurrency=2):
+                if how != "outlives the grace":
+                    if broker.consuming.settles == "each":
+                        await inbox.got_all([sign])
+                    go.set()
+                await stopping.stopped()
+                await publish(url, key[2:])
+                await inbox.got_all(key)
+
+        came = [each.body for each in inbox.envelopes if each.key is not None]
+        assert came == [each.body for each in key]
+
+    async def test_a_key_whose_first_was_sent_back_for_later_keeps_its_order_over_a_restart(
+        self, broker: BrokerUnderTest
+    ) -> None:
+        batch = [*numbered(3, key="order:1"), envelope(key="last")]
+        url = broker.url(ack_wait=LONG)
+        await declare(url)
+        await publish(url, batch)
+        sent_back, inbox = asyncio.Event(), Inbox()
+
+        async def handle(delivery: Delivery) -> None:
+            if delivery.envelope.key == "last":
+                await sent_back.wait()
+                await inbox(delivery)
+            else:
+                await delivery.retry(LONG)
+                sent_back.set()
+
+        async with consuming(url, handle, concurrency=4):
+            await inbox.got(1)
+        late = envelope(b'"late"', key="order:1")
+        await publish(url, [late])
+        async with consuming(url, inbox, concurrency=4):
+            await inbox.got(5)
+
+        assert inbox.bodies[1:] == [each.body for each in [*batch[:3], late]]
+
+    async def test_a_slow_key_keeps_no_other_from_idle_hands(
+        self, broker: BrokerUnderTest
+    ) -> None:
+        """More of it lie first than are in hand at once where each could be begun."""
+        url = broker.url()
+        await declare(url)
+        await publish(url, [*numbered(40, key="hot"), *numbered(10, key="free")])
+        go, inbox = asyncio.Event(), Inbox()
+
+        async def handle(delivery: Delivery) -> None:
+            if delivery.envelope.key == "hot":
+                await go.wait()
+            await inbox(delivery)
+
+        async with consuming(url, handle, concurrency=4):
+            await inbox.got(10)
+            assert {each.key for each in inbox.envelopes} == {"free"}
+            go.set()
+            await inbox.got(50)
+
+        hot = [each.body for each in inbox.envelopes if each.key == "hot"]
+        assert hot == [each.body for each in numbered(40)]
+
     @needs("private")
     async def test_a_consumer_outlives_a_killed_server(self, broker: BrokerUnderTest) -> None:
         before, after = numbered(50), numbered(50)

@@ -12,7 +12,7 @@ from outbox_saga.brokers.lanes import Lanes
 
 
 def test_the_second_of_a_key_waits_for_the_first() -> None:
-    lanes: Lanes[str] = Lanes(patience=1)
+    lanes: Lanes[str, str] = Lanes(patience=1)
 
     assert lanes.enter("k", 1, "first")
     assert not lanes.enter("k", 2, "second")
@@ -23,7 +23,7 @@ def test_the_second_of_a_key_waits_for_the_first() -> None:
 
 
 def test_a_redelivered_message_stands_before_later_ones_that_wait() -> None:
-    lanes: Lanes[str] = Lanes(patience=1)
+    lanes: Lanes[str, str] = Lanes(patience=1)
     lanes.enter("k", 1, "first")
     lanes.enter("k", 9, "late")
     lanes.enter("k", 5, "redelivered")
@@ -33,19 +33,19 @@ def test_a_redelivered_message_stands_before_later_ones_that_wait() -> None:
 
 
 def test_those_behind_a_message_sent_back_go_back_too_and_earlier_ones_stay() -> None:
-    lanes: Lanes[str] = Lanes(patience=1)
+    lanes: Lanes[str, str] = Lanes(patience=1)
     lanes.enter("k", 5, "handled")
     lanes.enter("k", 3, "earlier")
     lanes.enter("k", 7, "later")
 
-    assert lanes.send_back("k", 5, due=10) == ["later"]
+    assert lanes.send_back("k", 5, 10, "ticket") == ["later"]
     assert lanes.leave("k") == "earlier"
     assert lanes.leave("k") is None
 
 
 def test_nothing_passes_a_message_that_is_away_until_it_is_overdue() -> None:
-    lanes: Lanes[str] = Lanes(patience=2)
-    lanes.away("k", 5, due=10)
+    lanes: Lanes[str, str] = Lanes(patience=2)
+    lanes.away("k", 5, 10, "ticket")
 
     assert lanes.blocked_until("k", 6, now=9) == 10
     assert lanes.blocked_until("k", 4, now=9) is None
@@ -55,21 +55,35 @@ def test_nothing_passes_a_message_that_is_away_until_it_is_overdue() -> None:
 
 
 def test_a_message_that_came_back_is_no_longer_awaited() -> None:
-    lanes: Lanes[str] = Lanes(patience=2)
-    lanes.away("k", 5, due=10)
+    lanes: Lanes[str, str] = Lanes(patience=2)
+    lanes.away("k", 5, 10, "ticket")
 
     assert lanes.blocked_until("k", 5, now=10) is None
     assert lanes.blocked_until("k", 6, now=10) is None
 
 
 def test_what_is_overdue_is_forgotten() -> None:
-    lanes: Lanes[str] = Lanes(patience=2)
+    lanes: Lanes[str, str] = Lanes(patience=2)
     for n in range(100):
-        lanes.away(f"k{n}", n, due=10)
+        lanes.away(f"k{n}", n, 10, "ticket")
 
     lanes.forget_overdue(now=13)
 
     assert all(lanes.blocked_until(f"k{n}", 1000, now=0) is None for n in range(100))
+
+
+def test_what_is_away_is_called_back_while_it_is_not_due_and_then_nothing_waits_for_it() -> None:
+    lanes: Lanes[str, str] = Lanes(patience=2)
+    lanes.away("k", 7, 30, "later")
+    lanes.away("k", 5, 20, "earlier")
+    lanes.away("k", 3, 10, "due")
+    lanes.away("other", 4, 20, "other")
+
+    called = lanes.call_back(lambda key, _: key == "k", since=15)
+
+    assert sorted(called) == [(5, "earlier"), (7, "later")]
+    assert "k" not in lanes
+    assert "other" in lanes
 
 
 class Simulation:
@@ -77,7 +91,7 @@ class Simulation:
 
     def __init__(self, keys: list[str], failing: set[int]) -> None:
         self.keys = keys
-        self.lanes: Lanes[int] = Lanes(patience=1000)
+        self.lanes: Lanes[int, int] = Lanes(patience=1000)
         self.stream = list(range(len(keys)))
         self.back: dict[int, float] = {}
         self.running: list[int] = []
@@ -111,7 +125,7 @@ class Simulation:
         self.running.remove(place)
         if place in self.failing:
             self.failing.discard(place)
-            for other in [place, *self.lanes.send_back(key, place, self.now + 1)]:
+            for other in [place, *self.lanes.send_back(key, place, self.now + 1, place)]:
                 self.send_back(other)
         else:
             self.done[key].append(place)
@@ -121,7 +135,7 @@ class Simulation:
 
     def send_back(self, place: int) -> None:
         self.back[place] = self.now + 1
-        self.lanes.away(self.keys[place], place, self.now + 1)
+        self.lanes.away(self.keys[place], place, self.now + 1, place)
 
 
 @given(

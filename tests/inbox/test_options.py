@@ -263,7 +263,7 @@ async def test_a_thread_that_hangs_keeps_its_place_and_deliveries_are_told_so(
         with pytest.raises(HandlerBusy, match="overdue"):
             await listener.deliver(said("good", key="b"))
         house.advance(LATER)
-        assert await listener.room.run_once() == 1  # looked at, and given back
+        assert await listener.room.run_once() == 0  # left alone
         (row,) = house.set_aside()
         assert (row.attempts, row.owner) == (1, None)
     finally:
@@ -272,3 +272,59 @@ async def test_a_thread_that_hangs_keeps_its_place_and_deliveries_are_told_so(
     await asyncio.sleep(0)  # the loop hears of the thread's end
     assert listener.service.handlers._handlers[0].room is not None
     assert not listener.service.handlers._handlers[0].room.stuck
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_deliveries_that_wait_for_a_place_are_told_so_when_a_thread_keeps_it(
+    house: House, process: MakeProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They came before it was overdue, and would keep their messages from other processes."""
+    go = threading.Event()
+
+    def hangs(handle: SyncHandlerContext[Said]) -> None:
+        if handle.message.word == "poison":
+            go.wait(PATIENCE)
+        note_in_thread(handle)
+
+    listener = process(hangs, concurrency=1, timeout=0.1)
+    words = ["poison", "good", "as good"]
+    try:
+        async with asyncio.timeout(PATIENCE / 2):
+            came = await asyncio.gather(
+                *(listener.deliver(said(word, key=word)) for word in words),
+                return_exceptions=True,
+            )
+    finally:
+        go.set()
+        listener.service._threads.shutdown()
+    assert [type(each) for each in came] == [type(None), HandlerBusy, HandlerBusy]
+    (warning,) = [r.getMessage() for r in caplog.records if "places" in r.getMessage()]
+    assert "listener" in warning
+    await asyncio.sleep(0)  # the loop hears of the thread's end
+    room = listener.service.handlers._handlers[0].room
+    assert room is not None
+    assert (room.left, room.stuck) == (1, False)
+
+
+async def test_a_delivery_that_is_cancelled_while_it_waits_for_a_place_takes_none(
+    house: House, process: MakeProcess
+) -> None:
+    inside, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(handle: HandlerContext[Said]) -> None:
+        inside.set()
+        await go.wait()
+        await note(handle)
+
+    listener = process(slow, concurrency=1)
+    first = asyncio.create_task(listener.deliver(said("first")))
+    await asyncio.wait_for(inside.wait(), PATIENCE)
+    waits = [asyncio.create_task(listener.deliver(said(word))) for word in ("gone", "late")]
+    for _ in range(3):
+        await asyncio.sleep(0)  # both wait for the place
+    waits[0].cancel()
+    go.set()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(first, *waits, return_exceptions=True)
+        await listener.deliver(said("last"))
+    assert house.notes() == ["first", "late", "last"]

@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from outbox_saga import Failure, HandlerContext, Retry
-from outbox_saga.envelopes import Envelope
+from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import HandlerBusy
 from outbox_saga.ids import new_id
-from outbox_saga.queries.waiting import ASLEEP, lease_due
+from outbox_saga.keeping import holding_up_nothing, keep, keep_unread
+from outbox_saga.queries.waiting import ASLEEP, Failed, Kind, any_due, lease_due, store
 from tests.inbox.processes import FEW, LATER, MakeProcess, Moods, note, said
 from tests.relay.house import PATIENCE, House, Said
 
@@ -466,6 +467,112 @@ async def test_a_handler_that_outlives_the_grace_is_cancelled_and_its_message_gi
     successor = process(note)
     assert await successor.room.run_once() == 1
     assert house.notes() == ["one"]
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+@pytest.mark.parametrize("consumer", ["listener", "clock"])
+async def test_a_taken_place_costs_no_transactions_for_what_waits_for_it(
+    house: House, process: MakeProcess, consumer: str
+) -> None:
+    """Another kind, of this consumer or of another, is the clock: it is tried meanwhile."""
+
+    class Tick(Said, name="Tick"):
+        pass
+
+    fails, go, inside, rung = [True], asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(handle: HandlerContext[Said]) -> None:
+        if fails:
+            raise LookupError
+        inside.set()
+        await go.wait()
+
+    async def tick(handle: HandlerContext[Tick]) -> None:
+        if fails:
+            raise LookupError
+        if handle.message.word == "19":
+            rung.set()
+
+    listener = process(slow, concurrency=1)
+    listener.service.on(Tick, consumer=consumer, retry=FEW)(tick)
+    await listener.deliver(*(said(str(n)) for n in range(100)))
+    await listener.deliver(*(seal(Tick(word=str(n)), key="k") for n in range(20)))
+    fails.clear()
+    house.advance(LATER)
+    commits = 0
+    engine = listener.service.database.async_engine.sync_engine
+
+    @event.listens_for(engine, "commit")
+    def committed(connection: sa.Connection) -> None:
+        nonlocal commits
+        commits += 1
+
+    stop = asyncio.Event()
+    running = asyncio.create_task(listener.service.waiting_room().run(stop))
+    await asyncio.wait_for(inside.wait(), PATIENCE)
+    await asyncio.wait_for(rung.wait(), PATIENCE)
+    stop.set()
+    go.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert commits <= 5 * 20, "a lease, the handling, and few looks for each"
+    assert [row.owner for row in house.set_aside()] == [None] * 99
+
+
+@pytest.mark.parametrize("how", ["as it came", "answering", "holding up nothing", "raw"])
+async def test_the_type_of_what_waits_is_told_by_its_row(
+    house: House, process: MakeProcess, how: str
+) -> None:
+    envelope = said("one", key="k")
+    delivered = keep("listener", envelope, answers_as="shop" if how == "answering" else None)
+    if how == "holding up nothing":
+        delivered = holding_up_nothing(delivered)
+    if how == "raw":  # what cannot be read is of no type, and goes with all else
+        unread = keep_unread("listener", "talk", envelope.to_headers(), envelope.body)
+        assert unread is not None
+        delivered = unread
+    database = house.database
+    failed = Failed("handler_failed", "no")
+    await database.run(store, house.tables, house.clock, delivered, failed)
+
+    async def due(**which: Any) -> bool:
+        return await database.look(any_due, house.tables, house.clock, ["listener"], **which)
+
+    mine = Kind("listener", "talk", envelope.type)
+    others = [
+        Kind("listener", "talk", envelope.type[:-1]),
+        Kind("listener", "talk", envelope.type + "x"),
+        Kind("listener", "shout", envelope.type),
+        Kind("other", "talk", envelope.type),
+    ]
+    assert await due(but=others)
+    assert [await due(only=kind) for kind in others] == [False] * 4
+    assert await due(only=mine) is (how != "raw")
+    assert await due(but=[*others, mine]) is (how == "raw")
+
+
+@pytest.mark.databases("postgres18")
+async def test_a_place_that_comes_free_is_taken_by_what_waits_for_it(
+    house: House, process: MakeProcess
+) -> None:
+    moods, done = Moods(*(str(n) for n in range(30))), asyncio.Event()
+
+    async def slow(handle: HandlerContext[Said]) -> None:
+        await moods.asynchronous(handle)
+        if len(moods.asked) == 60:
+            done.set()
+
+    listener = process(slow, concurrency=2)
+    for number in range(30):
+        await listener.deliver(said(str(number)))
+    moods.poison.clear()
+    house.advance(LATER)
+    stop = asyncio.Event()
+    running = asyncio.create_task(listener.service.waiting_room().run(stop))
+    await asyncio.wait_for(done.wait(), PATIENCE)
+    stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    assert sorted(house.notes(), key=int) == [str(n) for n in range(30)]
+    assert house.set_aside() == []
 
 
 # --- what costs no attempt, and what does --------------------------------------------------------
