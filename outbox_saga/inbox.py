@@ -42,6 +42,7 @@ from outbox_saga.handler_context import (
 from outbox_saga.lent_session import LentSession
 from outbox_saga.messages import Message
 from outbox_saga.queries import claims, waiting
+from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.inbox import Arrival, body_hash, note_arrival
 from outbox_saga.queries.waiting import Leased
 from outbox_saga.unit_of_work import UnitOfWork
@@ -216,12 +217,17 @@ class _Attempt:
             raise _out_of_commit_time(error) from None
 
     def _begin(self, session: LentSession) -> Arrival:
-        if self._turn.claim is not None:
-            session.lend_at_first_use()
-            return "new"
         # a process that stands still must not hold its locks for longer than its handler may take
         idle = None if self._timeout is None else self._timeout + IDLE_MARGIN
-        return self._note(session.lend(), idle)
+        if self._turn.claim is None:
+            return self._note(session.lend(), idle)
+
+        def begin(connection: sa.Connection) -> None:
+            if idle is not None:
+                limit_idle_transaction(connection, idle)
+
+        session.lend_at_first_use(begin)
+        return "new"
 
     def _note(self, connection: sa.Connection, idle: float | None = None) -> Arrival:
         return note_arrival(
