@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from outbox_saga import Failure, HandlerContext, Retry, SyncHandlerContext
+from outbox_saga import Failure, HandlerContext, Retry, SyncHandlerContext, calling
 from outbox_saga.attempts import CLAIM_LEASE
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import HandlerBusy
@@ -275,6 +276,75 @@ async def test_a_plain_one_out_of_time_keeps_its_claim_as_long_as_its_thread_act
     await other.later()
     assert house.notes() == ["one"]
     assert len(set(calls)) == 1
+
+
+async def let_end(go: asyncio.Event) -> None:
+    """What was left to itself is told to end, and does."""
+    go.set()
+    async with asyncio.timeout(PATIENCE):
+        while calling._left_alone:
+            await asyncio.wait(set(calling._left_alone))
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_an_async_one_that_swallows_its_cancellation_keeps_its_claim_and_its_place(
+    house: House, process: MakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "STUBBORN", 0.02)
+    go, calls = asyncio.Event(), list[str]()
+
+    async def stubborn(handle: HandlerContext[Said]) -> None:
+        calls.append(handle.message.word)
+        while handle.message.word == "one" and not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    envelope = said("one", key="k")
+    listener = process(stubborn, pessimistic=True, timeout=0.1, concurrency=1)
+    try:
+        await asyncio.wait_for(listener.deliver(envelope), PATIENCE)
+        (row,) = house.set_aside()
+        assert row.error_code == "handler_timeout"
+        assert len(claimed(house)) == 1
+        with pytest.raises(HandlerBusy):
+            await process(stubborn, pessimistic=True).deliver(envelope)
+        with pytest.raises(HandlerBusy, match="places"):
+            await listener.deliver(said("two", key="j"))
+        house.advance(LATER)
+        assert await listener.room.run_once() == 1  # looked at, and given back
+        assert calls == ["one"]
+    finally:
+        await let_end(go)
+    await listener.later()
+    assert calls == ["one", "one"]
+    assert (house.set_aside(), claimed(house)) == ([], [])
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_one_that_goes_on_when_its_process_stops_keeps_its_claim(
+    house: House, process: MakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "STUBBORN", 0.02)
+    go, inside = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(handle: HandlerContext[Said]) -> None:
+        inside.set()
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    envelope = said("one", key="k")
+    running = asyncio.create_task(process(stubborn, pessimistic=True).deliver(envelope))
+    await asyncio.wait_for(inside.wait(), PATIENCE)
+    running.cancel()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert len(claimed(house)) == 1
+        with pytest.raises(HandlerBusy):
+            await process(stubborn, pessimistic=True).deliver(envelope)
+    finally:
+        await let_end(go)
 
 
 async def test_its_session_is_lent_as_any_other(house: House, process: MakeProcess) -> None:
