@@ -68,8 +68,8 @@ class Attempts:
                 if not isinstance(claim, UUID):
                     return claim
                 outcome = await self._run(handler, envelope, replace(turn, claim=claim))
-                if isinstance(outcome, Trouble) and work not in self.watch:
-                    return replace(outcome, claim=claim)
+                if isinstance(outcome, Trouble):
+                    return replace(outcome, claim=claim, goes_on=work in self.watch)
                 return outcome
 
     async def _run(self, handler: Handler, envelope: Envelope, turn: Turn) -> Arrival | Trouble:

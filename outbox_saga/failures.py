@@ -38,6 +38,7 @@ class Trouble:
     dead: bool = False  # no attempt can help
     aside: bool = False  # it holds up nothing, whatever the handler's `poison` says
     claim: UUID | None = None
+    goes_on: bool = False  # out of time, it acts still: its claim stays
 
 
 class Failures:
@@ -106,6 +107,8 @@ class Failures:
             failed = waiting.fail(
                 connection, tables, clock, owner, leased, trouble.failed, delay=delay, parks=parks
             )
+            if failed and leased.orphaned:  # of whoever died, and is counted here
+                claims.told(connection, tables, leased.consumer, leased.message_id)
             if failed and delay is None:
                 tell(connection, tables, self._handlers, leased, trouble.failed.code)
             return failed
@@ -143,9 +146,11 @@ def _delay(
 def _tidy(
     connection: sa.Connection, tables: Tables, trouble: Trouble, consumer: str, message_id: UUID
 ) -> None:
-    if trouble.claim is not None and not claims.release(
-        connection, tables, trouble.claim, consumer, message_id
-    ):
+    if trouble.claim is None:
+        return
+    if trouble.goes_on:  # this attempt is counted with its message, and not once more
+        claims.told(connection, tables, consumer, message_id, trouble.claim)
+    elif not claims.release(connection, tables, trouble.claim, consumer, message_id):
         raise LeaseLost(f"message {message_id} was taken over; this attempt does not count")
 
 
