@@ -89,6 +89,26 @@ class Failures:
         elif stored == "stored":
             _tell(delivered.consumer, delivered.message_id, trouble.failed, 1, delay)
 
+    async def suspect(self, delivered: Delivered, deliveries: int) -> None:
+        """It waits from now on, due at once, and no attempt is charged.
+
+        Nobody knows how many of its deliveries ended with the death of their process: a broker
+        counts those as well that were only given back, as while the database was away.
+        """
+        told_so = f"delivered {deliveries} times; none of them counts as an attempt"
+        failed = Failed("no_answer", told_so)
+        stored = await self.unit(waiting.store, delivered, failed, attempts=0)
+        if stored == "altered":
+            await self.alarm(delivered)
+        elif stored == "stored":
+            logger.warning(
+                "message %s came %s times without an answer, consumer %s: kept, and run from "
+                "there",
+                delivered.message_id,
+                deliveries,
+                delivered.consumer,
+            )
+
     async def fail(
         self,
         leased: Leased,

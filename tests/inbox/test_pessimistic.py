@@ -105,6 +105,27 @@ async def test_a_duplicate_waits_and_never_runs_beside_it(
     assert house.notes() == ["one"]
 
 
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_duplicate_that_was_given_back_often_makes_no_dead_letter_of_one_that_runs(
+    house: House, process: MakeProcess, outside: Outside
+) -> None:
+    envelope, once = said("one", key="k"), Retry(max_attempts=1)
+    first, second = (
+        process(outside.call_slowly, pessimistic=True, retry=once) for _ in range(2)
+    )
+    running = asyncio.create_task(first.deliver(envelope))
+    await asyncio.wait_for(outside.inside.wait(), PATIENCE)
+    for attempt in (6, 60):
+        with pytest.raises(HandlerBusy):
+            await second.service.handling.deliver(envelope, attempt=attempt)
+    assert house.set_aside() == []
+    outside.go.set()
+    await running
+    await second.service.handling.deliver(envelope, attempt=61)
+    assert len(outside.calls) == 1
+    assert (house.notes(), house.set_aside(), claimed(house)) == (["one"], [], [])
+
+
 async def test_no_transaction_is_open_until_it_uses_its_session(
     house: House, process: MakeProcess, outside: Outside
 ) -> None:
