@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from uuid import UUID
 
 from outbox_saga.calling import NoThread, to_the_end
@@ -67,12 +68,15 @@ class Attempts:
                 if not isinstance(claim, UUID):
                     return claim
                 outcome = await self._run(handler, envelope, replace(turn, claim=claim))
-                if isinstance(outcome, Trouble) and work not in self.watch:
-                    return replace(outcome, claim=claim)
+                if isinstance(outcome, Trouble):
+                    return replace(outcome, claim=claim, goes_on=work in self.watch)
                 return outcome
 
     async def _run(self, handler: Handler, envelope: Envelope, turn: Turn) -> Arrival | Trouble:
-        threads = self.watch.executor(self._threads, (handler.consumer, envelope.id))
+        work = (handler.consumer, envelope.id)
+        threads = self.watch.executor(self._threads, work)
+        # what does nothing outside and has no places may be left to itself: it commits nothing
+        watched = handler.pessimistic or handler.room is not None
         try:
             return await patiently(
                 lambda: handle_once(
@@ -85,6 +89,7 @@ class Attempts:
                     source=self._source,
                     timeout=handler.timeout,
                     turn=turn,
+                    goes_on=partial(self.watch.goes_on, work) if watched else None,
                 )
             )
         except LeaseLost:

@@ -79,11 +79,19 @@ class OutOfTime(TimeoutError):
         self.task = task
 
 
-async def call_in_time(action: Callable[[Any], Any], context: Any, seconds: float | None) -> Any:
+async def call_in_time(
+    action: Callable[[Any], Any],
+    context: Any,
+    seconds: float | None,
+    goes_on: Callable[[asyncio.Task[Any]], object] | None = None,
+) -> Any:
     """The answer of an `async def` action within so many seconds (None: whenever it comes).
 
     It runs in a task of its own: one that cancels its own task cancels nothing of ours, and one
     that does not end when it is cancelled is left to itself.
+
+    Args:
+        goes_on: Called with the task that is left to itself, before anything is raised.
 
     Raises:
         OutOfTime: Its time is over; it was cancelled.
@@ -93,10 +101,10 @@ async def call_in_time(action: Callable[[Any], Any], context: Any, seconds: floa
     try:
         await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
-        await _end(task)
+        await _end(task, goes_on)
         raise
     if not task.done():
-        await _end(task)
+        await _end(task, goes_on)
         if not task.done():
             raise OutOfTime(task)
         if task.cancelled() or task.exception() is not None:
@@ -117,7 +125,9 @@ async def _contained(action: Callable[[Any], Any], context: Any) -> Any:
         raise Misbehaved(f"it raised {type(error).__name__}") from error
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
+async def _end(
+    task: asyncio.Task[Any], goes_on: Callable[[asyncio.Task[Any]], object] | None
+) -> None:
     """Cancels it, and waits a moment for what it does then."""
     task.cancel()
     try:
@@ -126,6 +136,8 @@ async def _end(task: asyncio.Task[Any]) -> None:
     finally:
         if not task.done():
             _left_alone.add(task)  # the loop itself holds tasks only weakly
+            if goes_on is not None:
+                goes_on(task)
         task.add_done_callback(_has_ended)
 
 

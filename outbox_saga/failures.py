@@ -38,6 +38,7 @@ class Trouble:
     dead: bool = False  # no attempt can help
     aside: bool = False  # it holds up nothing, whatever the handler's `poison` says
     claim: UUID | None = None
+    goes_on: bool = False  # out of time, it acts still: its claim stays
 
 
 class Failures:
@@ -88,6 +89,26 @@ class Failures:
         elif stored == "stored":
             _tell(delivered.consumer, delivered.message_id, trouble.failed, 1, delay)
 
+    async def suspect(self, delivered: Delivered, deliveries: int) -> None:
+        """It waits from now on, due at once, and no attempt is charged.
+
+        Nobody knows how many of its deliveries ended with the death of their process: a broker
+        counts those as well that were only given back, as while the database was away.
+        """
+        told_so = f"delivered {deliveries} times; none of them counts as an attempt"
+        failed = Failed("no_answer", told_so)
+        stored = await self.unit(waiting.store, delivered, failed, attempts=0)
+        if stored == "altered":
+            await self.alarm(delivered)
+        elif stored == "stored":
+            logger.warning(
+                "message %s came %s times without an answer, consumer %s: kept, and run from "
+                "there",
+                delivered.message_id,
+                deliveries,
+                delivered.consumer,
+            )
+
     async def fail(
         self,
         leased: Leased,
@@ -106,6 +127,8 @@ class Failures:
             failed = waiting.fail(
                 connection, tables, clock, owner, leased, trouble.failed, delay=delay, parks=parks
             )
+            if failed and leased.orphaned:  # of whoever died, and is counted here
+                claims.told(connection, tables, leased.consumer, leased.message_id)
             if failed and delay is None:
                 tell(connection, tables, self._handlers, leased, trouble.failed.code)
             return failed
@@ -143,9 +166,11 @@ def _delay(
 def _tidy(
     connection: sa.Connection, tables: Tables, trouble: Trouble, consumer: str, message_id: UUID
 ) -> None:
-    if trouble.claim is not None and not claims.release(
-        connection, tables, trouble.claim, consumer, message_id
-    ):
+    if trouble.claim is None:
+        return
+    if trouble.goes_on:  # this attempt is counted with its message, and not once more
+        claims.told(connection, tables, consumer, message_id, trouble.claim)
+    elif not claims.release(connection, tables, trouble.claim, consumer, message_id):
         raise LeaseLost(f"message {message_id} was taken over; this attempt does not count")
 
 

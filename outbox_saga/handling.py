@@ -25,7 +25,7 @@ from outbox_saga.worker_threads import Threads
 
 logger = logging.getLogger("outbox_saga.inbox")
 
-SUSPICIOUS = 5  # deliveries without an answer: from then on it is stored first
+SUSPICIOUS = 5  # deliveries that came to nothing: from then on it is stored first
 ROUNDS = 5  # times a message may find that what it stood behind is gone, and then not
 PAUSE = 0.5  # seconds until a waiting message for which there was no room is looked at again
 UNKNOWN_PAUSE = 30.0  # seconds: its handler may be in another release
@@ -114,12 +114,9 @@ class Handling:
         if work in self._attempts.watch:
             # another thread for it would only wait for the first one's inbox row
             raise HandlerBusy("an earlier delivery is still being handled")
-        if attempt > SUSPICIOUS:
+        if attempt > SUSPICIOUS and not handler.pessimistic:  # whose claims count deaths anyway
             # its process may die of it: from the table, deaths are counted, and come to an end
-            told_so = f"delivered {attempt} times without an answer"
-            suspect = Trouble(Failed("no_answer", told_so))
-            delivered = self._keep(handler, envelope)
-            await self._failures.store(delivered, suspect, handler, parks=handler.parks)
+            await self._failures.suspect(self._keep(handler, envelope), attempt)
             return
         for _ in range(ROUNDS):
             outcome = await self._attempts.make(handler, envelope, NOTHING)

@@ -42,6 +42,7 @@ from outbox_saga.handler_context import (
 from outbox_saga.lent_session import LentSession
 from outbox_saga.messages import Message
 from outbox_saga.queries import claims, waiting
+from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.inbox import Arrival, body_hash, note_arrival
 from outbox_saga.queries.waiting import Leased
 from outbox_saga.unit_of_work import UnitOfWork
@@ -69,6 +70,7 @@ class Turn:
 
 
 NOTHING = Turn()
+GoesOn = Callable[[asyncio.Task[Any]], object]
 
 
 async def handle_once(
@@ -82,6 +84,7 @@ async def handle_once(
     source: str,
     timeout: float | None = None,  # noqa: ASYNC109  # only of the handler
     turn: Turn = NOTHING,
+    goes_on: GoesOn | None = None,
 ) -> Arrival:
     """The handler's effect happens once per (consumer, message id), together with what it
     publishes, or not at all.
@@ -94,6 +97,7 @@ async def handle_once(
             async one is then cancelled; a plain one keeps its thread, and can commit nothing any
             more. What follows until the answer of COMMIT has a limit of its own.
         turn: What this attempt stands on.
+        goes_on: Called with what an async handler is that swallowed its cancellation.
 
     Returns:
         "new" when the handler ran and committed; otherwise nothing ran: "repeat" when it had done
@@ -106,7 +110,7 @@ async def handle_once(
         Exception: Whatever the handler raised; nothing was committed.
     """
     message = read(message_class, envelope)
-    attempt = _Attempt(database, consumer, envelope, source, timeout, turn)
+    attempt = _Attempt(database, consumer, envelope, source, timeout, turn, goes_on)
     run = attempt.in_task if is_async(handler) else attempt.in_thread
     arrival = await run(threads, message, handler)
     if arrival == "repeat":
@@ -136,6 +140,7 @@ class _Attempt:
         source: str,
         timeout: float | None,
         turn: Turn,
+        goes_on: GoesOn | None,
     ) -> None:
         self._database = database
         self._consumer = consumer
@@ -143,6 +148,7 @@ class _Attempt:
         self._source = source
         self._timeout = timeout
         self._turn = turn
+        self._goes_on = goes_on
 
     async def in_task(
         self, _: Threads, message: Message, handler: Callable[[Any], Any]
@@ -161,7 +167,7 @@ class _Attempt:
 
             try:
                 with _blaming_the_handler():
-                    await call_in_time(act, context, self._timeout)
+                    await call_in_time(act, context, self._timeout, self._goes_on)
             except OutOfTime as error:
                 in_use = error.task is not None
                 await session.run_sync(lambda _: lent.abandon(in_use=in_use))
@@ -216,12 +222,17 @@ class _Attempt:
             raise _out_of_commit_time(error) from None
 
     def _begin(self, session: LentSession) -> Arrival:
-        if self._turn.claim is not None:
-            session.lend_at_first_use()
-            return "new"
         # a process that stands still must not hold its locks for longer than its handler may take
         idle = None if self._timeout is None else self._timeout + IDLE_MARGIN
-        return self._note(session.lend(), idle)
+        if self._turn.claim is None:
+            return self._note(session.lend(), idle)
+
+        def begin(connection: sa.Connection) -> None:
+            if idle is not None:
+                limit_idle_transaction(connection, idle)
+
+        session.lend_at_first_use(begin)
+        return "new"
 
     def _note(self, connection: sa.Connection, idle: float | None = None) -> Arrival:
         return note_arrival(

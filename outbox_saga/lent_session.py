@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import sqlalchemy as sa
@@ -117,7 +118,7 @@ class LentSession(Session):
     _transaction_lent: sa.RootTransaction | None = None
     _connection_lent: sa.Connection | None = None
     _returned = False
-    _lends_at_first_use = False
+    _at_first_use: Callable[[sa.Connection], object] | None = None
 
     def commit(self) -> NoReturn:
         """Raise CommitRefused."""
@@ -155,9 +156,13 @@ class LentSession(Session):
         self._lent_now(connection)
         return connection
 
-    def lend_at_first_use(self) -> None:
-        """The transaction is lent when somebody first uses the session; none is open till then."""
-        self._lends_at_first_use = True
+    def lend_at_first_use(self, begin: Callable[[sa.Connection], object]) -> None:
+        """The transaction is lent when somebody first uses the session; none is open till then.
+
+        Args:
+            begin: Then called with its connection, before anything else is sent.
+        """
+        self._at_first_use = begin
         self.begin()  # for those who publish before; it connects nothing yet
 
     def _lent_now(self, connection: sa.Connection) -> None:
@@ -276,5 +281,7 @@ event.listen(sa.Engine, "handle_error", _note)
 
 @event.listens_for(LentSession, "after_begin")
 def _begun(session: LentSession, _: Any, connection: sa.Connection) -> None:
-    if session._lends_at_first_use and session._transaction_lent is None:  # noqa: SLF001  # ours
+    begin = session._at_first_use  # noqa: SLF001  # ours
+    if begin is not None and session._transaction_lent is None:  # noqa: SLF001
         session._lent_now(connection)  # noqa: SLF001
+        begin(connection)

@@ -1,6 +1,7 @@
-"""Which work is in a thread, whether anybody waits for it or not.
+"""Which work goes on here, whether anybody waits for it or not.
 
-A thread cannot be ended: what timed out goes on in it, and holds its place until it is done.
+A thread cannot be ended: what timed out goes on in it, and holds its place until it is done. So
+does a task that swallows its cancellation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -21,18 +23,24 @@ T = TypeVar("T")
 Work = tuple[str, UUID]  # consumer and message id
 
 
+@dataclass(slots=True)
+class _Inside:
+    times: int = 0  # a duplicate may have come in at the same moment
+    tellings: list[Callable[[], object]] = field(default_factory=list)
+
+
 class ThreadWatch:
-    """Knows the work that is in threads of this process now."""
+    """Knows the work that is in threads of this process now, and in tasks nobody could end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside: dict[Work, list[Callable[[], object]]] = {}
+        self._inside: dict[Work, _Inside] = {}
 
     def __contains__(self, work: Work) -> bool:
         return work in self._inside
 
     def when_out(self, work: Work, call: Callable[[], object]) -> bool:
-        """True: the work is in a thread, and `call` is made in this event loop when it is out."""
+        """True: the work goes on, and `call` is made in this event loop when it is out."""
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
@@ -42,23 +50,32 @@ class ThreadWatch:
         with self._lock:
             if work not in self._inside:
                 return False
-            self._inside[work].append(tell)
+            self._inside[work].tellings.append(tell)
             return True
 
     def executor(self, threads: Threads, work: Work) -> Threads:
         """These threads, for this work."""
         return _Watched(self, threads, work)
 
+    def goes_on(self, work: Work, task: asyncio.Task[Any]) -> None:
+        """It is in this task, which was cancelled and did not end."""
+        self.enter(work)
+        task.add_done_callback(lambda _: self.leave(work))
+
     def enter(self, work: Work) -> None:
         """It is about to be in a thread."""
         with self._lock:
-            self._inside[work] = []
+            self._inside.setdefault(work, _Inside()).times += 1
 
     def leave(self, work: Work) -> None:
         """It is out."""
         with self._lock:
-            tellings = self._inside.pop(work, [])
-        for tell in tellings:
+            inside = self._inside[work]
+            inside.times -= 1
+            if inside.times:
+                return
+            del self._inside[work]
+        for tell in inside.tellings:
             tell()
 
 

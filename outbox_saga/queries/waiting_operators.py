@@ -10,6 +10,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from outbox_saga.queries import claims
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import for_update, insert_or_ignore
 from outbox_saga.queries.inbox import body_hash
@@ -157,6 +158,7 @@ def discard(
         )
     )
     connection.execute(sa.delete(waiting).where(waiting.c.position == seen.position))
+    claims.forget(connection, tables, seen.consumer, seen.message_id)
     if seen.holds_up_key and seen.key is not None:
         wake(connection, tables, clock, seen.consumer, seen.key)
     return Delivered(seen.consumer, seen.message_id, seen.topic, row.key, row.headers, row.body)

@@ -37,7 +37,7 @@ dead_letter       s        s         s             sI     SuD       s
 partition_lease   -        -         -             Su     Su        S
 inbox             -        SI        -             SD     SI        s
 inbox_waiting     -        SIUD      -             -      SUD       s
-inbox_claim       -        SIUD      -             -      S         S
+inbox_claim       -        SIUD      -             -      SD        S
 barrier           -        SIu       -             sD     S         s
 reply             S        SIu       -             SD     S         s
 breaker           -        -         SIU           -      Su        S

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from outbox_saga import HandlerContext
+from outbox_saga import HandlerContext, SyncHandlerContext
+from outbox_saga.attempts import CLAIM_LEASE
 from outbox_saga.decisions import Decision
+from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import DecisionRefused, SeenChanged
+from outbox_saga.ids import new_id
+from outbox_saga.queries import claims, waiting
 from outbox_saga.waiting_messages import WaitingMessages
 from outbox_saga_relay.cli import main
-from tests.inbox.processes import LATER, MakeProcess, Moods, said
+from tests.inbox.processes import LATER, MakeProcess, Moods, Process, said
 from tests.relay.house import PATIENCE, House, Said
 
 ADA = Decision("ada", "mended")
@@ -98,6 +103,91 @@ async def test_a_discarded_message_counts_as_handled_and_its_key_goes_on(
     await listener.deliver(envelope)
     assert house.notes() == ["two"]
     assert house.set_aside() == []
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+@pytest.mark.parametrize("action", ["retry", "discard"])
+async def test_a_pessimistic_handler_whose_attempts_all_timed_out_is_tried_again_or_leaves_no_claim(
+    house: House, process: MakeProcess, messages: WaitingMessages, action: str
+) -> None:
+    calls: list[threading.Event] = []
+
+    def hangs(handle: SyncHandlerContext[Said]) -> None:
+        calls.append(threading.Event())
+        if len(calls) <= 3:
+            calls[-1].wait(3 * PATIENCE)
+
+    listener, out = process(hangs, pessimistic=True, timeout=0.1), asyncio.Event()
+    envelope = said("one", key="k")
+    try:
+        await listener.deliver(envelope)
+        for attempt in (1, 2, 3):
+            listener.service.handling._attempts.watch.when_out(("listener", envelope.id), out.set)
+            calls[-1].set()
+            await asyncio.wait_for(out.wait(), PATIENCE)
+            out.clear()
+            house.advance(CLAIM_LEASE + 1)
+            if attempt < 3:
+                await listener.later()
+            assert len(calls) == min(attempt + 1, 3)
+    finally:
+        for call in calls:
+            call.set()
+    (dead,) = await messages.list(state="dead")
+    assert (dead.attempts, dead.error_code) == (3, "handler_timeout")
+    await getattr(messages, action)(dead, ADA)
+    await listener.to_rest()
+    assert len(calls) == (4 if action == "retry" else 3)
+    assert (house.set_aside(), house.rows(house.tables.inbox_claim)) == ([], [])
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_pessimistic_handler_whose_attempts_all_died_is_tried_again(
+    house: House, process: MakeProcess, messages: WaitingMessages
+) -> None:
+    """Whoever takes its lease over has counted a death; its claim does not count it once more."""
+    moods = Moods("one")
+    listener, envelope = process(moods.asynchronous, pessimistic=True), said("one", key="k")
+    await listener.deliver(envelope)
+    for _ in range(2):
+        await die_while_trying(listener, envelope)
+    (dead,) = await messages.list(state="dead")
+    assert (dead.attempts, dead.error_code) == (3, "process_died")
+    for _ in range(2):  # and the next retry's process dies, too
+        await messages.retry(dead, ADA)
+        await die_while_trying(listener, envelope, later=False)
+        (dead,) = await messages.list(state="dead")
+    moods.poison.clear()
+    await messages.retry(dead, ADA)
+    await listener.to_rest()
+    assert house.notes() == ["one"]
+    assert (house.set_aside(), house.rows(house.tables.inbox_claim)) == ([], [])
+
+
+async def die_while_trying(listener: Process, envelope: Envelope, *, later: bool = True) -> None:
+    """A process leases it, claims it, and is not heard of again; another one notices."""
+    house, database = listener.house, listener.service.database
+    if later:
+        house.advance(LATER)
+    leased = await database.run(
+        waiting.lease_due, database.tables, database.clock, new_id(), 30.0, ["listener"], 1
+    )
+    assert [one.message_id for one in leased] == [envelope.id]
+    taken = await database.run(
+        claims.take,
+        database.tables,
+        database.clock,
+        new_id(),
+        CLAIM_LEASE,
+        "listener",
+        envelope.id,
+        envelope.body,
+        key=envelope.key,
+        look_for_waiting=False,
+    )
+    assert taken == ("new", 1)
+    house.advance(CLAIM_LEASE + 1)
+    assert await listener.room.run_once() == 1
 
 
 @pytest.mark.parametrize("action", ["retry", "discard"])

@@ -180,17 +180,18 @@ async def test_a_plain_handler_out_of_time_keeps_its_thread_but_commits_nothing(
 
 
 @pytest.mark.databases("postgres18", "postgres15")
+@pytest.mark.parametrize("pessimistic", [False, True])
 async def test_the_server_ends_the_transaction_of_a_plain_handler_that_hangs(
-    house: House, process: MakeProcess
+    house: House, process: MakeProcess, *, pessimistic: bool
 ) -> None:
     """Its locks do not outlive its timeout, though its thread does."""
     go = threading.Event()
 
     def hangs(handle: SyncHandlerContext[Said]) -> None:
         note_in_thread(handle)
-        go.wait(PATIENCE)
+        go.wait(3 * PATIENCE)  # it does not end before the patience below does
 
-    listener = process(hangs, timeout=0.1)
+    listener = process(hangs, timeout=0.1, pessimistic=pessimistic)
     try:
         await listener.deliver(said("one", key="k"))
         await asyncio.to_thread(house.until, lambda: _no_locks(house), "the end of its locks")

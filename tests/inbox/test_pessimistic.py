@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from outbox_saga import Failure, HandlerContext, Retry, SyncHandlerContext
+from outbox_saga import Failure, HandlerContext, Retry, SyncHandlerContext, calling
 from outbox_saga.attempts import CLAIM_LEASE
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import HandlerBusy
@@ -102,6 +103,27 @@ async def test_a_duplicate_waits_and_never_runs_beside_it(
     await second.deliver(envelope)
     assert len(outside.calls) == 1
     assert house.notes() == ["one"]
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_duplicate_that_was_given_back_often_makes_no_dead_letter_of_one_that_runs(
+    house: House, process: MakeProcess, outside: Outside
+) -> None:
+    envelope, once = said("one", key="k"), Retry(max_attempts=1)
+    first, second = (
+        process(outside.call_slowly, pessimistic=True, retry=once) for _ in range(2)
+    )
+    running = asyncio.create_task(first.deliver(envelope))
+    await asyncio.wait_for(outside.inside.wait(), PATIENCE)
+    for attempt in (6, 60):
+        with pytest.raises(HandlerBusy):
+            await second.service.handling.deliver(envelope, attempt=attempt)
+    assert house.set_aside() == []
+    outside.go.set()
+    await running
+    await second.service.handling.deliver(envelope, attempt=61)
+    assert len(outside.calls) == 1
+    assert (house.notes(), house.set_aside(), claimed(house)) == (["one"], [], [])
 
 
 async def test_no_transaction_is_open_until_it_uses_its_session(
@@ -275,6 +297,75 @@ async def test_a_plain_one_out_of_time_keeps_its_claim_as_long_as_its_thread_act
     await other.later()
     assert house.notes() == ["one"]
     assert len(set(calls)) == 1
+
+
+async def let_end(go: asyncio.Event) -> None:
+    """What was left to itself is told to end, and does."""
+    go.set()
+    async with asyncio.timeout(PATIENCE):
+        while calling._left_alone:
+            await asyncio.wait(set(calling._left_alone))
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_an_async_one_that_swallows_its_cancellation_keeps_its_claim_and_its_place(
+    house: House, process: MakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "STUBBORN", 0.02)
+    go, calls = asyncio.Event(), list[str]()
+
+    async def stubborn(handle: HandlerContext[Said]) -> None:
+        calls.append(handle.message.word)
+        while handle.message.word == "one" and not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    envelope = said("one", key="k")
+    listener = process(stubborn, pessimistic=True, timeout=0.1, concurrency=1)
+    try:
+        await asyncio.wait_for(listener.deliver(envelope), PATIENCE)
+        (row,) = house.set_aside()
+        assert row.error_code == "handler_timeout"
+        assert len(claimed(house)) == 1
+        with pytest.raises(HandlerBusy):
+            await process(stubborn, pessimistic=True).deliver(envelope)
+        with pytest.raises(HandlerBusy, match="places"):
+            await listener.deliver(said("two", key="j"))
+        house.advance(LATER)
+        assert await listener.room.run_once() == 1  # looked at, and given back
+        assert calls == ["one"]
+    finally:
+        await let_end(go)
+    await listener.later()
+    assert calls == ["one", "one"]
+    assert (house.set_aside(), claimed(house)) == ([], [])
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_one_that_goes_on_when_its_process_stops_keeps_its_claim(
+    house: House, process: MakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "STUBBORN", 0.02)
+    go, inside = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(handle: HandlerContext[Said]) -> None:
+        inside.set()
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    envelope = said("one", key="k")
+    running = asyncio.create_task(process(stubborn, pessimistic=True).deliver(envelope))
+    await asyncio.wait_for(inside.wait(), PATIENCE)
+    running.cancel()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert len(claimed(house)) == 1
+        with pytest.raises(HandlerBusy):
+            await process(stubborn, pessimistic=True).deliver(envelope)
+    finally:
+        await let_end(go)
 
 
 async def test_its_session_is_lent_as_any_other(house: House, process: MakeProcess) -> None:

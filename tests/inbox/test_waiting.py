@@ -613,18 +613,42 @@ async def test_a_handler_whose_own_trouble_with_a_database_does_not_end_has_fail
     assert (row.attempts, row.error_code) == (1, "database")
 
 
-async def test_a_message_that_is_delivered_again_and_again_without_an_answer_is_stored_first(
-    house: House, process: MakeProcess
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_a_message_that_is_delivered_again_and_again_is_stored_first_and_then_runs(
+    house: House, process: MakeProcess, attempts: int
 ) -> None:
-    """Its process may die of it: deaths of leases are counted, deliveries are the broker's."""
+    """Its process may die of it, or it was only given back: the broker counts both. From the table
+    deaths are counted alone, so nothing is charged.
+    """
     moods = Moods()
-    listener, envelope = process(moods.asynchronous), said("one", key="k")
-    await listener.service.handling.deliver(envelope, attempt=6)
+    listener = process(moods.asynchronous, retry=Retry(max_attempts=attempts))
+    await listener.service.handling.deliver(said("one", key="k"), attempt=6)
     assert moods.asked == []
     (row,) = house.set_aside()
-    assert (row.error_code, row.attempts) == ("no_answer", 1)
-    await listener.later()
+    assert (row.error_code, row.attempts, row.until is None) == ("no_answer", 0, False)
+    await listener.to_rest()
     assert house.notes() == ["one"]
+    assert house.set_aside() == []
+
+
+async def test_a_message_that_kills_each_process_it_is_stored_in_ends_as_a_dead_letter(
+    house: House, process: MakeProcess
+) -> None:
+    moods = Moods()
+    listener = process(moods.asynchronous)
+    await listener.service.handling.deliver(said("one", key="k"), attempt=6)
+    database = listener.service.database
+    for _ in range(3):  # as often as FEW allows
+        house.advance(LATER)
+        leased = await database.run(
+            lease_due, database.tables, database.clock, new_id(), 30.0, ["listener"], 1
+        )
+        assert len(leased) == 1
+        house.advance(31)
+        assert await listener.room.run_once() == 1
+    (row,) = house.set_aside()
+    assert (row.error_code, row.attempts, row.until) == ("process_died", 3, None)
+    assert moods.asked == []
 
 
 @pytest.mark.databases("postgres18", "mariadb")

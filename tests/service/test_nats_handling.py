@@ -148,6 +148,43 @@ async def test_what_cannot_be_read_is_kept_and_does_not_come_again(
     await service.close()
 
 
+async def test_a_message_that_was_only_given_back_is_charged_nothing(
+    house: House, stream: Stream
+) -> None:
+    """As while the database is away: the server counts each delivery, whatever came of it."""
+
+    def listening() -> tuple[Service, asyncio.Event]:
+        service, handled = shop(house, stream), asyncio.Event()
+
+        @service.on(Said, consumer="listener", retry=Retry(max_attempts=1))
+        async def said(handle: HandlerContext[Said]) -> None:
+            await note(handle)
+            handled.set()
+
+        return service, handled
+
+    house.say("first")
+    service, handled = listening()
+    async with service.running():
+        await asyncio.wait_for(handled.wait(), PATIENCE)
+    await service.close()
+
+    given_back = seal(Said(word="given back"), key="k")
+    await _publish(stream, given_back.to_headers(), given_back.body)
+    reader = await stream.js.pull_subscribe_bind(consumer="listener", stream=stream.name)
+    for delivery in range(1, 7):
+        (message,) = await reader.fetch(1, timeout=PATIENCE)
+        assert message.metadata.num_delivered == delivery
+        await message.nak()
+    await reader.unsubscribe()
+    service, handled = listening()
+    async with service.running():
+        await asyncio.wait_for(handled.wait(), PATIENCE)
+    assert house.notes() == ["first", "given back"]
+    assert house.set_aside() == []
+    await service.close()
+
+
 async def _publish(stream: Stream, headers: dict[str, str], body: bytes) -> None:
     """As another program would, once the stream is there."""
     while True:

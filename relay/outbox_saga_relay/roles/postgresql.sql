@@ -134,10 +134,10 @@ GRANT SELECT ON outbox_saga_archive TO {prefix}_operator;
 GRANT SELECT, UPDATE (until), DELETE ON outbox_saga_blocked_key TO {prefix}_operator;
 -- So that the relay looks again where something was put back.
 GRANT SELECT, UPDATE (revisit) ON outbox_saga_partition_lease TO {prefix}_operator;
--- A waiting message that is discarded counts as handled.
+-- A waiting message that is discarded counts as handled, and nobody has a claim to it.
 GRANT SELECT, INSERT ON outbox_saga_inbox TO {prefix}_operator;
 GRANT SELECT, UPDATE, DELETE ON outbox_saga_inbox_waiting TO {prefix}_operator;
-GRANT SELECT ON outbox_saga_inbox_claim TO {prefix}_operator;
+GRANT SELECT, DELETE ON outbox_saga_inbox_claim TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_barrier TO {prefix}_operator;
 GRANT SELECT ON outbox_saga_reply TO {prefix}_operator;
 GRANT SELECT, UPDATE (failures, until, probe_until, trips, opened_at, changed_at)
