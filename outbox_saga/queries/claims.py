@@ -32,8 +32,8 @@ def take(
     key: str | None,
     look_for_waiting: bool,
 ) -> Claimed:
-    """("new", n): claimed for the n-th time, of which n-1 gave no answer that is on record; "busy":
-    somebody has it.
+    """("new", n): claimed for the n-th time, of which n-1 gave no answer that is on record;
+    "busy": somebody has it.
 
     Nothing is claimed when the message is none to run: "repeat", "altered" and "behind" are those
     of `note_arrival`.
@@ -139,10 +139,8 @@ def told(
     connection.execute(sa.update(claim).where(*mine).values(attempts=0))
 
 
-def forget(
-    connection: sa.Connection, tables: Tables, consumer: str, message_id: UUID
-) -> None:
-    """Of a message that counts as handled: whoever claims it is told so, and can commit nothing."""
+def forget(connection: sa.Connection, tables: Tables, consumer: str, message_id: UUID) -> None:
+    """Of a message that counts as handled: whoever claims it is told so, and commits nothing."""
     claim = tables.inbox_claim
     connection.execute(
         sa.delete(claim).where(claim.c.consumer == consumer, claim.c.message_id == message_id)

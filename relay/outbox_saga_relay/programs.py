@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from outbox_saga.calling import STUBBORN
 from outbox_saga.database import DEADLINE, Database
 from outbox_saga.errors import ConfigurationError
 from outbox_saga.service import Service
@@ -70,8 +71,9 @@ def load_service(reference: str) -> Service:
 def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Runs until the first SIGTERM or SIGINT, then lets it finish.
 
-    The second one ends the process at once. Plain functions of users' that hang, beyond their
-    time, do not keep it, nor does what they leave hide an error that ended the program.
+    The second one ends the process at once. Functions of users' that cannot be ended (plain ones
+    that hang beyond their time, async ones that swallow their cancellation) do not keep it, nor
+    does what they leave hide an error that ended the program.
     """
 
     async def main() -> None:
@@ -90,28 +92,54 @@ def until_signalled(program: Callable[[asyncio.Event], Awaitable[None]]) -> None
 
     gc.freeze()  # what was imported stays; to look through it costs a relay a quarter of its time
     failure: Exception | None = None
+    runner = asyncio.Runner()
     try:
-        asyncio.run(main())
-    except Exception as error:
-        if not any_left_alone():
-            raise
-        failure = error
+        try:
+            runner.run(main())
+        except Exception as error:  # noqa: BLE001  # raised or reported below
+            failure = error
+        going_on = runner.run(_end_all())
+        if going_on is None:  # closing a loop waits for all its tasks, and the default threads
+            runner.close()
     except KeyboardInterrupt:
         os._exit(1)  # it came as the loop let go of the signals
+    if failure is not None and going_on is None and not any_left_alone():
+        raise failure
     with _signals_end_it():
         # told before anybody is waited for
         code = 0 if failure is None else report(failure)
-        if late := beyond_their_time():
+        late = beyond_their_time()
+        if late:
             # the interpreter would wait for their threads, and they may hang for ever
             logger.warning(
                 "%d plain functions outlived their time; the process ends in them", late
             )
+        if going_on is not None:
+            logger.warning("%s; the process ends in them", going_on)
+        if late or going_on is not None:
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
     if failure is not None:
         sys.exit(code)
+
+
+async def _end_all() -> str | None:
+    """What cannot be ended, in words; None: no task is left, and no thread of `to_thread`.
+
+    As `asyncio.run` does it, which waits for them without a limit.
+    """
+    if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in tasks:
+            task.cancel()
+        _, going_on = await asyncio.wait(tasks, timeout=STUBBORN)
+        if going_on:
+            return f"{len(going_on)} async functions went on though they were cancelled"
+    # a thread waits for the others, and would be waited for if this task were cancelled
+    ending = asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor())
+    _, going_on = await asyncio.wait({ending}, timeout=STUBBORN)
+    return "threads of async functions went on" if going_on else None
 
 
 @contextmanager

@@ -107,7 +107,7 @@ async def test_a_discarded_message_counts_as_handled_and_its_key_goes_on(
 
 @pytest.mark.databases("postgres18", "mariadb")
 @pytest.mark.parametrize("action", ["retry", "discard"])
-async def test_a_pessimistic_handler_whose_attempts_all_timed_out_is_tried_again_or_leaves_no_claim(
+async def test_a_retry_or_discard_of_a_pessimistic_handler_out_of_time_heeds_no_old_claim(
     house: House, process: MakeProcess, messages: WaitingMessages, action: str
 ) -> None:
     calls: list[threading.Event] = []

@@ -110,9 +110,7 @@ async def test_a_duplicate_that_was_given_back_often_makes_no_dead_letter_of_one
     house: House, process: MakeProcess, outside: Outside
 ) -> None:
     envelope, once = said("one", key="k"), Retry(max_attempts=1)
-    first, second = (
-        process(outside.call_slowly, pessimistic=True, retry=once) for _ in range(2)
-    )
+    first, second = (process(outside.call_slowly, pessimistic=True, retry=once) for _ in range(2))
     running = asyncio.create_task(first.deliver(envelope))
     await asyncio.wait_for(outside.inside.wait(), PATIENCE)
     for attempt in (6, 60):

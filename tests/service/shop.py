@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import threading
 
@@ -15,6 +17,10 @@ class Said(Event, topic="talk"):
 
 
 class Silent(Event, topic="talk"):
+    n: int = 0
+
+
+class Deaf(Event, topic="talk"):
     n: int = 0
 
 
@@ -37,3 +43,11 @@ async def said(handle: HandlerContext[Said]) -> None:
 @service.on(Silent, timeout=0.1, retry=Retry(max_attempts=1))
 def hangs(handle: SyncHandlerContext[Silent]) -> None:
     threading.Event().wait()
+
+
+@service.on(Deaf, timeout=0.1, retry=Retry(max_attempts=1))
+async def goes_on(handle: HandlerContext[Deaf]) -> None:
+    while handle.message.n == 0:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+    await asyncio.to_thread(threading.Event().wait)

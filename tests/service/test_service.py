@@ -513,6 +513,10 @@ class Silent(Event, topic="talk"):
     n: int = 0
 
 
+class Deaf(Event, topic="talk"):
+    n: int = 0
+
+
 def _dead(house: House) -> list[Any]:
     return [row for row in house.set_aside() if row.until is None]
 
@@ -539,6 +543,35 @@ async def test_a_plain_handler_that_hangs_beyond_its_time_does_not_keep_the_prog
         program.communicate()
     assert program.returncode == 0, said
     assert "1 plain functions outlived their time" in said
+
+
+@pytest.mark.databases("postgres18")
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(0, "1 async functions went on"), (1, "threads of async functions went on")],
+    ids=["swallows its cancellation", "waits for a thread that hangs"],
+)
+async def test_an_async_handler_that_cannot_be_ended_does_not_keep_the_program(
+    house: House, number: int, told: str
+) -> None:
+    with house.eyes.begin() as connection:
+        UnitOfWork(connection).publish(Deaf(n=number))
+    program = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "outbox_saga_relay", "run", "shop:service"],
+        cwd=HERE,
+        env={**os.environ, "SHOP_DATABASE": house.url},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        await asyncio.to_thread(house.until, lambda: _dead(house), "the dead letter")
+        program.send_signal(signal.SIGTERM)
+        said = (await asyncio.to_thread(program.communicate, timeout=PATIENCE))[1]
+    finally:
+        program.kill()
+        program.communicate()
+    assert program.returncode == 0, said
+    assert told in said
 
 
 @pytest.mark.databases("sqlite", "postgres18", "mariadb")
