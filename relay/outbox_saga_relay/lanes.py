@@ -190,14 +190,23 @@ class Lanes:
             self._ready.appendleft(row)
 
     def refused(self, row: OutboxRow) -> None:
-        """Its key is blocked: it and all that wait behind it are left in the outbox."""
+        """Its key is blocked: it and all that wait behind it are left in the outbox.
+
+        What was put back before it goes all the same: nobody would look for that again, for a
+        key that goes on is read from its blocked message on.
+        """
         if not self._landed(row):
             return
         self._forget([row])
-        if row.key is not None:
-            del self._heads[row.key]
-            self._forget(self._behind.pop(row.key, ()))
-            self._held.pop(row.key, None)
+        if row.key is None:
+            return
+        waiting = self._behind.pop(row.key, ())
+        before = deque(each for each in waiting if each < row)
+        self._forget(each for each in waiting if each > row)
+        self._held.pop(row.key, None)
+        if before:
+            self._behind[row.key] = before
+        self._go_on(row.key)
 
     def skipped(self, row: OutboxRow) -> None:
         """It has left the outbox unpublished, and the next of its key may go."""

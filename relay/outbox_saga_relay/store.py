@@ -311,24 +311,33 @@ class Store:
 
     # --- failures --------------------------------------------------------------------------------
 
-    async def store_failures(self, failures: Sequence[Failed]) -> None:
+    async def store_failures(self, failures: Sequence[Failed]) -> list[Failed]:
         """The keys of these rows wait, are parked with a dead letter, or go on without it.
+
+        Returns those that were stored: of one that is in the outbox no more nothing tells that
+        what stands behind it waits.
 
         Raises:
             LeaseLost: Another relay owns the partitions; nothing was written.
         """
-        await self.connection.run(self._store_failures, failures)
+        return await self.connection.run(self._store_failures, failures)
 
-    def _store_failures(self, failures: Sequence[Failed]) -> None:
+    def _store_failures(self, failures: Sequence[Failed]) -> list[Failed]:
         counted = [(failed, self.blocked.attempts(failed.row) + 1) for failed in failures]
         # a row that is gone was published by an owner before us: nothing waits for it
         if not self.connection.can_exchange:
-            self.blocked.stored(self._store_in_steps(counted))
-            return
+            stored = self._store_in_steps(counted)
+            self.blocked.stored(stored)
+            return stored
+        stored = []
         if retried := [pair for pair in counted if pair[0].delay is not None]:
-            self.blocked.stored(self._store_retries(retried))
+            stored += self._store_retries(retried)
+            self.blocked.stored(stored)
         if others := [pair for pair in counted if pair[0].delay is None]:
-            self.blocked.stored(self._store_in_steps(others))
+            buried = self._store_in_steps(others)
+            self.blocked.stored(buried)
+            stored += buried
+        return stored
 
     def _store_in_steps(self, counted: Sequence[tuple[Failed, int]]) -> list[Failed]:
         rows = [failed.row for failed, _ in counted]

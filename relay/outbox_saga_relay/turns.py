@@ -172,12 +172,16 @@ class Turns:
     async def store_failures(self) -> None:
         """Some of them, in one transaction."""
         failures = self._sending.take_failures(FAILURES_AT_ONCE)
-        await self._store.store_failures(failures)
+        stored = {failed.row.position for failed in await self._store.store_failures(failures)}
         for failed in failures:
-            if failed.blocks:
-                self._lanes.refused(failed.row)
-            else:
+            if not failed.blocks:
                 self._lanes.skipped(failed.row)
+                continue
+            self._lanes.refused(failed.row)
+            if failed.row.position not in stored:
+                # no blocked key will lower the mark for what stands behind it and is forgotten
+                self._look_again(failed.row.position - 1)
+                self.hinted = True
 
     async def store_all_failures(self) -> None:
         """Until there are none."""

@@ -12,7 +12,7 @@ from outbox_saga.brokers.contract import Outcome, Refused
 from outbox_saga.brokers.local import LocalPublisher
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerUnavailable, Unpublishable
-from tests.relay.house import House, Recorder, accept
+from tests.relay.house import House, Recorder, accept, word_of
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +42,39 @@ async def test_a_key_does_not_wait_for_a_message_that_the_owner_before_has_publi
 
     assert await relay.run_once() == 1
 
+    assert house.waiting() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unpublishable("too large", code="too_large"), BrokerUnavailable("not now", code="full")],
+)
+async def test_what_stands_behind_such_a_message_is_read_again_though_the_mark_has_passed_it(
+    house: House, error: Unpublishable | BrokerUnavailable
+) -> None:
+    (gone, *_) = house.say("n", "n+1", key="k")
+    house.say("x")
+    recorder = Recorder()
+    relay = house.relay(recorder)
+    assert await relay.store.lease.take()
+    behind = (await relay._turns.exchange([])).rows[1]
+    n, x = relay._lanes.take(10)
+    assert [word_of(row.body) for row in (n, behind, x)] == ["n", "n+1", "x"]
+    relay._lanes.accepted([x])
+    await relay._turns.exchange([x])  # a transaction of its own, which is younger than the page
+    await relay._turns.exchange([])
+    if relay.store.connection.can_exchange:
+        assert relay.store.mark.position >= behind.position
+    with house.eyes.begin() as connection:  # the owner before was in the middle of this
+        outbox = house.tables.outbox
+        connection.execute(sa.delete(outbox).where(outbox.c.id == gone))
+    relay._sending._fail(n, error)
+    await relay._turns.store_all_failures()
+    house.say("n+2", key="k")
+
+    await relay.run_until_empty()
+
+    assert recorder.words == ["n+1", "n+2"]
     assert house.waiting() == []
 
 

@@ -92,6 +92,22 @@ def test_what_comes_back_goes_behind_an_earlier_one_that_was_put_back() -> None:
     assert order == [2, 5, 7]
 
 
+def test_what_was_put_back_before_a_message_goes_though_that_is_refused() -> None:
+    """What looks again for the key's sake looks from the refused message on, and no lower."""
+    lanes = Lanes(DEPTH)
+    lanes.add([row(5, "a"), row(7, "a")])
+    (flying,) = lanes.take(1)
+    lanes.add([row(2, "a"), row(3, "a")])
+    lanes.refused(flying)
+    order = []
+    while taken := lanes.take(5):
+        order += [r.position for r in taken]
+        lanes.accepted([taken[0]])
+        lanes.removed(taken)
+    assert order == [2, 3]
+    assert (lanes.rows, lanes.size) == (0, 0)
+
+
 def test_what_ends_after_all_was_forgotten_changes_nothing() -> None:
     lanes = Lanes(DEPTH)
     for end in (lanes.returned, lanes.refused, lanes.skipped, lambda r: lanes.accepted([r])):

@@ -151,9 +151,10 @@ async def test_what_fails_waits_for_company_as_long_as_something_is_on_its_way(
     stored: list[int] = []
     store_failures = relay.store.store_failures
 
-    async def counted(failures: Sequence[Failed]) -> None:
-        await store_failures(failures)
+    async def counted(failures: Sequence[Failed]) -> list[Failed]:
+        done = await store_failures(failures)
         stored.append(len(failures))
+        return done
 
     monkeypatch.setattr(relay.store, "store_failures", counted)
     async with running(relay):
