@@ -309,7 +309,7 @@ class Relay:
                 await self._turns.store_all_failures()
             if self._sending.acknowledged and (not page.full or failed or self._sending.down):
                 # nothing more waits: do not leave the acknowledged rows until the next look
-                await self._turns.remove()
+                await self._turns.remove_all()
             self._turns.release_held()
         except (LeaseLost, DatabaseSilent):
             self._turns.forget()
