@@ -114,7 +114,9 @@ class Turns:
     async def hand_over(self) -> None:
         """The partitions that are to be left are free for another relay."""
         await self.remove_all()
+        leaving = self._store.lease.leaving
         await self._store.lease.release_leaving()
+        self._lanes.left(leaving)
 
     # --- rows ------------------------------------------------------------------------------------
 

@@ -79,6 +79,21 @@ def test_of_partitions_that_are_left_only_what_is_on_its_way_stays() -> None:
     assert lanes.rows == 2
 
 
+def test_what_comes_back_of_partitions_that_are_left_is_left_too() -> None:
+    lanes = Lanes(DEPTH)
+    lanes.add([row(1, "a", 1), row(2, "a", 1), row(3, None, 1)])
+    taken = lanes.take(10)
+    lanes.leave({1})
+    for each in taken:
+        lanes.returned(each)
+    assert (lanes.ready, lanes.rows, lanes.size, lanes.flying) == (0, 0, 0, 0)
+    lanes.left({1})
+    lanes.add([row(1, "a", 1), row(2, "a", 1)])  # when they are its own again
+    (first,) = lanes.take(10)
+    lanes.returned(first)
+    assert (lanes.ready, lanes.rows) == (1, 2)
+
+
 def test_what_comes_back_goes_behind_an_earlier_one_that_was_put_back() -> None:
     lanes = Lanes(DEPTH)
     lanes.add([row(5, "a"), row(7, "a")])

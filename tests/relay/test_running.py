@@ -40,6 +40,7 @@ class Broker:
         self.record = [] if record is None else record  # of several brokers that are one
         self.held: dict[str, asyncio.Event] = {}
         self.refuses: set[str] = set()
+        self.no: Outcome = REFUSED
         self.came = asyncio.Condition()
         self.flying = self.most = 0
 
@@ -69,7 +70,7 @@ class Broker:
         if word in self.held:
             await self.held[word].wait()
         self.flying -= 1
-        settled(index, REFUSED if word in self.refuses else ACCEPTED)
+        settled(index, self.no if word in self.refuses else ACCEPTED)
 
     async def until(self, *words: object) -> None:
         """All of these have come."""
@@ -513,6 +514,36 @@ async def test_a_partition_is_handed_over_when_nothing_of_it_is_on_its_way(house
         word for n in range(64) for word in (str(n), f"after{n}")
     }
     assert not [word for word in second.attempts if word.isdigit()], "sent twice without need"
+
+
+async def test_what_comes_back_from_a_lost_broker_is_not_sent_once_it_was_handed_over(
+    house: House,
+) -> None:
+    words = {str(n) for n in range(64)}
+    first, second = Broker(), Broker()
+    first.refuses, first.no = words, Refused(BrokerDown("gone", code="gone"))
+    gates = [first.hold(word) for word in words]
+    for word in words:
+        house.say(word, key=f"key{word}")
+    partition_of = {word_of(row.body): row.partition for row in house.rows(house.tables.outbox)}
+    one = house.relay(first, lease=3.0, poll=0.02, outage=QUICK)
+    two = house.relay(second, lease=3.0, poll=0.02)
+
+    def of_two() -> set[int]:
+        leases = house.rows(house.tables.partition_lease)
+        return {row.partition for row in leases if row.owner == two.store.lease.owner}
+
+    async with running(one):
+        await first.until(*words)
+        async with running(two):
+            await until(house, lambda: bool(one.store.lease.leaving), "asked to leave some")
+            for gate in gates:
+                gate.set()
+            await until(house, lambda: len(of_two()) == 32, "handed over")
+            gone, tried = of_two(), len(first.attempts)
+            first.refuses = set()
+            await until(house, lambda: house.waiting() == [], "all published")
+    assert not [word for word in first.attempts[tried:] if partition_of[word] in gone]
 
 
 @pytest.mark.databases("postgres18", "postgres15")
