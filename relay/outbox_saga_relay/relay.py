@@ -245,7 +245,9 @@ class Relay:
         try:
             while not self._is_stopping():
                 page = await self._publish_page()
-                more = page is not None and (page.rows or page.put_back or self._lanes.rows)
+                more = page is not None and (
+                    page.rows or page.full or page.put_back or self._lanes.rows
+                )
                 if not more and self._turns.again is None and not self._more_is_due:
                     break
         finally:

@@ -213,7 +213,7 @@ class Serving:
         if due := begun >= pace.due_at:
             pace.asked(begun)
         page = await self._turns.exchange(self._sending.take_acknowledged(), due=due)
-        pace.looked(begun, time.monotonic(), found=bool(page.rows))
+        pace.looked(begun, time.monotonic(), found=bool(page.rows) or page.full)
         if idle:
             pace.enter_at = begun  # it may be a delayed message that the look has seen
 
