@@ -88,7 +88,7 @@ def _page_waits_for_the_oldest_transaction() -> None:
         page = original(self, *arguments)
         rows = [row for row in page.rows if row.position in settled]
         self.mark.reset()
-        return stores.Page(rows, page.full, page.put_back)
+        return stores.Page(rows, page.full, page.end, page.put_back)
 
     setattr(stores.Store, "_exchange", exchange)  # noqa: B010
 

@@ -34,6 +34,7 @@ class Lanes:
         self._flying: dict[int, OutboxRow] = {}  # on their way, by position
         self._held: dict[str, int] = {}
         self._known: set[int] = set()
+        self._leaving: set[int] = set()  # partitions
         self._size = 0
 
     # --- what there is ---------------------------------------------------------------------------
@@ -178,7 +179,13 @@ class Lanes:
         self._known.difference_update([row.position for row in rows])
 
     def returned(self, row: OutboxRow, *, last: bool = False) -> None:
-        """It did not go after all, and is the next of its key again; `last`: after other keys."""
+        """It did not go after all, and is the next of its key again; `last`: after other keys.
+
+        Of a partition that is left it is not: whoever gets that one reads the row.
+        """
+        if row.partition in self._leaving:
+            self.refused(row)
+            return
         if not self._landed(row):
             return
         if row.key in self._behind:
@@ -190,14 +197,23 @@ class Lanes:
             self._ready.appendleft(row)
 
     def refused(self, row: OutboxRow) -> None:
-        """Its key is blocked: it and all that wait behind it are left in the outbox."""
+        """Its key is blocked: it and all that wait behind it are left in the outbox.
+
+        What was put back before it goes all the same: nobody would look for that again, for a
+        key that goes on is read from its blocked message on.
+        """
         if not self._landed(row):
             return
         self._forget([row])
-        if row.key is not None:
-            del self._heads[row.key]
-            self._forget(self._behind.pop(row.key, ()))
-            self._held.pop(row.key, None)
+        if row.key is None:
+            return
+        waiting = self._behind.pop(row.key, ())
+        before = deque(each for each in waiting if each < row)
+        self._forget(each for each in waiting if each > row)
+        self._held.pop(row.key, None)
+        if before:
+            self._behind[row.key] = before
+        self._go_on(row.key)
 
     def skipped(self, row: OutboxRow) -> None:
         """It has left the outbox unpublished, and the next of its key may go."""
@@ -206,7 +222,11 @@ class Lanes:
             self._go_on(row.key)
 
     def leave(self, partitions: Collection[int]) -> None:
-        """What waits of these partitions is left in the outbox; what is on its way stays known."""
+        """What waits of these partitions is left in the outbox; what is on its way stays known.
+
+        Nothing more of them is sent, whatever comes back, until they are `left`.
+        """
+        self._leaving.update(partitions)
         leaving = [row for row in self._ready if row.partition in partitions]
         self._forget(row for row in leaving if row.key is None)
         self._ready = deque(row for row in self._ready if row.partition not in partitions)
@@ -217,6 +237,10 @@ class Lanes:
                 if head.position not in self._flying:
                     self._forget([head])
                     del self._heads[key]
+
+    def left(self, partitions: Collection[int]) -> None:
+        """These are another relay's, and what there may be of them later is as any other."""
+        self._leaving.difference_update(partitions)
 
     def flying_of(self, partitions: Collection[int]) -> int:
         """How many rows of these partitions are on their way."""

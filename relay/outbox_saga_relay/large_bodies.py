@@ -39,14 +39,16 @@ def with_bodies(
     rows: Sequence[OutboxRow],
     room: int | None,
     full: bool,  # noqa: FBT001 - as the page had it
-) -> tuple[list[OutboxRow], bool]:
+) -> tuple[list[OutboxRow], bool, int]:
     """The page with all its bodies, cut where they would be more than `room` bytes together.
 
-    One row is left at least, however long its body is. Also whether there may be more behind it.
+    It is not cut before its first row, however long its body is; but none may be left, where all
+    of them have been removed meanwhile. Also whether there may be more behind it, and its end: the
+    position of the last row it had before that.
     """
     left_out = [row.position for row in rows if is_left_out(row)]
     if not left_out:
-        return list(rows), full
+        return list(rows), full, rows[-1].position
     sizes = verbs.body_sizes(connection, tables, left_out)
     kept: list[OutboxRow] = []
     total = 0
@@ -67,4 +69,4 @@ def with_bodies(
             whole.append(row)
         elif row.position in found:
             whole.append(row._replace(body=found[row.position]))
-    return whole, full
+    return whole, full, kept[-1].position

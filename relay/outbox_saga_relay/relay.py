@@ -245,7 +245,9 @@ class Relay:
         try:
             while not self._is_stopping():
                 page = await self._publish_page()
-                more = page is not None and (page.rows or page.put_back or self._lanes.rows)
+                more = page is not None and (
+                    page.rows or page.full or page.put_back or self._lanes.rows
+                )
                 if not more and self._turns.again is None and not self._more_is_due:
                     break
         finally:
@@ -309,7 +311,7 @@ class Relay:
                 await self._turns.store_all_failures()
             if self._sending.acknowledged and (not page.full or failed or self._sending.down):
                 # nothing more waits: do not leave the acknowledged rows until the next look
-                await self._turns.remove()
+                await self._turns.remove_all()
             self._turns.release_held()
         except (LeaseLost, DatabaseSilent):
             self._turns.forget()
@@ -362,15 +364,19 @@ class Relay:
         await asyncio.wait({stopped}, timeout=delay)
 
     async def _end(self) -> None:
-        try:
-            await self._sending.give_up()
-            if self._turns.owns_any:
-                await self._turns.store_all_failures()
-                await self._turns.remove()
-            await self.store.lease.release()
-        except Exception as error:  # noqa: BLE001  # logged
-            # acknowledged rows are published again, under the same ids; the lease ends by itself
-            logger.warning("the relay could not tidy up (%s)", brief(error))
+        await self._sending.give_up()
+        last = [self.store.lease.release]
+        if self._turns.owns_any:
+            last = [self._turns.store_all_failures, self._turns.remove_all, *last]
+        for each in last:
+            try:
+                await each()
+            except Exception as error:  # noqa: BLE001  # logged
+                # acknowledged rows are published again, under the same ids; the lease ends by
+                # itself, but nobody shall have to wait for that
+                logger.warning("the relay could not tidy up (%s)", brief(error))
+                if isinstance(error, DatabaseSilent):
+                    break  # nor shall who ends it wait for each of them
         await self.publisher.close()
         self.store.connection.close()
 

@@ -19,6 +19,8 @@ from outbox_saga_relay.outage import Outage
 logger = logging.getLogger("outbox_saga.relay")
 
 LONG = 4096  # bytes: bodies that are shorter on average are not worth the time to forget them
+# rows: SQLite allows 32,766 parameters a statement, and it has to end well within a lease
+REMOVED_AT_ONCE = 5000
 CALL_BYTES = 1024 * 1024  # of bodies in one call, about: it holds all of them until its end
 
 
@@ -132,9 +134,9 @@ class Sending:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    def take_acknowledged(self) -> list[OutboxRow]:
-        """What may be removed from the outbox; it is the caller's from now on."""
-        acknowledged, self.acknowledged = self.acknowledged, []
+    def take_acknowledged(self, most: int = REMOVED_AT_ONCE) -> list[OutboxRow]:
+        """What may be removed from the outbox, so many of it; it is the caller's from now on."""
+        acknowledged, self.acknowledged = self.acknowledged[:most], self.acknowledged[most:]
         return acknowledged
 
     def take_failures(self, most: int) -> list[Failed]:

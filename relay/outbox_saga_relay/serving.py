@@ -53,6 +53,7 @@ class Serving:
         self._goes_on = False
         self._held_was_last = False
         self._page_was_last = False
+        self._removal_was_last = False
         self._failures_were_last = False
 
     async def run(self, poll: float) -> None:
@@ -125,29 +126,48 @@ class Serving:
         self._failures_were_last = False
         if turns.hands_over:
             return turns.hand_over()
-        if not stopping and self._may_read:
-            reads = now >= pace.read_at and turns.has_room
-            # in turn with pages: neither a long backlog of one key nor of all others goes first
-            more = turns.has_room_for_bytes and self._lanes.wanting()
-            if more and not (reads and self._held_was_last):
-                self._held_was_last = True
-                return turns.read_more_of_held()
-            # after a page: what was committed does not wait for what was delayed, nor for ever
-            enters = now >= pace.enter_at and turns.has_room
-            if enters and (self._page_was_last or not reads):
-                self._page_was_last = False
-                return self._enter(pace)
-            if reads:
-                self._page_was_last, self._held_was_last = True, False
-                pace.removed(now)
-                if self._lanes.ready >= MANY:
-                    self._head_start.begin()
-                return self._read(pace)
         many = len(sending.acknowledged) >= self._page_rows
-        if sending.acknowledged and (many or stopping or now >= pace.remove_at):
+        removes = bool(sending.acknowledged) and (many or stopping or now >= pace.remove_at)
+        if not stopping and self._may_read:
+            reading = self._next_reading(pace, now, removes=removes)
+            if reading is not None:
+                return reading
+        if removes:
+            self._removal_was_last = True
             pace.removed(now)
             return turns.remove()
         return self._store_some(pace) if failures else None
+
+    def _next_reading(
+        self, pace: Pace, now: float, *, removes: bool
+    ) -> Coroutine[Any, Any, None] | None:
+        """What is read next; None: nothing for now.
+
+        Args:
+            removes: What was acknowledged is to be removed; a page does that as well.
+        """
+        turns = self._turns
+        wants = now >= pace.read_at
+        reads = wants and turns.has_room
+        # in turn with pages: neither a long backlog of one key nor of all others goes first. Also
+        # where a page waits for room: the keys that are held would take what becomes free, and
+        # what was acknowledged frees none before it is removed
+        waits = (wants and self._held_was_last) or (removes and not self._removal_was_last)
+        if turns.has_room_for_held and self._lanes.wanting() and not waits:
+            self._held_was_last, self._removal_was_last = True, False
+            return turns.read_more_of_held()
+        # after a page: what was committed does not wait for what was delayed, nor for ever
+        enters = now >= pace.enter_at and turns.has_room
+        if enters and (self._page_was_last or not reads):
+            self._page_was_last = False
+            return self._enter(pace)
+        if not reads:
+            return None
+        self._page_was_last, self._held_was_last, self._removal_was_last = True, False, True
+        pace.removed(now)
+        if self._lanes.ready >= MANY:
+            self._head_start.begin()
+        return self._read(pace)
 
     def _waits_no_longer(self, pace: Pace, now: float) -> bool:
         """What failed has waited for company, or is many, or is all that can fail now."""
@@ -193,7 +213,7 @@ class Serving:
         if due := begun >= pace.due_at:
             pace.asked(begun)
         page = await self._turns.exchange(self._sending.take_acknowledged(), due=due)
-        pace.looked(begun, time.monotonic(), found=bool(page.rows))
+        pace.looked(begun, time.monotonic(), found=bool(page.rows) or page.full)
         if idle:
             pace.enter_at = begun  # it may be a delayed message that the look has seen
 

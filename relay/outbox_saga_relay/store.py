@@ -36,12 +36,15 @@ class Page:
 
     Args:
         full: There may be more behind them.
+        end: Up to this position nothing else was there; None: there was nothing at all. A row of
+            this position may be gone, as any whose body was read later than the page.
         put_back: Somebody has put rows back: ask for them (`Lease.put_back`), for until then no
             page has a row.
     """
 
     rows: list[OutboxRow]
     full: bool = False
+    end: int | None = None
     put_back: bool = False
 
 
@@ -145,11 +148,11 @@ class Store:
             # why an empty page is empty is asked for by another statement
             found = Exchanged(rows, put_back=bool(marks and limit and not rows))
         rows = found.rows
-        page = self._whole(Page(rows, full=0 < limit == len(rows), put_back=found.put_back), room)
+        page = Page(rows, full=0 < limit == len(rows), end=_end(rows), put_back=found.put_back)
+        page = self._whole(page, room)
         if limit and marks and not (found.put_back and not rows):
             # of the page as it is taken: the mark must not pass what was cut off
-            highest = page.rows[-1].position if page.rows else None
-            self.mark.read(found.oldest, highest, full=page.full, in_progress=found.in_progress)
+            self.mark.read(found.oldest, page.end, full=page.full, in_progress=found.in_progress)
         if found.transaction is not None and found.removed < len(acknowledged):
             # what is not ours to remove any more may be there still, and the mark has passed it
             self.mark.lower(min(row.position for row in acknowledged) - 1)
@@ -163,7 +166,7 @@ class Store:
         due = (self.blocked.told if self.connection.can_exchange else self.blocked.due()) - seen
         if not due:
             return
-        end = page.rows[-1].position if page.full else math.inf
+        end = math.inf if page.end is None or not page.full else page.end
         missed = self.blocked.among(due, frozenset(self.lease.reading), below=end)
         if missed:
             self.blocked.unblocked(self.connection.write(verbs.unblock_gone, self._tables, missed))
@@ -186,10 +189,10 @@ class Store:
     def _whole(self, page: Page, room: int | None) -> Page:
         if not any(map(is_left_out, page.rows)):
             return page
-        rows, full = self.connection.look(
+        rows, full, end = self.connection.look(
             lambda c: with_bodies(c, self._tables, page.rows, room, page.full)
         )
-        return Page(rows, full, page.put_back)
+        return Page(rows, full, end, page.put_back)
 
     def _exchange_step_by_step(
         self, acknowledged: Sequence[OutboxRow], settled: Sequence[OutboxRow], wanted: Wanted
@@ -261,7 +264,7 @@ class Store:
             verbs.read_key, self._tables, self._clock, key, partition, wanted
         )
         full = len(rows) == limit
-        return self._whole(Page(rows, full), room)
+        return self._whole(Page(rows, full, _end(rows)), room)
 
     async def enter_outbox(self, limit: int) -> int:
         """How many delayed messages whose time has come are in the outbox now; at most `limit`."""
@@ -311,24 +314,33 @@ class Store:
 
     # --- failures --------------------------------------------------------------------------------
 
-    async def store_failures(self, failures: Sequence[Failed]) -> None:
+    async def store_failures(self, failures: Sequence[Failed]) -> list[Failed]:
         """The keys of these rows wait, are parked with a dead letter, or go on without it.
+
+        Returns those that were stored: of one that is in the outbox no more nothing tells that
+        what stands behind it waits.
 
         Raises:
             LeaseLost: Another relay owns the partitions; nothing was written.
         """
-        await self.connection.run(self._store_failures, failures)
+        return await self.connection.run(self._store_failures, failures)
 
-    def _store_failures(self, failures: Sequence[Failed]) -> None:
+    def _store_failures(self, failures: Sequence[Failed]) -> list[Failed]:
         counted = [(failed, self.blocked.attempts(failed.row) + 1) for failed in failures]
         # a row that is gone was published by an owner before us: nothing waits for it
         if not self.connection.can_exchange:
-            self.blocked.stored(self._store_in_steps(counted))
-            return
+            stored = self._store_in_steps(counted)
+            self.blocked.stored(stored)
+            return stored
+        stored = []
         if retried := [pair for pair in counted if pair[0].delay is not None]:
-            self.blocked.stored(self._store_retries(retried))
+            stored += self._store_retries(retried)
+            self.blocked.stored(stored)
         if others := [pair for pair in counted if pair[0].delay is None]:
-            self.blocked.stored(self._store_in_steps(others))
+            buried = self._store_in_steps(others)
+            self.blocked.stored(buried)
+            stored += buried
+        return stored
 
     def _store_in_steps(self, counted: Sequence[tuple[Failed, int]]) -> list[Failed]:
         rows = [failed.row for failed, _ in counted]
@@ -358,6 +370,10 @@ class Store:
         if stored is None:
             raise LeaseLost(_DECIDES)
         return stored
+
+
+def _end(rows: Sequence[OutboxRow]) -> int | None:
+    return rows[-1].position if rows else None
 
 
 def _without(known: list[int], removed: Sequence[OutboxRow], above: int) -> list[int]:

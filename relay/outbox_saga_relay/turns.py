@@ -51,6 +51,7 @@ class Turns:
         self._counters = counters
         self._page_rows = page_rows
         self._page_bytes = page_bytes
+        self._portion = max(16, page_rows // 8)  # rows of a key that is held, read at once
         self._limit = min(FIRST_PAGE, page_rows)
         self._lost = False  # whatever the store says it owns: a call that was left behind may
 
@@ -112,8 +113,10 @@ class Turns:
 
     async def hand_over(self) -> None:
         """The partitions that are to be left are free for another relay."""
-        await self.remove()
+        await self.remove_all()
+        leaving = self._store.lease.leaving
         await self._store.lease.release_leaving()
+        self._lanes.left(leaving)
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -121,6 +124,12 @@ class Turns:
     def has_room(self) -> bool:
         """For another page."""
         rows = self._lanes.rows + max(1, self._page_rows // 2)
+        return rows <= self._page_rows * PAGES_AT_ONCE and self.has_room_for_bytes
+
+    @property
+    def has_room_for_held(self) -> bool:
+        """For the next rows of a key that is held."""
+        rows = self._lanes.rows + min(self._portion, max(1, self._page_rows // 2))
         return rows <= self._page_rows * PAGES_AT_ONCE and self.has_room_for_bytes
 
     @property
@@ -151,16 +160,22 @@ class Turns:
         return page
 
     async def remove(self) -> None:
-        """What was acknowledged, and reads nothing."""
+        """What was acknowledged, as much as one statement may, and reads nothing."""
         acknowledged = self._sending.take_acknowledged()
         await self._store.exchange(acknowledged, 0)
         self._over(acknowledged)
         self._lanes.removed(acknowledged)
 
+    async def remove_all(self) -> None:
+        """Until nothing is acknowledged that stands in the outbox."""
+        while self._sending.acknowledged:
+            await self.remove()
+
     async def read_more_of_held(self) -> None:
         """The next rows of a key that had too many for the memory."""
         key = self._lanes.wanting()[0]
-        limit = max(16, self._page_rows // 8)
+        room = max(1, self._page_rows * PAGES_AT_ONCE - self._lanes.rows)
+        limit = min(self._portion, room)
         page = await self._store.more_of(key, self._lanes.held[key], limit, room=self._page_bytes)
         self._lanes.more_of(key, page.rows, all_of_it=not page.full)
 
@@ -172,12 +187,16 @@ class Turns:
     async def store_failures(self) -> None:
         """Some of them, in one transaction."""
         failures = self._sending.take_failures(FAILURES_AT_ONCE)
-        await self._store.store_failures(failures)
+        stored = {failed.row.position for failed in await self._store.store_failures(failures)}
         for failed in failures:
-            if failed.blocks:
-                self._lanes.refused(failed.row)
-            else:
+            if not failed.blocks:
                 self._lanes.skipped(failed.row)
+                continue
+            self._lanes.refused(failed.row)
+            if failed.row.position not in stored:
+                # no blocked key will lower the mark for what stands behind it and is forgotten
+                self._look_again(failed.row.position - 1)
+                self.hinted = True
 
     async def store_all_failures(self) -> None:
         """Until there are none."""

@@ -79,6 +79,21 @@ def test_of_partitions_that_are_left_only_what_is_on_its_way_stays() -> None:
     assert lanes.rows == 2
 
 
+def test_what_comes_back_of_partitions_that_are_left_is_left_too() -> None:
+    lanes = Lanes(DEPTH)
+    lanes.add([row(1, "a", 1), row(2, "a", 1), row(3, None, 1)])
+    taken = lanes.take(10)
+    lanes.leave({1})
+    for each in taken:
+        lanes.returned(each)
+    assert (lanes.ready, lanes.rows, lanes.size, lanes.flying) == (0, 0, 0, 0)
+    lanes.left({1})
+    lanes.add([row(1, "a", 1), row(2, "a", 1)])  # when they are its own again
+    (first,) = lanes.take(10)
+    lanes.returned(first)
+    assert (lanes.ready, lanes.rows) == (1, 2)
+
+
 def test_what_comes_back_goes_behind_an_earlier_one_that_was_put_back() -> None:
     lanes = Lanes(DEPTH)
     lanes.add([row(5, "a"), row(7, "a")])
@@ -90,6 +105,22 @@ def test_what_comes_back_goes_behind_an_earlier_one_that_was_put_back() -> None:
         order += [r.position for r in taken]
         lanes.accepted([taken[0]])
     assert order == [2, 5, 7]
+
+
+def test_what_was_put_back_before_a_message_goes_though_that_is_refused() -> None:
+    """What looks again for the key's sake looks from the refused message on, and no lower."""
+    lanes = Lanes(DEPTH)
+    lanes.add([row(5, "a"), row(7, "a")])
+    (flying,) = lanes.take(1)
+    lanes.add([row(2, "a"), row(3, "a")])
+    lanes.refused(flying)
+    order = []
+    while taken := lanes.take(5):
+        order += [r.position for r in taken]
+        lanes.accepted([taken[0]])
+        lanes.removed(taken)
+    assert order == [2, 3]
+    assert (lanes.rows, lanes.size) == (0, 0)
 
 
 def test_what_ends_after_all_was_forgotten_changes_nothing() -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import LeaseLost, Unpublishable
+from outbox_saga.ids import new_id
 from outbox_saga.queries.dialects import is_transient
 from outbox_saga.retries import Retry
 from outbox_saga_relay.relay import Relay
@@ -108,6 +109,26 @@ async def test_a_relay_that_ends_gives_its_lease_to_the_next_at_once(house: Hous
     assert house.waiting() == []
     house.say("b")
     assert await house.relay(Recorder()).run_once() == 1
+
+
+async def test_a_relay_that_cannot_tidy_up_gives_its_lease_back_all_the_same(
+    house: House,
+) -> None:
+    stop, usurper, lease = asyncio.Event(), new_id(), house.tables.partition_lease
+    house.say("a", key="a")
+    (row,) = house.rows(house.tables.outbox)
+
+    def answer(_: Envelope) -> Outcome:
+        stop.set()
+        with house.eyes.begin() as connection:
+            one = lease.update().where(lease.c.partition == row.partition)
+            connection.execute(one.values(owner=usurper))
+        return ACCEPTED
+
+    await house.relay(Recorder(answer), page_rows=1).run_until_empty(stop)
+
+    assert house.owners() == {None, usurper}
+    assert house.waiting() == ["a"]
 
 
 async def test_a_relay_without_the_lease_takes_none_away_when_it_ends(house: House) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from outbox_saga.queries.relay import Failed
 from outbox_saga.retries import Retry
 from outbox_saga_relay import pace
 from outbox_saga_relay.relay import Relay
+from outbox_saga_relay.store import Page
 from tests.relay.house import PATIENCE, House, Recorder, Said, word_of
 
 REFUSED = Refused(BrokerUnavailable("not now", code="full"))
@@ -38,6 +40,7 @@ class Broker:
         self.record = [] if record is None else record  # of several brokers that are one
         self.held: dict[str, asyncio.Event] = {}
         self.refuses: set[str] = set()
+        self.no: Outcome = REFUSED
         self.came = asyncio.Condition()
         self.flying = self.most = 0
 
@@ -67,7 +70,7 @@ class Broker:
         if word in self.held:
             await self.held[word].wait()
         self.flying -= 1
-        settled(index, REFUSED if word in self.refuses else ACCEPTED)
+        settled(index, self.no if word in self.refuses else ACCEPTED)
 
     async def until(self, *words: object) -> None:
         """All of these have come."""
@@ -124,6 +127,42 @@ async def test_a_long_backlog_of_one_key_keeps_no_other_waiting(house: House) ->
     assert house.waiting() == []
 
 
+async def test_many_long_keys_keep_no_others_waiting_and_memory_within_its_bound(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the broker takes what is read of them faster than the database gives more."""
+    broker = Broker()
+    gates = [broker.hold(f"cold{n}") for n in range(300)]
+    for key in range(6):
+        house.say(*(f"{key}-{n}" for n in range(150)), key=f"hot{key}")
+    house.say(*(f"cold{n}" for n in range(300)))
+    relay = house.relay(broker, page_rows=40, poll=0.02)
+    lanes, sizes = relay._lanes, list[int]()
+    more_of = relay.store.more_of
+
+    async def slower_than_the_broker(*args: Any, **more: Any) -> Page:
+        page = await more_of(*args, **more)
+        sizes.append(lanes.rows)
+        while lanes.ready or any(row.key is not None for row in lanes._flying.values()):
+            sizes.append(lanes.rows)
+            await asyncio.sleep(0)
+        return page
+
+    monkeypatch.setattr(relay.store, "more_of", slower_than_the_broker)
+    async with running(relay):
+        full = lambda: lanes.flying > 140 or lanes.rows > 160  # noqa: E731
+        await until(house, full, "memory is full of messages that wait for the broker")
+        for gate in gates:
+            gate.set()
+        await until(house, lambda: not house.waiting(), "all are published")
+    assert max(sizes) <= 4 * 40
+    for key in range(6):
+        words = [word for word in broker.attempts if word.startswith(f"{key}-")]
+        assert words == [f"{key}-{n}" for n in range(150)]
+    last = max(broker.attempts.index(f"cold{n}") for n in range(300))
+    assert last < broker.attempts.index("5-140"), "cold ones have waited for the long keys"
+
+
 async def test_a_relay_that_is_told_to_end_sends_nothing_behind_what_is_on_its_way(
     house: House,
 ) -> None:
@@ -151,9 +190,10 @@ async def test_what_fails_waits_for_company_as_long_as_something_is_on_its_way(
     stored: list[int] = []
     store_failures = relay.store.store_failures
 
-    async def counted(failures: Sequence[Failed]) -> None:
-        await store_failures(failures)
+    async def counted(failures: Sequence[Failed]) -> list[Failed]:
+        done = await store_failures(failures)
         stored.append(len(failures))
+        return done
 
     monkeypatch.setattr(relay.store, "store_failures", counted)
     async with running(relay):
@@ -227,6 +267,20 @@ async def test_what_is_in_memory_has_a_bound(house: House) -> None:
         await broker.until(*range(200))
     assert broker.most <= 40
     assert house.waiting() == []
+
+
+async def test_what_one_statement_removes_has_a_bound(house: House) -> None:
+    """SQLite takes 32,766 parameters, PostgreSQL ends a transaction that outlasts the lease."""
+    house.say("a", "b")
+    relay = house.relay(Recorder())
+    assert await relay.store.lease.take()
+    rows = (await relay._turns.exchange([])).rows
+    gone = [rows[0]._replace(position=n, id=UUID(int=n)) for n in range(10**6, 10**6 + 20_000)]
+    relay._sending.acknowledged = [rows[0], *gone, rows[1]]
+    await relay._turns.remove()
+    assert (house.waiting(), len(relay._sending.acknowledged)) == (["b"], 15_002)
+    await relay._turns.remove_all()
+    assert (house.waiting(), relay._sending.acknowledged) == ([], [])
 
 
 async def test_a_page_of_large_bodies_has_a_bound_in_bytes(house: House) -> None:
@@ -460,6 +514,36 @@ async def test_a_partition_is_handed_over_when_nothing_of_it_is_on_its_way(house
         word for n in range(64) for word in (str(n), f"after{n}")
     }
     assert not [word for word in second.attempts if word.isdigit()], "sent twice without need"
+
+
+async def test_what_comes_back_from_a_lost_broker_is_not_sent_once_it_was_handed_over(
+    house: House,
+) -> None:
+    words = {str(n) for n in range(64)}
+    first, second = Broker(), Broker()
+    first.refuses, first.no = words, Refused(BrokerDown("gone", code="gone"))
+    gates = [first.hold(word) for word in words]
+    for word in words:
+        house.say(word, key=f"key{word}")
+    partition_of = {word_of(row.body): row.partition for row in house.rows(house.tables.outbox)}
+    one = house.relay(first, lease=3.0, poll=0.02, outage=QUICK)
+    two = house.relay(second, lease=3.0, poll=0.02)
+
+    def of_two() -> set[int]:
+        leases = house.rows(house.tables.partition_lease)
+        return {row.partition for row in leases if row.owner == two.store.lease.owner}
+
+    async with running(one):
+        await first.until(*words)
+        async with running(two):
+            await until(house, lambda: bool(one.store.lease.leaving), "asked to leave some")
+            for gate in gates:
+                gate.set()
+            await until(house, lambda: len(of_two()) == 32, "handed over")
+            gone, tried = of_two(), len(first.attempts)
+            first.refuses = set()
+            await until(house, lambda: house.waiting() == [], "all published")
+    assert not [word for word in first.attempts[tried:] if partition_of[word] in gone]
 
 
 @pytest.mark.databases("postgres18", "postgres15")
