@@ -65,7 +65,7 @@ class Delivered:
 class Leased(NamedTuple):
     """A waiting message that is this owner's for a while.
 
-    `orphaned`: the process that had it before gave no answer.
+    `orphaned`: another process had it before, and gave no answer.
     """
 
     position: int
@@ -233,12 +233,15 @@ def lease_due(
     seconds: float,
     consumers: Collection[str],
     limit: int,
+    in_hand: Collection[int] = (),
 ) -> list[Leased]:
     """Due messages of these consumers, the first of their keys, now leased to `owner`.
 
     Args:
         seconds: Then another process may take them over.
         limit: Messages.
+        in_hand: Positions of those that `owner` is at, though it may have let their leases run
+            out: they are not leased to it a second time.
     """
     waiting = tables.inbox_waiting
     earlier = waiting.alias("earlier")
@@ -247,12 +250,17 @@ def lease_due(
             connection,
             sa.select(
                 *(waiting.c[name] for name in Leased._fields[:-1]),
-                waiting.c.owner.is_not(None).label("orphaned"),
+                sa.and_(waiting.c.owner.is_not(None), waiting.c.owner != owner).label("orphaned"),
                 # its locks never outlive the lease, though the process stand still here
                 *idle_limit(connection, seconds),
             )
             .where(
                 *_due(tables, clock, consumers),
+                sa.or_(
+                    waiting.c.owner.is_(None),
+                    waiting.c.owner != owner,
+                    waiting.c.position.not_in(sorted(in_hand)),
+                ),
                 # nobody wakes a row that is not the first; should somebody have, it still waits
                 ~sa.exists().where(
                     earlier.c.consumer == waiting.c.consumer,
