@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
 from outbox_saga.calling import NoThread, to_the_end
 from outbox_saga.database import Database
 from outbox_saga.envelopes import Envelope
@@ -94,6 +96,9 @@ class Attempts:
             )
         except LeaseLost:
             raise
+        except PoolTimeout as error:  # that says nothing about the message
+            logger.warning("consumer %s, message %s: %s", *work, brief(error))
+            raise HandlerBusy("every connection to the database is in use") from None
         except NoThread as error:  # nothing ran: the message has not failed
             raise HandlerBusy(str(error)) from None
         except AlteredMessage:
@@ -178,7 +183,7 @@ class Attempts:
             await asyncio.sleep(CLAIM_LEASE / 3)
             try:
                 database = self._database
-                await database.run(
+                await database.keep(
                     claims.renew, database.tables, database.clock, claim, CLAIM_LEASE, *work
                 )
             except Exception as error:  # noqa: BLE001  # logged, and tried again
@@ -186,6 +191,6 @@ class Attempts:
 
     async def _give_up(self, claim: UUID, work: Work) -> None:
         try:
-            await self._database.run(claims.release, self._database.tables, claim, *work)
+            await self._database.keep(claims.release, self._database.tables, claim, *work)
         except Exception as error:  # noqa: BLE001  # logged; the claim ends by itself
             logger.warning("a claim was not given up (%s)", brief(error))

@@ -15,11 +15,12 @@ import time
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from outbox_saga.errors import CommitUnknown
 from outbox_saga.queries.commit_outcome import Outcome, outcome_of
-from outbox_saga.queries.dialects import family, is_transient
+from outbox_saga.queries.dialects import family
+from outbox_saga.queries.passing import passes
 from outbox_saga.tables import tables_in
 from outbox_saga.watchdog import cut_after
 
@@ -61,7 +62,7 @@ def commit_outcome(
         try:
             with engine.connect() as connection, cut_after(question.left, [connection]):
                 found = question.ask(connection)
-        except DBAPIError as error:
+        except SQLAlchemyError as error:
             found = _not_answered(error)
         if question.is_over(found):
             return _ANSWERS.get(found)
@@ -83,7 +84,7 @@ async def async_commit_outcome(
                 found = await connection.run_sync(question.ask)
         except TimeoutError:
             return None
-        except DBAPIError as error:
+        except SQLAlchemyError as error:
             found = _not_answered(error)
         if question.is_over(found):
             return _ANSWERS.get(found)
@@ -117,7 +118,7 @@ class _Question:
         return found != "in progress" or self.left <= AGAIN
 
 
-def _not_answered(error: DBAPIError) -> Outcome:
-    if not is_transient(error):
+def _not_answered(error: SQLAlchemyError) -> Outcome:
+    if not passes(error):  # no connection free passes, too
         raise error
     return "in progress"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from sqlalchemy.exc import DBAPIError
-
 from outbox_saga.brokers import Subscription, open_subscriber
 from outbox_saga.brokers.contract import Delivery
 from outbox_saga.errors import BrokerUnavailable, HandlerBusy, MessageRefused
 from outbox_saga.handling import Handling
-from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.dialects import brief
+from outbox_saga.queries.passing import passes
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.retries import Retry
 
@@ -41,11 +40,12 @@ async def consume(
             try:
                 await database.look(require_tables, database.tables)
                 await subscriber.open()
-            except (BrokerUnavailable, DBAPIError) as error:
-                if isinstance(error, DBAPIError) and not is_transient(error):
+            except Exception as error:
+                away = isinstance(error, BrokerUnavailable)
+                if not (away or passes(error)):
                     raise
                 outages += 1
-                told = brief(error) if isinstance(error, DBAPIError) else error
+                told = error if away else brief(error)
                 logger.warning("consumer %s: %s", subscription.consumer, told)
                 delay = OUTAGE.delay(outages, seed=subscription.consumer)
                 await asyncio.wait({stopped}, timeout=delay)

@@ -15,6 +15,7 @@ from contextlib import (
     suppress,
 )
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -26,6 +27,7 @@ from outbox_saga.errors import ConfigurationError
 from outbox_saga.hints import wake_relays
 from outbox_saga.lent_session import LentSession, guard
 from outbox_saga.queries.clock import DATABASE_CLOCK, Clock
+from outbox_saga.queries.passing import leave_read_only_servers
 from outbox_saga.tables import Tables, tables_in
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 30.0  # how long a SQLite writer waits for another one
 DEADLINE = 30.0  # seconds
+POOL_SIZE = 20
+OVERFLOW, SQLITE_OVERFLOW = 5, 10
 INTERRUPTED_AFTER = 0.1  # seconds that a statement of a cancelled task gets to end by itself
 # who keeps a session that was given back, in code that did not end in time, begins nothing with it
 _LENT: dict[str, Any] = {"expire_on_commit": False, "close_resets_only": False}
@@ -53,7 +57,9 @@ class Database:
         url: SQLAlchemy or plain (`postgres://`, `mysql://`, `sqlite:///`).
         schema: Of our tables; None is the connection's default.
         clock: Tests shift it.
-        pool_size: Connections per engine.
+        pool_size: Connections that each engine keeps; it may open 5 more for a while (10 on
+            SQLite). None: 20, and as many more as the services that run on it may need at once.
+            What renews leases has connections of its own, and waits for none of these.
         hints: Commits that publish something wake relays at once; see `outbox_saga.hints`.
         pooler: The URL leads through a pooler in transaction mode, as pgbouncer's (PostgreSQL by
             psycopg). `?pooler=true` in the URL says the same; None: as the URL says.
@@ -75,7 +81,7 @@ class Database:
         *,
         schema: str | None = None,
         clock: Clock = DATABASE_CLOCK,
-        pool_size: int = 20,
+        pool_size: int | None = None,
         hints: bool = True,
         pooler: bool | None = None,
         listen_url: str | sa.URL | None = None,
@@ -99,12 +105,33 @@ class Database:
                 raise ConfigurationError("only PostgreSQL has LISTEN: leave listen_url out")
         self.tables: Tables = tables_in(schema)
         self.clock = clock
-        self._pool_size = pool_size
+        self._is_bounded = pool_size is not None
+        self._pool_size = POOL_SIZE if pool_size is None else pool_size
+        self._needs: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._hints = hints
         self.deadline = deadline
         self._sync: sa.Engine | None = None
         self._programs: sa.Engine | None = None
         self._async: AsyncEngine | None = None
+        self._leases: AsyncEngine | None = None
+
+    def make_room(self, who: object, connections: int, *, kept: int) -> None:
+        """Who needs so many connections of an engine at once waits for none, unless `pool_size`
+        was given.
+
+        Args:
+            who: The last number it says is the one that counts, until it is gone.
+            connections: How many, besides those that everybody shares.
+            kept: How many stay open, of engines that were not used before.
+        """
+        if self._is_bounded:
+            return
+        self._needs[who] = connections
+        self._pool_size = max(self._pool_size, kept)
+        for engine in (self._sync, None if self._async is None else self._async.sync_engine):
+            if engine is not None:  # made before it was known who runs on it
+                # SQLAlchemy has no public name for it; a test pins this one
+                engine.pool._max_overflow = self._overflow  # type: ignore[attr-defined]  # noqa: SLF001
 
     @property
     def engine(self) -> sa.Engine:
@@ -119,17 +146,33 @@ class Database:
     def async_engine(self) -> AsyncEngine:
         """The async engine, for the same database."""
         if self._async is None:
-            from sqlalchemy.ext.asyncio import create_async_engine
-
-            url = async_url(self.url)
-            self._async = create_async_engine(url, **self._options(url))
-            if self._async.driver == "asyncmy":
-                # SQLAlchemy 2.0.40 to 2.0.45, at least, ask how PyMySQL's ping is called, which
-                # since its 1.2 is another way than asyncmy's: the second use is a TypeError
-                dialect: Any = self._async.dialect
-                dialect._send_false_to_ping = True  # noqa: SLF001  # there is no public name
+            self._async = self._make_async()
             self._prepare(self._async.sync_engine)
         return self._async
+
+    @property
+    def lease_engine(self) -> AsyncEngine:
+        """An async engine for what keeps leases, and nothing else.
+
+        Its statements are short, so a few connections are enough for all leases of a process;
+        users' code keeps those of the other engines for as long as it likes.
+        """
+        if self._leases is None:
+            self._leases = self._make_async(pool_size=2, max_overflow=2)
+            _prepare(self._leases.sync_engine)
+        return self._leases
+
+    def _make_async(self, **options: Any) -> AsyncEngine:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        url = async_url(self.url)
+        engine = create_async_engine(url, **self._options(url) | options)
+        if engine.driver == "asyncmy":
+            # SQLAlchemy 2.0.40 to 2.0.45, at least, ask how PyMySQL's ping is called, which
+            # since its 1.2 is another way than asyncmy's: the second use is a TypeError
+            dialect: Any = engine.dialect
+            dialect._send_false_to_ping = True  # noqa: SLF001  # there is no public name
+        return engine
 
     @property
     def program_engine(self) -> sa.Engine:
@@ -171,17 +214,23 @@ class Database:
             return {
                 "connect_args": {"timeout": BUSY_SECONDS},
                 "pool_size": self._pool_size,
+                "max_overflow": self._overflow,
                 "hide_parameters": True,  # a log or a traceback must not show values
             }
         options: dict[str, Any] = {
             "isolation_level": "READ COMMITTED",
             "pool_size": self._pool_size,
-            "max_overflow": 5,
+            "max_overflow": self._overflow,
             "pool_pre_ping": True,
             "hide_parameters": True,
             "connect_args": connect_args(url, pooler=self.pooler),
         }
         return options
+
+    @property
+    def _overflow(self) -> int:
+        least = SQLITE_OVERFLOW if self.url.get_backend_name() == "sqlite" else OVERFLOW
+        return max(least, sum(self._needs.values()))
 
     @contextmanager
     def lend(self) -> Iterator[LentSession]:
@@ -234,15 +283,25 @@ class Database:
             async with connection.begin():
                 return await connection.run_sync(lambda c: verb(c, *args, **kwargs))
 
+    async def keep(
+        self, verb: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `run`, for a verb that renews a lease, or gives it back: it never waits for a
+        connection behind the work that the lease is for.
+        """
+        async with self.lease_engine.begin() as connection:
+            return await connection.run_sync(lambda c: verb(c, *args, **kwargs))
+
     def async_begin(self) -> AbstractAsyncContextManager[Any]:
         """An async connection in a transaction that commits at the end of the block."""
         return self.async_engine.begin()
 
     async def close(self) -> None:
         """Gives all connections back; the database can be used again afterwards."""
-        if self._async is not None:
-            await self._async.dispose()
-            self._async = None
+        for engine in (self._async, self._leases):
+            if engine is not None:
+                await engine.dispose()
+        self._async = self._leases = None
         self.dispose()
 
     def dispose(self) -> None:
@@ -262,6 +321,7 @@ def _limit(engine: sa.Engine, deadline: float) -> None:
 def _prepare(engine: sa.Engine) -> None:
     guard(engine)
     if engine.dialect.name != "sqlite":
+        leave_read_only_servers(engine)
         return
 
     @event.listens_for(engine, "connect")

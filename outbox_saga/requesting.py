@@ -18,8 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError
-
 from outbox_saga.commanding import Answer, Asked, answers_on, requests_topic
 from outbox_saga.database import READ_ONLY, Database
 from outbox_saga.errors import ConfigurationError, HandlerFailed, RequestFaulted, RequestTimeout
@@ -28,7 +26,7 @@ from outbox_saga.ids import new_id
 from outbox_saga.instances import Direction
 from outbox_saga.messages import Command, Message
 from outbox_saga.queries import replies
-from outbox_saga.queries.dialects import is_transient
+from outbox_saga.queries.passing import passes
 from outbox_saga.queries.replies import Outcome, Replied
 from outbox_saga.results import Failure, Success
 from outbox_saga.unit_of_work import UnitOfWork
@@ -100,7 +98,7 @@ class Requests:
             try:
                 with engine.connect() as connection:
                     replied = replies.read(connection, tables, request)
-            except DBAPIError as error:
+            except Exception as error:  # noqa: BLE001  # raised again, unless it passes
                 _only_trouble(error)
             if replied is not None:
                 return _answered(request, replied)
@@ -115,7 +113,7 @@ class Requests:
             replied = None
             try:
                 replied = await self._database.look(replies.read, tables, request)
-            except DBAPIError as error:
+            except Exception as error:  # noqa: BLE001  # raised again, unless it passes
                 _only_trouble(error)
             if replied is not None:
                 return _answered(request, replied)
@@ -158,9 +156,9 @@ def _pauses(request: UUID, until: float) -> Iterator[float]:
         pause = min(LONGEST_PAUSE, pause * 1.5)
 
 
-def _only_trouble(error: DBAPIError) -> None:
-    """A database that is away for a while has no answer yet."""
-    if not is_transient(error):
+def _only_trouble(error: Exception) -> None:
+    """A database that is away for a while, or has no connection free, has no answer yet."""
+    if not passes(error):
         raise error
 
 

@@ -63,7 +63,9 @@ class Service:
         sagas: The definitions this service can carry on, old versions too.
         schema: Of our tables; None is the connection's default. A Database has its own.
         clock: Tests shift it. A Database has its own.
-        concurrency: Saga instances, and messages, at the same time.
+        concurrency: Saga instances at the same time, messages of each consumer, and messages
+            that wait for another try. Each may hold a connection of the database: see
+            "Connections" in docs/operations.md.
         lease: Of the orchestrator, in seconds; see `Orchestrator`.
         poll: Of the orchestrator, in seconds, between two looks when nothing is due.
         requests: Its consumers take in what others answer to its requests: see `ask`.
@@ -94,7 +96,7 @@ class Service:
         self.database = (
             database
             if isinstance(database, Database)
-            else Database(database, schema=schema, clock=clock, pool_size=concurrency + 4)
+            else Database(database, schema=schema, clock=clock)
         )
         self.broker = broker
         self.sagas = tuple(saga.check() for saga in sagas)
@@ -112,6 +114,7 @@ class Service:
         self.concurrency = concurrency
         self.lease = lease
         self.poll = poll
+        self.database.make_room(self, 0, kept=concurrency + 4)
         self._threads = WorkerThreads(concurrency, "outbox-saga-handler")
         self.handling = Handling(self.database, self._threads, self.handlers)
 
@@ -360,6 +363,7 @@ class Service:
         """The publisher for this service's broker, not yet connected."""
         if self.broker == "local":
             self._participants.check(self.handlers)
+            self._make_room()
             longest = self.handlers.longest()
             return LocalPublisher(
                 self.deliver,
@@ -390,6 +394,7 @@ class Service:
 
     def orchestrator(self, **options: Any) -> Orchestrator:
         """An orchestrator for this service's sagas; options as `Orchestrator`."""
+        self._make_room()
         settings = {
             "concurrency": self.concurrency,
             "lease": self.lease,
@@ -406,6 +411,7 @@ class Service:
         With the local broker the relay delivers, and only what waits is left to do here.
         """
         self._participants.check(self.handlers)
+        self._make_room()
         consumers = self.handlers.consumers()
         if not consumers:
             await stop.wait()
@@ -427,6 +433,14 @@ class Service:
         """Who tries this service's waiting messages again; options as `WaitingRoom`."""
         settings = {"concurrency": self.concurrency, "poll": self.poll, **options}
         return WaitingRoom(self.handling, **settings)
+
+    def _make_room(self) -> None:
+        """For all of its parts: any of them may run here, at the same time."""
+        consumers = len(self.handlers.consumers())
+        deliver = min(1, consumers) if self.broker == "local" else consumers
+        retry, orchestrate = min(1, consumers), min(1, len(self.sagas))
+        needed = self.concurrency * (deliver + retry + orchestrate)
+        self.database.make_room(self, needed, kept=self.concurrency + 4)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay, orchestrator and consumers in this process, until `stop` is set or one of them

@@ -13,7 +13,8 @@ from outbox_saga.database import Database
 from outbox_saga.handling import Handling
 from outbox_saga.ids import new_id
 from outbox_saga.queries import waiting
-from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.dialects import brief
+from outbox_saga.queries.passing import passes
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.queries.waiting import Leased
 from outbox_saga.waiting_shares import Share, Shares
@@ -118,9 +119,10 @@ class WaitingRoom:
                 capacity,
                 owner=self.owner,
                 seconds=self.lease,
+                in_hand=list(self._hands),
             )
         except Exception as error:
-            if not is_transient(error):
+            if not passes(error):
                 raise
             logger.warning("waiting messages were not leased (%s); trying again", brief(error))
             await asyncio.sleep(TROUBLE_PAUSE)
@@ -139,13 +141,14 @@ class WaitingRoom:
             await asyncio.shield(self._give_back(leased))
             raise
         finally:
-            self._hands.pop(leased.position, None)
+            if self._hands.get(leased.position) is leased:
+                del self._hands[leased.position]
             share.quiet_until = 0.0  # the next of its key is due now
 
     async def _give_back(self, leased: Leased) -> None:
         tables, clock = self._database.tables, self._database.clock
         try:
-            await self._database.run(
+            await self._database.keep(
                 waiting.release, tables, clock, self.owner, leased, after=None
             )
         except Exception as error:  # noqa: BLE001  # logged; the lease ends by itself
@@ -158,7 +161,7 @@ class WaitingRoom:
             positions = list(self._hands)
             if positions:
                 try:
-                    await self._database.run(
+                    await self._database.keep(
                         waiting.renew, tables, clock, self.owner, positions, self.lease
                     )
                 except Exception as error:  # noqa: BLE001  # logged, and tried again

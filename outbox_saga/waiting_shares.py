@@ -7,6 +7,7 @@ where thousands wait for one place, the next ones would be leased at once.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -94,8 +95,11 @@ class Shares:
         *,
         owner: UUID,
         seconds: float,
+        in_hand: Collection[int],
     ) -> list[tuple[Leased, Share]]:
-        """Due messages of these shares, now leased to `owner` for so many seconds."""
+        """Due messages of these shares, now leased to `owner` for so many seconds, but for those
+        that it is at.
+        """
         found: list[tuple[Leased, Share]] = []
         for share in shares:
             wanted = limit - len(found)
@@ -110,6 +114,7 @@ class Shares:
                     seconds,
                     share.consumers,
                     wanted,
+                    in_hand,
                     only=share.only,
                     but=share.but,
                 )

@@ -65,7 +65,7 @@ class Delivered:
 class Leased(NamedTuple):
     """A waiting message that is this owner's for a while.
 
-    `orphaned`: the process that had it before gave no answer.
+    `orphaned`: another process had it before, and gave no answer.
     """
 
     position: int
@@ -275,6 +275,7 @@ def lease_due(
     seconds: float,
     consumers: Collection[str],
     limit: int,
+    in_hand: Collection[int] = (),
     *,
     only: Kind | None = None,
     but: Collection[Kind] = (),
@@ -284,6 +285,8 @@ def lease_due(
     Args:
         seconds: Then another process may take them over.
         limit: Messages.
+        in_hand: Positions of those that `owner` is at, though it may have let their leases run
+            out: they are not leased to it a second time.
         only: Of this kind.
         but: Of none of these kinds.
     """
@@ -294,12 +297,17 @@ def lease_due(
             connection,
             sa.select(
                 *(waiting.c[name] for name in Leased._fields[:-1]),
-                waiting.c.owner.is_not(None).label("orphaned"),
+                sa.and_(waiting.c.owner.is_not(None), waiting.c.owner != owner).label("orphaned"),
                 # its locks never outlive the lease, though the process stand still here
                 *idle_limit(connection, seconds),
             )
             .where(
                 *_due(tables, clock, consumers, only, but),
+                sa.or_(
+                    waiting.c.owner.is_(None),
+                    waiting.c.owner != owner,
+                    waiting.c.position.not_in(sorted(in_hand)),
+                ),
                 # nobody wakes a row that is not the first; should somebody have, it still waits
                 ~sa.exists().where(
                     earlier.c.consumer == waiting.c.consumer,

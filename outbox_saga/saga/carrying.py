@@ -13,7 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from outbox_saga.calling import place
 from outbox_saga.errors import LeaseLost, MessageRefused, OutboxSagaError
 from outbox_saga.instances import Instance
-from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.dialects import brief
+from outbox_saga.queries.passing import passes
 from outbox_saga.saga.execution import Execution
 from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Decision, Flight, Resumed, Run, ToDo, flight_of
@@ -54,7 +55,7 @@ class Carrying:
             # what they do outside has to be told, too, and a call in a thread goes on anyway
             await self._settle(running)
         except Exception as error:  # noqa: BLE001  # logged; the instance is taken up again
-            if is_transient(error):
+            if passes(error):
                 logger.warning(
                     "saga %s: trouble with the database (%s)", hand.instance.id, brief(error)
                 )

@@ -19,6 +19,8 @@ from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
 from outbox_saga.calling import (
     Deadline,
     NothingRan,
@@ -151,7 +153,9 @@ class Execution:
         except LeaseLost:
             raise
         except Exception as error:
-            if is_transient(error) and self._bear(hand, todo):
+            # that no connection was free says nothing about the step, however often
+            full = isinstance(error, PoolTimeout)
+            if full or (is_transient(error) and self._bear(hand, todo)):
                 raise  # the database's trouble, not the step's: no attempt is used up
             outcome = errored(todo, told(error), started)
         self._troubles.pop((hand.instance.id, todo.step, todo.direction), None)

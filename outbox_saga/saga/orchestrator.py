@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
 from outbox_saga.breaker import agreed
 from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.instances import Instance
 from outbox_saga.queries import leases
-from outbox_saga.queries.dialects import brief, is_transient
+from outbox_saga.queries.dialects import brief
 from outbox_saga.queries.leases import Known
+from outbox_saga.queries.passing import passes
 from outbox_saga.queries.schema import require_tables
 from outbox_saga.saga.carrying import TROUBLE_PAUSE, Carrying
 from outbox_saga.saga.definition import Saga
@@ -200,7 +203,7 @@ class Orchestrator:
                 suspects=suspects,
             )
         except Exception as error:
-            if not is_transient(error):
+            if not passes(error):
                 raise
             logger.warning("the database did not let us claim (%s); trying again", brief(error))
             await asyncio.sleep(TROUBLE_PAUSE)
@@ -227,7 +230,7 @@ class Orchestrator:
             if ids:
                 begun = time.monotonic()
                 try:
-                    ours = await self.database.run(
+                    ours = await self.database.keep(
                         leases.renew, tables, clock, self.owner, ids, self.lease
                     )
                     for id_ in ours & self._hands.keys():
@@ -265,9 +268,14 @@ class Orchestrator:
     async def _release(self, instance: Instance, after: float | None) -> None:
         tables, clock = self.database.tables, self.database.clock
         try:
-            await self.database.run(
-                leases.release, tables, clock, instance, self.owner, after=after
-            )
+            try:
+                await self.database.run(
+                    leases.release, tables, clock, instance, self.owner, after=after
+                )
+            except PoolTimeout:  # left as it is, it would seem to have killed this process
+                await self.database.keep(
+                    leases.release, tables, clock, instance, self.owner, after=after
+                )
         except Exception as error:  # noqa: BLE001  # logged
             # its lease ends by itself
             logger.warning("saga %s was not released (%s)", instance.id, brief(error))

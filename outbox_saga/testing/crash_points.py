@@ -132,6 +132,7 @@ class CrashPoints:
         self.watch_engine(database.engine)
         self.watch_engine(database.program_engine)
         self.watch_engine(database.async_engine.sync_engine)
+        self.watch_engine(database.lease_engine.sync_engine)
 
     def watch_engine(self, engine: sa.Engine) -> None:
         """As `watch`.

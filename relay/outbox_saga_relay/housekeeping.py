@@ -23,12 +23,8 @@ from outbox_saga.errors import AlreadyRunning, CommitUnknown, ConfigurationError
 from outbox_saga.ids import new_id
 from outbox_saga.queries import archive_partitions as partitions
 from outbox_saga.queries import one_runner, pruning
-from outbox_saga.queries.dialects import (
-    brief,
-    is_transient,
-    limit_idle_transaction,
-    ran_out_of_time,
-)
+from outbox_saga.queries.dialects import brief, limit_idle_transaction
+from outbox_saga.queries.passing import passes
 from outbox_saga.queries.schema import require_tables
 from outbox_saga_relay.database_thread import DatabaseThread
 from outbox_saga_relay.wire import Wire, lay_wires, wire_of
@@ -392,7 +388,7 @@ class Housekeeping:
                     logger.warning("housekeeping: %s", error)
                 except (SQLAlchemyError, CommitUnknown) as error:
                     # what lasts (a right it lacks, say) is no reason for who runs beside it to end
-                    lasts = not (is_transient(error) or ran_out_of_time(error))
+                    lasts = not passes(error)
                     logger.log(
                         logging.ERROR if lasts else logging.WARNING,
                         "housekeeping: trouble with the database (%s); the next round tries again",

@@ -27,7 +27,8 @@ from outbox_saga.errors import (
     LeaseLost,
 )
 from outbox_saga.hints import listening
-from outbox_saga.queries.dialects import brief, is_transient, ran_out_of_time
+from outbox_saga.queries.dialects import brief
+from outbox_saga.queries.passing import passes
 from outbox_saga.queries.relay import OutboxRow
 from outbox_saga.retries import Retry
 from outbox_saga_relay.counters import Counters
@@ -225,7 +226,7 @@ class Relay:
                 logger.warning("%s", error)
                 await self._wait_out(stopped)
             except Exception as error:
-                if not (is_transient(error) or ran_out_of_time(error)):
+                if not passes(error):
                     raise
                 await self._start_over()
                 logger.warning("trouble with the database (%s)", brief(error))

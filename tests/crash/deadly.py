@@ -145,8 +145,7 @@ def live(world: World, what: str, life: int) -> int:
             pass
         left = await database.look(sagas.unfinished, OURS)
         orchestrator.close()
-        await database.async_engine.dispose()
-        database.engine.dispose()
+        await database.close()
         return IDLE if left else 0
 
     return asyncio.run(carried_on())

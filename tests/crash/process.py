@@ -5,6 +5,7 @@ Everything that is in memory, watched by crash points, and gone when it dies.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Protocol
 from uuid import UUID
@@ -259,7 +260,9 @@ class Process:
 
     def held(self) -> dict[str, int]:
         """Connections that are checked out, by driver."""
-        counts = {e.dialect.driver: e.pool.checkedout() for e in self.engines()}  # type: ignore[attr-defined]
+        counts: Counter[str] = Counter()
+        for engine in self.engines():
+            counts[engine.dialect.driver] += engine.pool.checkedout()  # type: ignore[attr-defined]
         return {driver: count for driver, count in counts.items() if count}
 
     def in_threads(self) -> int:
@@ -272,7 +275,12 @@ class Process:
         return [
             engine
             for d in databases
-            for engine in (d.engine, d.program_engine, d.async_engine.sync_engine)
+            for engine in (
+                d.engine,
+                d.program_engine,
+                d.async_engine.sync_engine,
+                d.lease_engine.sync_engine,
+            )
         ]
 
     async def end(self) -> None:
@@ -290,5 +298,6 @@ class Process:
             for other in self._others:
                 await other.close()
             await self.database.async_engine.dispose()
+            await self.database.lease_engine.dispose()
             self.database.engine.dispose()
             self.database.program_engine.dispose()

@@ -103,10 +103,12 @@ class World:
         """
         database = Database(self.url, clock=Clock(later))
         ours = self._engines
-        for engine in (ours.engine, ours.program_engine, ours.async_engine.sync_engine):
+        for engine in (ours.engine, ours.program_engine):
             engine.dispose(close=False)
+        for asynchronous in (ours.async_engine, ours.lease_engine):
+            asynchronous.sync_engine.dispose(close=False)
         database._sync, database._async = ours.engine, ours.async_engine
-        database._programs = ours.program_engine
+        database._programs, database._leases = ours.program_engine, ours.lease_engine
         return database
 
     def logged(self) -> tuple[int, ...]:

@@ -247,7 +247,7 @@ async def test_a_claim_is_renewed_while_its_handler_runs(
     monkeypatch.setattr("outbox_saga.attempts.CLAIM_LEASE", 0.3)
     envelope, renewed = said("one", key="k"), asyncio.Semaphore(0)
     listener = process(outside.call_slowly, pessimistic=True)
-    engine = listener.service.database.async_engine.sync_engine
+    engine = listener.service.database.lease_engine.sync_engine
 
     @event.listens_for(engine, "commit")
     def committed(connection: sa.Connection) -> None:
@@ -256,7 +256,7 @@ async def test_a_claim_is_renewed_while_its_handler_runs(
     running = asyncio.create_task(listener.deliver(envelope))
     await asyncio.wait_for(outside.inside.wait(), PATIENCE)
     (first,) = claimed(house)
-    for _ in range(8):  # the claim, and renewals that take longer together than it lasts
+    for _ in range(8):  # which take longer together than it lasts
         await asyncio.wait_for(renewed.acquire(), PATIENCE)
     with pytest.raises(HandlerBusy):
         await process(outside.call, pessimistic=True).deliver(envelope)

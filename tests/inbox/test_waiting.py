@@ -305,6 +305,52 @@ def _lease(connection: sa.Connection, house: House, database: Any) -> int:
     return len(found)
 
 
+async def test_a_lease_that_ran_out_while_its_message_is_in_hand_is_no_death(
+    house: House, process: MakeProcess
+) -> None:
+    """Its renewals came too late, and nobody else was there to take it over."""
+    inside, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(handle: HandlerContext[Said]) -> None:
+        if not inside.is_set():
+            inside.set()
+            raise LookupError
+        go.set()
+        await finish.wait()
+        await note(handle)
+
+    finish = asyncio.Event()
+    # it acts outside the database, so that on SQLite others can write meanwhile
+    listener = process(slow, timeout=None, pessimistic=True)
+    await listener.deliver(said("one", key="k"))
+    house.advance(LATER)
+    trying = asyncio.create_task(listener.room.run_once())
+    await asyncio.wait_for(go.wait(), PATIENCE)
+    house.advance(31)
+    assert await listener.room.run_once() == 0
+    (row,) = house.set_aside()
+    assert (row.attempts, row.error_code) == (1, "handler_failed")
+    finish.set()
+    assert await asyncio.wait_for(trying, PATIENCE) == 1
+    assert (house.notes(), house.set_aside()) == (["one"], [])
+
+
+async def test_a_message_that_could_not_be_given_back_is_tried_again_and_not_counted(
+    house: House, process: MakeProcess
+) -> None:
+    moods = Moods("one")
+    listener = process(moods.asynchronous)
+    await listener.deliver(said("one", key="k"))
+    house.advance(LATER)
+    database, owner = listener.service.database, listener.room.owner
+    args = (house.tables, house.clock, owner, 30.0, ["listener"], 9)
+    assert len(await database.run(lease_due, *args)) == 1  # and then nothing could be written
+    house.advance(31)
+    moods.poison.clear()
+    assert await listener.room.run_once() == 1
+    assert (house.notes(), house.set_aside()) == (["one"], [])
+
+
 @pytest.mark.databases("postgres18", "postgres15", "mariadb")
 async def test_a_process_that_stood_still_changes_nothing_once_it_was_taken_over(
     house: House, process: MakeProcess
@@ -383,7 +429,7 @@ async def test_a_lease_is_renewed_while_its_handler_runs(
     listener = process(slow)
     await listener.deliver(said("one", key="k"))
     house.advance(LATER)
-    engine = listener.service.database.async_engine.sync_engine
+    engine = listener.service.database.lease_engine.sync_engine
 
     @event.listens_for(engine, "commit")
     def committed(connection: sa.Connection) -> None:
@@ -392,7 +438,7 @@ async def test_a_lease_is_renewed_while_its_handler_runs(
     room = listener.service.waiting_room(lease=0.6)
     running = asyncio.create_task(room.run_once())
     await asyncio.wait_for(inside.wait(), PATIENCE)
-    for _ in range(6):  # taking it up, and renewals that take longer together than it lasts
+    for _ in range(6):  # which take longer together than it lasts
         await asyncio.wait_for(renewed.acquire(), PATIENCE)
     go.set()
     await asyncio.wait_for(running, PATIENCE)

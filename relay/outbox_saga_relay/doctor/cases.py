@@ -48,6 +48,11 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+NEEDED_CONNECTIONS = (
+    "a relay needs 3, an orchestrator its concurrency + 24, a process that consumes its "
+    "concurrency x (consumers + 1) + 24, at most; Database(pool_size=…) limits it"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseCase:

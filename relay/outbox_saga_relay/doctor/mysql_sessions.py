@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from outbox_saga_relay.doctor.cases import DatabaseCase
+from outbox_saga_relay.doctor.cases import NEEDED_CONNECTIONS, DatabaseCase
 from outbox_saga_relay.doctor.findings import CannotLook, Check, Found
 from outbox_saga_relay.times import spoken
 
@@ -96,8 +96,7 @@ def connections(case: DatabaseCase) -> Iterator[Found]:
         yield Found(
             "warning",
             f"{used} of {room} connections of the server are in use",
-            "raise max_connections, or make the pools smaller: a relay needs 1, an orchestrator "
-            "its concurrency + 4",
+            f"raise max_connections, or have fewer of them: {NEEDED_CONNECTIONS}",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from outbox_saga_relay.doctor.cases import DatabaseCase
+from outbox_saga_relay.doctor.cases import NEEDED_CONNECTIONS, DatabaseCase
 from outbox_saga_relay.doctor.findings import CannotLook, Check, Found
 
 _SHORT_LOCK_WAIT = 0.1  # seconds: less than a healthy commit under load
@@ -90,8 +90,7 @@ def connections(case: DatabaseCase) -> Iterator[Found]:
             yield Found(
                 "warning",
                 f"{used[what]} of {limit} connections of {what} are in use",
-                "raise the limit, or make the pools smaller: a relay needs 1, an orchestrator "
-                "its concurrency + 4",
+                f"raise the limit, or have fewer of them: {NEEDED_CONNECTIONS}",
             )
 
 
