@@ -23,7 +23,7 @@ from outbox_saga.errors import AlreadyRunning, CommitUnknown, ConfigurationError
 from outbox_saga.ids import new_id
 from outbox_saga.queries import archive_partitions as partitions
 from outbox_saga.queries import one_runner, pruning
-from outbox_saga.queries.dialects import brief, limit_idle_transaction
+from outbox_saga.queries.dialects import brief, limit_idle_transaction, ran_out_of_time
 from outbox_saga.queries.passing import passes
 from outbox_saga.queries.schema import require_tables
 from outbox_saga_relay.database_thread import DatabaseThread
@@ -211,7 +211,7 @@ class Housekeeping:
                 for more in kind:
                     yield (gone := gone + more)
             except DBAPIError as error:
-                if is_transient(error):
+                if _is_about_all(error):
                     raise
                 self._note(troubles, what, error)
         if troubles:
@@ -279,7 +279,7 @@ class Housekeeping:
                     day,
                     done,
                 )
-            elif is_transient(error):
+            elif _is_about_all(error):
                 raise
             else:
                 self._note(troubles, f"the archive's {day}, not {done}", error)
@@ -397,6 +397,11 @@ class Housekeeping:
                 await asyncio.wait({stopped}, timeout=self.interval)
         finally:
             stopped.cancel()
+
+
+def _is_about_all(error: DBAPIError) -> bool:
+    """Whether nothing else would go now either; one kind alone may take too long."""
+    return passes(error) and not ran_out_of_time(error)
 
 
 def _told(pruned: Pruned) -> str:
