@@ -38,7 +38,7 @@ CANNOT: tuple[type[Exception], ...] = (SagaUnknown, SagaUnreadable)
 
 
 @dataclass(frozen=True, slots=True)
-class _Arrival:
+class Arrival:
     """An event, and for whom."""
 
     saga: str
@@ -76,12 +76,12 @@ class Arrivals:
 
     def _handler(self, saga: str, consumer: str) -> Handler:
         async def take_in(handle: HandlerContext[Any]) -> None:
-            arrival = _Arrival(saga, consumer, handle.message, handle.envelope)
+            arrival = Arrival(saga, consumer, handle.message, handle.envelope)
             await handle.session.run_sync(lambda s: self._arrive(s.connection(), arrival))
 
         return take_in
 
-    def _arrive(self, connection: sa.Connection, arrival: _Arrival) -> None:
+    def _arrive(self, connection: sa.Connection, arrival: Arrival) -> None:
         """Who can take the event in does so; it waits for each of the others alone.
 
         If nobody can, it waits as it is, as any message does that its handler fails on.
@@ -93,16 +93,16 @@ class Arrivals:
         for id_ in sorted(self._ids(connection, arrival)):
             try:
                 heard |= self._tell(connection, arrival, id_)
-            except CANNOT as error:  # nothing was written for this one
+            except CANNOT as why:  # nothing was written for this one
                 if not sagas.is_over(connection, tables, id_):
-                    missed[id_] = error
+                    missed[id_] = why
         if not heard:
             for error in missed.values():
                 raise error
         for id_, error in missed.items():
             put_aside(connection, tables, clock, arrival.consumer, arrival.envelope, id_, error)
 
-    def _ids(self, connection: sa.Connection, arrival: _Arrival) -> set[UUID]:
+    def _ids(self, connection: sa.Connection, arrival: Arrival) -> set[UUID]:
         """The instances that the event is for."""
         told_by = {
             step.event.business_key
@@ -125,7 +125,7 @@ class Arrivals:
         only = instance_of(arrival.envelope)
         return ids if only is None else ids & {only}
 
-    def _tell(self, connection: sa.Connection, arrival: _Arrival, id_: UUID) -> bool:
+    def _tell(self, connection: sa.Connection, arrival: Arrival, id_: UUID) -> bool:
         """Whether the instance goes on, and has the event now, or will have it in its turn."""
         tables, clock, consumer = self._database.tables, self._database.clock, arrival.consumer
         instance = sagas.read(connection, tables, id_, lock=True)

@@ -82,7 +82,7 @@ class Hand:
         told = [todo for todos in tuple(self.beginning.values()) for todo in todos]
         beginning = {flight_of(todo) for todo in told if _has_intent(state, todo)}
         around = self.surroundings(reporting)
-        return replace(around, in_flight=around.in_flight | beginning)
+        return replace(around, in_flight=around.in_flight | beginning - {reporting})
 
     def surroundings(self, reporting: Flight | None) -> Surroundings:
         """What `decide` must know.

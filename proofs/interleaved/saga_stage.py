@@ -22,12 +22,12 @@ from outbox_saga import Command, Event, Retry, Saga, StepContext
 from outbox_saga.commanding import Answer, Asked
 from outbox_saga.database import Database
 from outbox_saga.decisions import Decision
-from outbox_saga.envelopes import Envelope
+from outbox_saga.envelopes import Envelope, seal
 from outbox_saga.errors import ActionRefused, LeaseLost, SeenChanged
 from outbox_saga.ids import saga_id
 from outbox_saga.instances import OVER_FOR_GOOD, Instance
 from outbox_saga.queries import sagas
-from outbox_saga.saga.arrivals import Arrivals
+from outbox_saga.saga.arrivals import Arrival, Arrivals
 from outbox_saga.saga.hand import Hand
 from outbox_saga.saga.happened import Resumed, ToDo
 from outbox_saga.saga.operating import SagaOperations
@@ -204,7 +204,7 @@ class SagaStage:
         await asyncio.gather(*drives, return_exceptions=True)
         decision = await orchestrator._carrying._execution.resume(self._hand, Resumed())
         (self._call,) = decision.todo
-        self._hand.in_flight.add((self._call.step, "do"))
+        self._hand.begins(self._call)
 
     # --- actors ----------------------------------------------------------------------------------
 
@@ -244,8 +244,9 @@ class SagaStage:
     def event(self) -> None:
         """The event comes."""
         arrivals = Arrivals(self.database, SOURCE, [self.saga])
+        paid = Paid(order=7)
         with self.database.begin() as connection:
-            arrivals._arrive(connection, NAME, Paid(order=7), None)
+            arrivals._arrive(connection, Arrival(NAME, "paid", paid, seal(paid)))
         self.event_came = True
 
     def cancel(self) -> None:

@@ -6,7 +6,7 @@ events in their order.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +20,6 @@ from outbox_saga.errors import SagaUnknown
 from outbox_saga.instances import Instance
 from outbox_saga.queries import sagas
 from outbox_saga.queries.clock import Clock
-from outbox_saga.saga import arrivals
 from outbox_saga_migrations import upgrade
 from tests.fixtures.databases import Database
 
@@ -39,6 +38,14 @@ class Order(BaseModel):
 async def act(_: Any) -> None: ...
 
 
+def amount_as(field: str) -> Callable[[Paid], dict[str, int]]:
+    return lambda paid: {field: paid.amount}
+
+
+def one_key(_: Paid) -> str:
+    return "order:1"
+
+
 def version(number: int, *, by_key: bool = False) -> Saga[Order]:
     """It waits for two payments; each version has another shape."""
     saga = Saga("sell", data=Order, version=number)
@@ -47,8 +54,8 @@ def version(number: int, *, by_key: bool = False) -> Saga[Order]:
             name,
             Paid,
             timeout=36000,
-            take=lambda paid, name=name: {name: paid.amount},
-            business_key=(lambda _: "order:1") if by_key else None,
+            take=amount_as(name),
+            business_key=one_key if by_key else None,
         )
     return saga.step(f"send{number}", act, compensation=nothing_to_undo)
 
@@ -181,7 +188,7 @@ async def test_an_event_for_an_instance_that_has_ended_is_no_dead_letter_though_
     def read(*_: Any, **__: Any) -> Instance:
         raise SagaUnknown("a row of a later release")
 
-    monkeypatch.setattr(arrivals.sagas, "read", read)
+    monkeypatch.setattr(sagas, "read", read)
     await service.deliver(paid(1))
     (waits,) = sellers.waiting()
     with service.database.begin() as connection:
