@@ -138,14 +138,28 @@ def test_time_that_nothing_was_sent_in_is_made_up_for_by_a_moment_at_most() -> N
     assert rate.allowance(3600.0) == 1000 * BURST
 
 
-def test_a_pause_is_as_long_as_it_takes() -> None:
+@pytest.mark.parametrize("most", [0.1, 2.0, 10.0, 50.0, 5000.0])
+def test_a_pause_is_as_long_as_it_takes(most: float) -> None:
     time = Time()
-    outage = Outage(RETRY, seed="a", most=50.0, now=time)
+    outage = Outage(RETRY, seed="a", most=most, now=time)
     for _ in range(100):
         outage.sent(outage.allowance(0))
         assert outage.allowance(0) == 0
         time.now += outage.pause(0) + 1e-9
         assert outage.allowance(0) > 0
+
+
+@pytest.mark.parametrize("most", [0.1, 1.0, 10.0, 19.0, 30.0])
+def test_who_sleeps_through_each_pause_sends_what_was_asked_for(most: float) -> None:
+    time = Time()
+    outage = Outage(RETRY, seed="a", most=most, now=time)
+    begun, sent = time.now, 0
+    while sent < 50:
+        sent += (count := outage.allowance(0))
+        outage.sent(count)
+        time.now += outage.pause(0) + 1e-9
+    assert sent <= most * (time.now - begun) + max(1.0, most * BURST)
+    assert sent >= 0.95 * most * (time.now - begun)
 
 
 @pytest.mark.parametrize("most", [0.0, -1.0, float("inf"), float("nan")])
