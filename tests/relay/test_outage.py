@@ -280,3 +280,68 @@ async def test_one_whose_probe_fails_every_time_keeps_no_other_from_going(house:
         await until(house, lambda: len(house.waiting()) == 2, "the others are removed")
     assert house.waiting() == ["bad", "behind it"]
     assert [word for word in broker.words if word[0] == "b"] == [f"b{n}" for n in range(5)]
+
+
+class Picky(Away):
+    """Says of some words that it is down, and takes all others."""
+
+    def __init__(self, *bad: str) -> None:
+        super().__init__()
+        self.bad = bad
+
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
+        words = [word_of(envelope) for envelope in envelopes]
+        async with self.came:
+            self.words += [word for word in words if word not in self.bad]
+            self.refused += [1] * len([word for word in words if word in self.bad])
+            self.came.notify_all()
+        return [Refused(AWAY) if word in self.bad else ACCEPTED for word in words]
+
+
+@pytest.mark.parametrize("bad", [("bad",), ("bad", "bad too", "bad as well")])
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_a_new_message_waits_for_one_pause_whatever_asked_in_vain_before_it(
+    house: House, bad: tuple[str, ...]
+) -> None:
+    house.say(*bad)
+    broker = Picky(*bad)
+    pauses = Retry(max_attempts=1_000_000, initial=1.0, max_delay=5.0)
+    relay = house.relay(broker, poll=0.02, outage=pauses)
+    time = _with_a_clock(relay)
+    async with running(relay):
+        await broker.until(0, refused=1)
+        for _ in range(8):  # until the pauses are long
+            refused = len(broker.refused)
+            time.now += 5.0
+            await broker.until(0, refused=refused + 1)
+        house.say("loose")
+        await until(house, lambda: relay._lanes.rows == len(bad) + 1, "it is read")
+        time.now += 5.0
+        await broker.until(1)
+    assert broker.words == ["loose"]
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_one_for_which_alone_the_broker_is_down_makes_no_second_outage(
+    house: House,
+) -> None:
+    house.say("bad", key="a")
+    broker = Picky("bad")
+    quick = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.02)
+    relay = house.relay(broker, poll=0.02, outage=quick)
+    async with running(relay):
+        await broker.until(0, refused=3)
+        house.say("first", key="b")
+        await broker.until(1)
+        await until(house, lambda: len(house.blocked()) == 1, "its key waits, as refused ones do")
+        outages = relay.counters.outages
+        house.advance(61)
+        refused = len(broker.refused)
+        await broker.until(1, refused=refused + 1)
+        house.say("second", key="b")
+        await broker.until(2)
+        assert relay.counters.outages == outages
+    assert house.waiting() == ["bad"]
+    assert (outages, house.dead()) == (1, [])
