@@ -21,3 +21,10 @@ def as_stored(connection: sa.Connection, column: sa.Column[Any]) -> sa.ColumnEle
     if family(connection) == "postgresql":
         return column
     return sa.type_coerce(column, sa.types.NullType())
+
+
+def is_undecodable(error: sa.exc.DBAPIError) -> bool:
+    """Whether SQLite's driver found text that is not UTF-8: an error without SQLite's code."""
+    original = error.orig
+    ours = type(original).__module__ == "sqlite3" and not error.connection_invalidated
+    return ours and getattr(original, "sqlite_errorcode", None) is None

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from outbox_saga.brokers import Accepted, Outcome, Publisher, Refused
 from outbox_saga.brokers.contract import ACCEPTED, CONNECTION_LOST
+from outbox_saga.brokers.outgoing import unsendable
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerDown, BrokerError, PublishUnconfirmed, Unpublishable
 from outbox_saga.queries.relay import Failed, OutboxRow
@@ -115,10 +116,13 @@ class Sending:
             raise
         except Exception as error:  # noqa: BLE001 - an adapter's mistake, or its broker's
             logger.error("the publisher raised %s", type(error).__name__)  # noqa: TRY400 - a traceback may show a body
-            unknown = PublishUnconfirmed(
-                f"the publisher raised {type(error).__name__}", code="publisher_failed"
-            )
-            outcomes = [Refused(unknown)] * len(sent)
+            outcomes = [Refused(unsendable(envelope, error)) for envelope in envelopes]
+            if any(isinstance(outcome.error, Unpublishable) for outcome in outcomes):
+                # those to blame go no more; the others go again, and nothing is counted
+                for index, outcome in enumerate(outcomes):
+                    if not done[index] and not isinstance(outcome.error, Unpublishable):
+                        done[index] = True
+                        self._lanes.returned(sent[index])
         finally:
             self.kept -= kept
         accepted: list[OutboxRow] = []

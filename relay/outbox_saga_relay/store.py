@@ -275,9 +275,7 @@ class Store:
 
     def _enter_outbox(self, limit: int) -> int:
         progress = self._entering.copy()  # of a transaction that fails nothing was passed
-        entered = self.connection.write(
-            enter_outbox, self._tables, self._clock, limit, progress
-        )
+        entered = self.connection.write(enter_outbox, self._tables, self._clock, limit, progress)
         self._entering = progress
         return entered
 

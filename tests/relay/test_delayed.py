@@ -161,6 +161,29 @@ async def test_a_look_that_has_not_come_to_the_end_is_gone_on_with(house: House)
     assert [word for word in house.waiting() if word[0] == "k"] == ["k0", "k1"]
 
 
+@pytest.mark.databases("sqlite", "mariadb")
+async def test_what_is_delayed_and_not_as_we_write_it_stops_nothing_else(house: House) -> None:
+    say_later(house, 1.0, "bad", key="k")
+    say_later(house, 2.0, "good", key="j")
+    with house.eyes.begin() as connection:
+        broken = "x'ff'" if house.name == "mariadb" else "cast(x'ff' as text)"
+        connection.exec_driver_sql(
+            f"update outbox_saga_delayed set id = 'z', {quoted(house)} = {broken} "
+            f"where {quoted(house)} = 'k'"
+        )
+    house.advance(3.0)
+    recorder = Recorder()
+    await house.relay(recorder).run_until_empty()
+    assert recorder.words == ["good"]
+    assert delayed(house) == []
+    assert [dead.error_code for dead in house.dead()] == ["unreadable"]
+
+
+def quoted(house: House) -> str:
+    """The name of the column, in the database's own words."""
+    return house.eyes.dialect.identifier_preparer.quote("key")
+
+
 async def test_a_page_is_published_before_all_that_is_due_has_entered(house: House) -> None:
     """Millions may be due at once, and the lease does not wait for them."""
     say_later(house, 1.0, *(f"w{number}" for number in range(30)))
