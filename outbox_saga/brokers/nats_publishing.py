@@ -30,7 +30,7 @@ from outbox_saga.brokers.nats_stream import (
     no_stream,
     warn_of_losses,
 )
-from outbox_saga.brokers.outgoing import check_outgoing, outgoing_headers
+from outbox_saga.brokers.outgoing import check_outgoing, outgoing_headers, unsendable
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import (
     BrokerError,
@@ -208,6 +208,8 @@ class _Batch:
                 await self._send(connection, index, envelope)
             except BrokerError as error:
                 self._settle(index, Refused(error))
+            except (AttributeError, TypeError, ValueError) as error:  # metadata of another shape
+                self._settle(index, Refused(unsendable(envelope, error)))
             self._sent = index + 1
         self.heard = connection.heard
 
@@ -302,7 +304,7 @@ def _address(
     subject = settings.subject(envelope.topic)
     headers = outgoing_headers(envelope)
     # The stream drops repeats of it within its window, and an operator's replay is none of those.
-    repeat = f":{envelope.replay}" if envelope.replay else ""
+    repeat = f":{envelope.replay:d}" if envelope.replay else ""
     headers["Nats-Msg-Id"] = f"{envelope.id}{repeat}"
     headers["Nats-Expected-Stream"] = settings.stream
     # "NATS/1.0\r\n", then "name: value\r\n" each, then "\r\n": the server counts them with the

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from outbox_saga.envelopes import Envelope
-from outbox_saga.errors import MessageRefused, Unpublishable
+from outbox_saga.errors import BrokerError, MessageRefused, PublishUnconfirmed, Unpublishable
 from outbox_saga.messages import check_topic
 
 _PRINTABLE: Final = "".join(chr(c) for c in range(0x21, 0x7F))
@@ -26,6 +26,18 @@ def check_outgoing(envelope: Envelope) -> None:
         raise Unpublishable(error.reason, code="invalid_topic") from None
     if not all(map(_HEADER_NAME.fullmatch, envelope.headers)):
         raise Unpublishable("the name of a header is no token (RFC 9110)", code="invalid_headers")
+
+
+def unsendable(envelope: Envelope, error: Exception) -> BrokerError:
+    """What becomes of a message that an adapter itself failed on, and of no other one.
+
+    Unpublishable when it is not as we write them: it would fail so every time.
+    """
+    if (reason := envelope.ill_typed()) is not None:
+        return Unpublishable(reason, code="unreadable")
+    return PublishUnconfirmed(
+        f"the publisher raised {type(error).__name__}", code="publisher_failed"
+    )
 
 
 def outgoing_headers(envelope: Envelope) -> dict[str, str]:

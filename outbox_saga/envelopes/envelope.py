@@ -24,6 +24,21 @@ from outbox_saga.payloads import dump_json
 
 _ESCAPED_NUL = "\\u0000"
 KINDS: tuple[Kind, ...] = ("event", "command", "reply")
+_TYPES: dict[str, Any] = {
+    "id": UUID,
+    "topic": str,
+    "key": str | None,
+    "type": str,
+    "body": bytes,
+    "kind": str,
+    "version": int,
+    "content_type": str,
+    "source": str,
+    "correlation_id": str,
+    "causation_id": str | None,
+    "headers": Mapping,
+    "replay": int,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,22 @@ class Envelope:
             entries.get("headers", {}),
             entries.get("replay", 0),
         )
+
+    def ill_typed(self) -> str | None:
+        """Why nobody can send it: a part of it that is not of its type; None when all are.
+
+        A row that others wrote may have such metadata. `from_row` does not look, because the relay
+        would pay for that with every row; who fails on a message asks.
+        """
+        for name, type_ in _TYPES.items():
+            if not isinstance(value := getattr(self, name), type_):
+                return f"its {name} is a {type(value).__name__}"
+        if self.kind not in KINDS:
+            return f"its kind is none of {', '.join(KINDS)}"
+        for value in self.headers.values():
+            if not isinstance(value, str):
+                return f"one of its headers is a {type(value).__name__}"
+        return None
 
     def to_headers(self) -> dict[str, str]:
         """Binary-mode CloudEvents headers, percent-encoded where the specification asks for it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -16,17 +17,16 @@ from outbox_saga.queries.outbox import (
     CHUNK_BYTES,
     TRANSACTION,
     WROTE,
-    lock_number,
-    lock_numbers,
     partition_of,
     statement_bytes,
     try_key_locks,
 )
-from outbox_saga.tables import PREFIX, Tables
+from outbox_saga.queries.stored import as_stored
+from outbox_saga.tables import KEY_LOCKS, PREFIX, Tables
 
 ROWS = 500  # a statement
 DUE = PREFIX + "delayed_due"  # the index by time
-ROUNDS = 5  # looks behind messages whose keys are held
+LOOKED = 10_000  # messages that are looked at in one transaction, to find some whose key is free
 
 
 class Delayed(NamedTuple):
@@ -89,26 +89,57 @@ def _chunks(messages: Sequence[Delayed]) -> Iterator[Sequence[Delayed]]:
     yield messages[start:]
 
 
-def enter_outbox(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -> int:
+@dataclass(slots=True)
+class Progress:
+    """How far one look at all that is due has come, which begins anew when it has ended.
+
+    It may take several transactions: behind a hundred thousand messages whose keys are held there
+    may be others. Of a key that was held no message enters before the look has ended, for it
+    would come in front of those that the look has passed.
+
+    Args:
+        most: Messages that one transaction looks at.
+        last: Due moment and id of the last one; None: it begins.
+        busy: The key locks that others held.
+    """
+
+    most: int = LOOKED
+    last: tuple[Any, Any] | None = None
+    busy: set[int] = field(default_factory=set)
+
+    def copy(self) -> Progress:
+        """The same, to go on with until it is known whether the transaction has committed."""
+        return replace(self, busy=set(self.busy))
+
+
+def enter_outbox(
+    connection: sa.Connection,
+    tables: Tables,
+    clock: Clock,
+    limit: int,
+    progress: Progress | None = None,
+) -> int:
     """How many messages whose time has come are in the outbox now, and wait no longer.
 
     Each enters once, whoever else does the same at this moment; those of a key enter in the order
     in which they are due, under the lock of the key, as everything that enters the outbox. It
-    waits for nobody: messages of a key that a writer holds just now enter the next time, and hold
-    up no others.
+    waits for nobody: messages of a key that a writer holds just now enter another time, and hold
+    up no others, however many they are.
 
     Args:
         connection: In a transaction of its own: it ends with the locks of many keys.
         limit: Rows, at most.
+        progress: Where to go on, and changed to where to go on the next time, if this
+            transaction commits. None: at the first that is due.
     """
     delayed, outbox = tables.delayed, tables.outbox
-    ids = _free(connection, tables, clock, limit)
+    ids = _free(connection, tables, clock, limit, progress or Progress())
     if not ids:
         return 0
     names = ["id", "partition", "topic", "key", "headers", "body"]
     moved: sa.Select[Any] = (
         sa.select(*(delayed.c[name] for name in names), clock.now())
-        .where(delayed.c.id.in_(ids))
+        .where(as_stored(connection, delayed.c.id).in_(ids))
         .order_by(delayed.c.due_at, delayed.c.id)
     )
     connection.execute(sa.insert(outbox).from_select([*names, "created_at"], moved))
@@ -117,53 +148,80 @@ def enter_outbox(connection: sa.Connection, tables: Tables, clock: Clock, limit:
     return len(ids)
 
 
-def _remove(connection: sa.Connection, delayed: sa.Table, ids: list[UUID]) -> None:
+def _remove(connection: sa.Connection, delayed: sa.Table, ids: list[Any]) -> None:
+    id_ = as_stored(connection, delayed.c.id)
     if family(connection) != "mysql":
-        connection.execute(sa.delete(delayed).where(delayed.c.id.in_(ids)))
+        connection.execute(sa.delete(delayed).where(id_.in_(ids)))
         return
     # one by one: for many of them MariaDB scans the table, whatever index it is told to use, and
     # would wait for every row that somebody has not committed yet
-    one = sa.delete(delayed).where(delayed.c.id == sa.bindparam("gone"))
-    connection.execute(one, [{"gone": id_} for id_ in ids])
+    one = sa.delete(delayed).where(id_ == sa.bindparam("gone"))
+    connection.execute(one, [{"gone": gone} for gone in ids])
 
 
-def _free(connection: sa.Connection, tables: Tables, clock: Clock, limit: int) -> list[UUID]:
+def _free(
+    connection: sa.Connection, tables: Tables, clock: Clock, limit: int, progress: Progress
+) -> list[Any]:
     """The messages that are due, locked with the locks of their keys."""
-    free, seen, busy = list[UUID](), list[UUID](), set[str]()
-    for _ in range(ROUNDS):
+    free, looked = list[Any](), 0
+    while len(free) < limit and looked < progress.most:
         # read without a lock: who locked rows first might get the lock of their key second, and
         # would let them in behind later ones
         wanted = limit - len(free)
-        due = _due(connection, tables, clock, seen, busy, wanted)
-        held = try_key_locks(connection, tables, lock_numbers(row.key for row in due))
-        mine = [row.id for row in due if row.key is None or lock_number(row.key) in held]
+        rows = min(max(wanted, ROWS), progress.most - looked)
+        due = _due(connection, tables, clock, progress.last, rows)
+        # as many as are wanted whose keys are not known to be held
+        some, passed = list[tuple[Any, int | None]](), 0
+        for row in due:
+            if len(some) == wanted:
+                break
+            number = _number(row.key)
+            if number not in progress.busy:
+                some.append((row.id, number))
+            progress.last = (row.due_at, row.id)
+            passed += 1
+        looked += passed
+        numbers = {number for _, number in some if number is not None}
+        held = try_key_locks(connection, tables, sorted(numbers))
+        progress.busy |= numbers - held
+        mine = [id_ for id_, number in some if number is None or number in held]
         free += _locked(connection, tables, mine)
-        if len(due) < wanted or len(free) == limit:
+        if passed == len(due) < rows:
+            progress.last, progress.busy = None, set()
             break
-        seen += mine
-        busy |= {row.key for row in due if row.key is not None and row.id not in set(mine)}
     return free
+
+
+def _number(key: str | bytes | None) -> int | None:
+    """Which of the key locks, of a key as the database has it."""
+    if key is None:
+        return None
+    return zlib.crc32(key.encode() if isinstance(key, str) else key) % KEY_LOCKS
 
 
 def _due(
     connection: sa.Connection,
     tables: Tables,
     clock: Clock,
-    seen: list[UUID],
-    busy: set[str],
+    after: tuple[Any, Any] | None,
     limit: int,
 ) -> Sequence[sa.Row[Any]]:
     delayed = tables.delayed
-    found = sa.select(delayed.c.id, delayed.c.key).where(delayed.c.due_at <= clock.now())
-    if seen:
-        found = found.where(delayed.c.id.not_in(seen))
-    if busy:
-        found = found.where(sa.or_(delayed.c.key.is_(None), delayed.c.key.not_in(busy)))
+    id_, key = (as_stored(connection, delayed.c[name]) for name in ("id", "key"))
+    if family(connection) == "sqlite":
+        key = sa.null()  # nobody else writes now, so no lock of a key is held
+    found = sa.select(id_.label("id"), key.label("key"), delayed.c.due_at)
+    found = found.where(delayed.c.due_at <= clock.now())
+    if after is not None:
+        moment, last = after
+        found = found.where(
+            delayed.c.due_at >= moment, sa.or_(delayed.c.due_at > moment, id_ > last)
+        )
     found = _by_index(DUE, delayed, found).order_by(delayed.c.due_at, delayed.c.id)
     return connection.execute(found.limit(limit)).all()
 
 
-def _locked(connection: sa.Connection, tables: Tables, ids: list[UUID]) -> list[UUID]:
+def _locked(connection: sa.Connection, tables: Tables, ids: list[Any]) -> list[Any]:
     """Those of them that are still there; messages without a key another relay may have taken.
 
     Locking the rows gives this transaction its id, which has to come before any position does.
@@ -171,7 +229,8 @@ def _locked(connection: sa.Connection, tables: Tables, ids: list[UUID]) -> list[
     if not ids:
         return []
     delayed = tables.delayed
-    found = sa.select(delayed.c.id).where(delayed.c.id.in_(ids))
+    id_ = as_stored(connection, delayed.c.id)
+    found = sa.select(id_).where(id_.in_(ids))
     # these rows and no others: along the other index MariaDB keeps what it passes locked, too, and
     # a relay that skips one of its key's, and not the next, would let that in first
     found = _by_index("PRIMARY", delayed, found)

@@ -15,7 +15,9 @@ import sqlalchemy as sa
 from outbox_saga.payloads import storable
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import delete_among, for_update
+from outbox_saga.queries.outbox_rows import UnreadableRow, same_id
 from outbox_saga.queries.relay import Failed, OutboxRow, delete_published
+from outbox_saga.queries.stored import as_stored
 from outbox_saga.tables import Tables
 
 MAX_ERROR = 2000  # characters of an error that are kept
@@ -31,7 +33,7 @@ def store_failures(
 
     Each with the number of its failed attempts. In this transaction, which holds the lease.
     """
-    written_at = _in_outbox(connection, tables, [failed.row for failed, _ in failures])
+    written_at = _in_outbox(connection, tables, clock, [failed.row for failed, _ in failures])
     there = [pair for pair in failures if pair[0].row.id in written_at]
     if not there:
         return []
@@ -57,13 +59,18 @@ def unblock(connection: sa.Connection, tables: Tables, rows: Sequence[OutboxRow]
 
 
 def _in_outbox(
-    connection: sa.Connection, tables: Tables, rows: Sequence[OutboxRow]
+    connection: sa.Connection, tables: Tables, clock: Clock, rows: Sequence[OutboxRow]
 ) -> dict[UUID, dt.datetime]:
     """When these were written, by id, of those that are still there: position AND id.
 
     They are locked, because an owner before us may remove one at any moment: it would count as
     published, and be a dead letter all the same, for which its key is parked.
     """
+    unreadable = [row for row in rows if isinstance(row, UnreadableRow)]
+    if unreadable:
+        rows = [row for row in rows if not isinstance(row, UnreadableRow)]
+        there = _unreadable_in_outbox(connection, tables, clock, unreadable)
+        return there | (_in_outbox(connection, tables, clock, rows) if rows else {})
     outbox, ids = tables.outbox, {row.position: row.id for row in rows}
     asked = sa.select(outbox.c.position, outbox.c.id, outbox.c.created_at)
     for name in ("mysql", "mariadb"):
@@ -72,6 +79,21 @@ def _in_outbox(
     asked = asked.where(outbox.c.position.in_(list(ids))).order_by(outbox.c.position)
     found = connection.execute(for_update(connection, asked)).all()
     return {row.id: row.created_at for row in found if ids[row.position] == row.id}
+
+
+def _unreadable_in_outbox(
+    connection: sa.Connection, tables: Tables, clock: Clock, rows: Sequence[UnreadableRow]
+) -> dict[UUID, dt.datetime]:
+    """As `_in_outbox`, of rows whose ids may be none: those count as written now."""
+    outbox, stored = tables.outbox, {row.position: row for row in rows}
+    asked = sa.select(outbox.c.position, as_stored(connection, outbox.c.id).label("id"))
+    for name in ("mysql", "mariadb"):
+        asked = asked.with_hint(outbox, "FORCE INDEX (PRIMARY)", name)
+    asked = asked.where(outbox.c.position.in_(list(stored))).order_by(outbox.c.position)
+    found = connection.execute(for_update(connection, asked)).all()
+    now: dt.datetime = connection.execute(sa.select(clock.now())).scalar_one()
+    same = [stored[position] for position, id_ in found if same_id(stored[position].stored_id, id_)]
+    return {row.id: now for row in same}
 
 
 def _block(

@@ -9,26 +9,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from outbox_saga.envelopes import Envelope
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import delete_among, family
+from outbox_saga.queries.outbox_rows import INLINE as INLINE
+from outbox_saga.queries.outbox_rows import OutboxRow as OutboxRow
+from outbox_saga.queries.outbox_rows import delete_spelt_otherwise, rows_of
 from outbox_saga.tables import PARTITIONS, Tables
-
-
-class OutboxRow(NamedTuple):
-    """One row of the outbox, not yet opened."""
-
-    position: int
-    id: UUID
-    partition: int
-    topic: str
-    key: str | None
-    headers: str
-    body: bytes
-
-    def envelope(self) -> Envelope:
-        """The message as it was committed."""
-        return Envelope.from_row(self.id, self.topic, self.key, self.headers, self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +44,6 @@ class Failed:
 
 
 # --- the page ------------------------------------------------------------------------------------
-
-INLINE = 32 * 1024  # bytes: a body that is longer is read by itself, so that pages have a bound
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -218,8 +201,7 @@ def read_page(
     connection: sa.Connection, tables: Tables, clock: Clock, wanted: Wanted
 ) -> list[OutboxRow]:
     """The rows of `page_statement`."""
-    statement = page_statement(tables, clock, wanted)
-    return [OutboxRow._make(row) for row in connection.execute(statement)]
+    return rows_of(connection, tables, page_statement(tables, clock, wanted))
 
 
 def read_key(
@@ -235,7 +217,7 @@ def read_key(
     statement = page_statement(tables, clock, wanted).where(
         outbox.c.partition == partition, outbox.c.key == key
     )
-    return [OutboxRow._make(row) for row in connection.execute(statement)]
+    return rows_of(connection, tables, statement)
 
 
 def body_sizes(
@@ -256,8 +238,11 @@ def bodies(
 ) -> dict[int, bytes]:
     """These rows' bodies; a row that is gone is not among them."""
     outbox = tables.outbox
+    body: Any = outbox.c.body
+    if family(connection) == "sqlite":
+        body = sa.cast(body, sa.LargeBinary)  # text, by whoever wrote it so
     rows = connection.execute(
-        sa.select(outbox.c.position, outbox.c.body).where(outbox.c.position.in_(positions))
+        sa.select(outbox.c.position, body).where(outbox.c.position.in_(positions))
     )
     return {row[0]: row[1] for row in rows}
 
@@ -301,9 +286,12 @@ def delete_published(connection: sa.Connection, tables: Tables, rows: Sequence[O
         }
         return connection.execute(statement, values).rowcount
     positions, ids = [r.position for r in rows], [r.id for r in rows]
-    return connection.execute(
+    removed = connection.execute(
         delete_among(connection, outbox, position=positions, id=ids)
     ).rowcount
+    if removed < len(rows):
+        removed += delete_spelt_otherwise(connection, outbox, rows)
+    return removed
 
 
 # --- failures ------------------------------------------------------------------------------------
@@ -382,12 +370,16 @@ def oldest_age(
 ) -> float | None:
     """Seconds since the first row above this position was written; None when there is none."""
     outbox = tables.outbox
-    row = connection.execute(
+    asked = (
         sa.select(outbox.c.created_at, clock.now().label("now"))
         .where(outbox.c.position > above)
         .order_by(outbox.c.position)
         .limit(1)
-    ).first()
+    )
+    try:
+        row = connection.execute(asked).first()
+    except (AttributeError, TypeError, ValueError):  # others have written something else there
+        return None
     return None if row is None else float((row.now - row.created_at).total_seconds())
 
 

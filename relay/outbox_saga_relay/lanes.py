@@ -33,6 +33,7 @@ class Lanes:
         self._ready: deque[OutboxRow] = deque()  # may go; of a key its head, by any row of it
         self._flying: dict[int, OutboxRow] = {}  # on their way, by position
         self._held: dict[str, int] = {}
+        self._asked: set[int] = set()  # waiting, and in vain by themselves since one was accepted
         self._known: set[int] = set()
         self._leaving: set[int] = set()  # partitions
         self._size = 0
@@ -66,6 +67,11 @@ class Lanes:
     def ready(self) -> int:
         """Rows that may be sent now."""
         return len(self._ready)
+
+    @property
+    def unasked(self) -> int:
+        """Of these, those with which nobody has asked in vain whether the broker is there."""
+        return len(self._ready) - len(self._asked)
 
     @property
     def held(self) -> dict[str, int]:
@@ -148,6 +154,8 @@ class Lanes:
         """
         taken: list[OutboxRow] = []
         ready, heads, flying = self._ready, self._heads, self._flying
+        if self._asked and limit == 1:
+            self._unasked_first()
         while ready and len(taken) < limit and room > 0:
             row = ready.popleft()
             if row.key is not None:
@@ -155,13 +163,24 @@ class Lanes:
             flying[row.position] = row
             taken.append(row)
             room -= len(row.body)
+        if self._asked:
+            self._asked.difference_update([row.position for row in taken])
         return taken
+
+    def _unasked_first(self) -> None:
+        ready, heads = self._ready, self._heads
+        for _ in range(len(ready)):
+            row = ready[0] if ready[0].key is None else heads[ready[0].key]
+            if row.position not in self._asked:
+                return
+            ready.rotate(-1)
 
     def accepted(self, rows: Iterable[OutboxRow]) -> int:
         """They were acknowledged: the next of their keys may go. They stay known until
         `removed`. Returns the bytes of their bodies, which count no longer.
         """
         flying, heads, behind, size = self._flying, self._heads, self._behind, 0
+        self._asked.clear()  # the broker is there
         for row in rows:
             if flying.pop(row.position, None) is None:
                 continue  # all that was known has been forgotten meanwhile
@@ -179,9 +198,10 @@ class Lanes:
         self._known.difference_update([row.position for row in rows])
 
     def returned(self, row: OutboxRow, *, last: bool = False) -> None:
-        """It did not go after all, and is the next of its key again; `last`: after other keys.
+        """It did not go after all, and is the next of its key again.
 
-        Of a partition that is left it is not: whoever gets that one reads the row.
+        `last`: after others, and whoever goes alone is one of those that come in the meantime. Of
+        a partition that is left it is not: whoever gets that one reads the row.
         """
         if row.partition in self._leaving:
             self.refused(row)
@@ -193,6 +213,7 @@ class Lanes:
             self._arrange(row.key, [row, *self._behind[row.key]])
         if last:
             self._ready.append(row)
+            self._asked.add(row.position)
         else:
             self._ready.appendleft(row)
 
@@ -271,4 +292,5 @@ class Lanes:
     def _forget(self, rows: Iterable[OutboxRow]) -> None:
         for row in rows:
             self._known.discard(row.position)
+            self._asked.discard(row.position)
             self._size -= len(row.body)

@@ -1,8 +1,8 @@
 """How fast messages may go to the broker: a bound that was asked for, and a slow start after an
 outage. Pure.
 
-A token bucket. Of any stretch of time at most `rate at its end × (its length + BURST)` messages,
-or one, leave within it.
+A token bucket. Of any stretch of time at most `rate at its end × (its length + BURST)` messages
+leave within it; of a rate that is less than one message in BURST, `rate × its length` and one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Rate:
         return max(0.0, _grain(rate) - self._tokens) / rate
 
     def _fill(self, now: float, rate: float) -> None:
-        passed = max(0.0, min(now - self._at, BURST))
+        # as long as a pause may be, too: else whoever wakes after one finds a part of a message
+        passed = max(0.0, min(now - self._at, max(BURST, _grain(rate) / rate)))
         self._tokens = min(self._tokens + passed * rate, max(1.0, rate * BURST))
         self._at = now
 

@@ -282,7 +282,8 @@ class Relay:
         try:
             await self._renew_if_due()
             # one page of them: of all that may be due the lease would not wait for the end
-            _, self._more_is_due = await self._turns.enter_outbox()
+            _, full = await self._turns.enter_outbox()
+            self._more_is_due = full or self.store.more_may_be_due
             page = await self._turns.exchange(self._sending.take_acknowledged())
             if page.put_back:
                 page = await self._turns.exchange([])

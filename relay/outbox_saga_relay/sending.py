@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from uuid import UUID
 
 from outbox_saga.brokers import Accepted, Outcome, Publisher, Refused
 from outbox_saga.brokers.contract import ACCEPTED, CONNECTION_LOST
+from outbox_saga.brokers.outgoing import unsendable
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import BrokerDown, BrokerError, PublishUnconfirmed, Unpublishable
 from outbox_saga.queries.relay import Failed, OutboxRow
@@ -22,6 +24,7 @@ LONG = 4096  # bytes: bodies that are shorter on average are not worth the time 
 # rows: SQLite allows 32,766 parameters a statement, and it has to end well within a lease
 REMOVED_AT_ONCE = 5000
 CALL_BYTES = 1024 * 1024  # of bodies in one call, about: it holds all of them until its end
+BLAMED = 10_000  # messages that are remembered to have asked in vain, when others did not
 
 
 class Sending:
@@ -65,6 +68,10 @@ class Sending:
         self._wake = wake
         self._go_on = go_on
         self._calls: set[asyncio.Task[None]] = set()
+        # by position and id, those that asked in vain for a broker that was down by their account,
+        # and those of them since which it has taken another one
+        self._suspects: dict[tuple[int, UUID], None] = {}
+        self._to_blame: dict[tuple[int, UUID], None] = {}
 
     @property
     def busy(self) -> bool:
@@ -111,10 +118,13 @@ class Sending:
             raise
         except Exception as error:  # noqa: BLE001 - an adapter's mistake, or its broker's
             logger.error("the publisher raised %s", type(error).__name__)  # noqa: TRY400 - a traceback may show a body
-            unknown = PublishUnconfirmed(
-                f"the publisher raised {type(error).__name__}", code="publisher_failed"
-            )
-            outcomes = [Refused(unknown)] * len(sent)
+            outcomes = [Refused(unsendable(envelope, error)) for envelope in envelopes]
+            if any(isinstance(outcome.error, Unpublishable) for outcome in outcomes):
+                # those to blame go no more; the others go again, and nothing is counted
+                for index, outcome in enumerate(outcomes):
+                    if not done[index] and not isinstance(outcome.error, Unpublishable):
+                        done[index] = True
+                        self._lanes.returned(sent[index])
         finally:
             self.kept -= kept
         accepted: list[OutboxRow] = []
@@ -147,6 +157,8 @@ class Sending:
     def forget(self) -> None:
         """Nothing that was acknowledged or refused is known any more."""
         self.acknowledged, self.failures = [], []
+        self._suspects.clear()
+        self._to_blame.clear()
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
@@ -175,6 +187,10 @@ class Sending:
         error = outcome.error
         lost = isinstance(error, PublishUnconfirmed) and error.code == CONNECTION_LOST
         if isinstance(error, BrokerDown) or lost:
+            if not (lost or self._outage.lasts) and (row.position, row.id) in self._to_blame:
+                # the broker is down for this one alone, again: it waits as any other refused one
+                self._fail(row, error)
+                return
             if not self._outage.lasts:
                 self._counters.outages += 1
             self.down = error
@@ -182,12 +198,25 @@ class Sending:
             # a message that goes alone and takes the connection with it is to blame
             if not (lost and lone_probe):
                 # what is said of the broker may be true of this message alone: next time another
+                if lone_probe:
+                    self._suspects[row.position, row.id] = None
                 self._lanes.returned(row, last=lone_probe)
                 return
         self._fail(row, error)
 
+    def _acquit(self, rows: Sequence[OutboxRow]) -> None:
+        """The broker takes these: those that asked in vain before them are to blame themselves."""
+        self._to_blame |= self._suspects
+        self._suspects.clear()
+        for row in rows:
+            self._to_blame.pop((row.position, row.id), None)
+        while len(self._to_blame) > BLAMED:
+            del self._to_blame[next(iter(self._to_blame))]
+
     def _accept(self, rows: Sequence[OutboxRow]) -> None:
         if rows:
+            if self._suspects or self._to_blame:
+                self._acquit(rows)
             size = self._lanes.accepted(rows)
             # what is removed is named by position and id
             long = size > LONG * len(rows)

@@ -193,7 +193,7 @@ class Serving:
     @property
     def _may_read(self) -> bool:
         """In an outage no more than it takes to ask with another message each time."""
-        return not self._outage.lasts or self._lanes.ready < 2
+        return not self._outage.lasts or self._lanes.unasked < 2
 
     @property
     def _sends_again_in(self) -> float:

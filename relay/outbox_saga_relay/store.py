@@ -17,7 +17,7 @@ from outbox_saga.queries import exchange, failures_at_once
 from outbox_saga.queries import failures as failed_rows
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
-from outbox_saga.queries.delayed import enter_outbox
+from outbox_saga.queries.delayed import Progress, enter_outbox
 from outbox_saga.queries.exchange import Exchanged
 from outbox_saga.queries.outbox import partition_of
 from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
@@ -71,6 +71,7 @@ class Store:
             mark=self.mark,
             blocked=self.blocked,
         )
+        self._entering = Progress()
         self._lease_seconds = lease
         self._archive = archive
         self._database = database
@@ -268,9 +269,18 @@ class Store:
 
     async def enter_outbox(self, limit: int) -> int:
         """How many delayed messages whose time has come are in the outbox now; at most `limit`."""
-        return await self.connection.run(
-            self.connection.write, enter_outbox, self._tables, self._clock, limit
-        )
+        return await self.connection.run(self._enter_outbox, limit)
+
+    @property
+    def more_may_be_due(self) -> bool:
+        """Whether the last look at what is delayed has not come to the end."""
+        return self._entering.last is not None
+
+    def _enter_outbox(self, limit: int) -> int:
+        progress = self._entering.copy()  # of a transaction that fails nothing was passed
+        entered = self.connection.write(enter_outbox, self._tables, self._clock, limit, progress)
+        self._entering = progress
+        return entered
 
     # --- whether there is anything to do ---------------------------------------------------------
 

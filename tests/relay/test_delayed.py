@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from outbox_saga.queries.delayed import enter_outbox
+from outbox_saga.queries.delayed import Progress, enter_outbox
 from outbox_saga.queries.outbox import lock_numbers, take_key_locks
 from outbox_saga.testing.interleaving import Play, Point, Run, explore
 from outbox_saga.unit_of_work import UnitOfWork
@@ -112,6 +112,76 @@ async def test_behind_those_whose_key_is_held_as_many_enter_as_would_without(
             limit_lock_waits(connection)
             assert enter_outbox(connection, house.tables, house.clock, 5) == 5
     assert sorted(house.waiting()) == [f"f{number}" for number in range(5)]
+
+
+@pytest.mark.databases("postgres18", "postgres15", "mariadb")
+async def test_however_many_keys_are_held_what_stands_behind_them_enters(house: House) -> None:
+    """As by a prepared transaction that published under a thousand keys, and was forgotten."""
+    keys = [f"k{number}" for number in range(60)]
+    for key in keys:
+        say_later(house, 1.0, key, key=key)
+    say_later(house, 2.0, "loose")
+    house.advance(3.0)
+    database = house.another_database()
+    with house.eyes.begin() as writer:
+        take_key_locks(writer, house.tables, lock_numbers(keys))
+        for _ in range(3):
+            with database.begin() as connection:
+                limit_lock_waits(connection)
+                enter_outbox(connection, house.tables, house.clock, 10)
+    assert house.waiting() == ["loose"]
+
+
+@pytest.mark.databases("postgres18", "mariadb")
+async def test_a_look_that_has_not_come_to_the_end_is_gone_on_with(house: House) -> None:
+    """And nothing of a key that was held enters before the next one, which begins anew."""
+    say_later(house, 1.0, "k0", key="k")
+    say_later(house, 1.0, *(f"j{number}" for number in range(40)), key="j")
+    say_later(house, 2.0, "k1", key="k")
+    say_later(house, 2.0, "loose")
+    house.advance(3.0)
+    database = house.another_database()
+    progress = Progress(most=10)
+
+    def enter() -> None:
+        with database.begin() as connection:
+            limit_lock_waits(connection)
+            enter_outbox(connection, house.tables, house.clock, 5, progress)
+
+    with house.eyes.begin() as writer:
+        take_key_locks(writer, house.tables, lock_numbers(["k", "j"]))
+        enter()
+    while "loose" not in house.waiting():  # "k" is free again, and was not as this look began
+        assert house.waiting() == []
+        enter()
+    assert house.waiting() == ["loose"]
+    for _ in range(20):
+        enter()
+    assert len(house.waiting()) == 43
+    assert [word for word in house.waiting() if word[0] == "k"] == ["k0", "k1"]
+
+
+@pytest.mark.databases("sqlite", "mariadb")
+async def test_what_is_delayed_and_not_as_we_write_it_stops_nothing_else(house: House) -> None:
+    say_later(house, 1.0, "bad", key="k")
+    say_later(house, 2.0, "good", key="j")
+    with house.eyes.begin() as connection:
+        broken = "x'ff'" if house.name == "mariadb" else "cast(x'ff' as text)"
+        connection.exec_driver_sql(
+            f"update outbox_saga_delayed set id = 'z', {quoted(house)} = {broken} "
+            f"where {quoted(house)} = 'k'"
+        )
+    house.advance(3.0)
+    recorder = Recorder()
+    await house.relay(recorder).run_until_empty()
+    assert recorder.words == ["good"]
+    assert delayed(house) == []
+    assert [dead.error_code for dead in house.dead()] == ["unreadable"]
+
+
+def quoted(house: House) -> str:
+    """The name of the column, in the database's own words."""
+    return house.eyes.dialect.identifier_preparer.quote("key")
 
 
 async def test_a_page_is_published_before_all_that_is_due_has_entered(house: House) -> None:

@@ -138,14 +138,28 @@ def test_time_that_nothing_was_sent_in_is_made_up_for_by_a_moment_at_most() -> N
     assert rate.allowance(3600.0) == 1000 * BURST
 
 
-def test_a_pause_is_as_long_as_it_takes() -> None:
+@pytest.mark.parametrize("most", [0.1, 2.0, 10.0, 50.0, 5000.0])
+def test_a_pause_is_as_long_as_it_takes(most: float) -> None:
     time = Time()
-    outage = Outage(RETRY, seed="a", most=50.0, now=time)
+    outage = Outage(RETRY, seed="a", most=most, now=time)
     for _ in range(100):
         outage.sent(outage.allowance(0))
         assert outage.allowance(0) == 0
         time.now += outage.pause(0) + 1e-9
         assert outage.allowance(0) > 0
+
+
+@pytest.mark.parametrize("most", [0.1, 1.0, 10.0, 19.0, 30.0])
+def test_who_sleeps_through_each_pause_sends_what_was_asked_for(most: float) -> None:
+    time = Time()
+    outage = Outage(RETRY, seed="a", most=most, now=time)
+    begun, sent = time.now, 0
+    while sent < 50:
+        sent += (count := outage.allowance(0))
+        outage.sent(count)
+        time.now += outage.pause(0) + 1e-9
+    assert sent <= most * (time.now - begun) + max(1.0, most * BURST)
+    assert sent >= 0.95 * most * (time.now - begun)
 
 
 @pytest.mark.parametrize("most", [0.0, -1.0, float("inf"), float("nan")])
@@ -266,3 +280,68 @@ async def test_one_whose_probe_fails_every_time_keeps_no_other_from_going(house:
         await until(house, lambda: len(house.waiting()) == 2, "the others are removed")
     assert house.waiting() == ["bad", "behind it"]
     assert [word for word in broker.words if word[0] == "b"] == [f"b{n}" for n in range(5)]
+
+
+class Picky(Away):
+    """Says of some words that it is down, and takes all others."""
+
+    def __init__(self, *bad: str) -> None:
+        super().__init__()
+        self.bad = bad
+
+    async def publish(
+        self, envelopes: Sequence[Envelope], settled: Settled | None = None
+    ) -> Sequence[Outcome]:
+        words = [word_of(envelope) for envelope in envelopes]
+        async with self.came:
+            self.words += [word for word in words if word not in self.bad]
+            self.refused += [1] * len([word for word in words if word in self.bad])
+            self.came.notify_all()
+        return [Refused(AWAY) if word in self.bad else ACCEPTED for word in words]
+
+
+@pytest.mark.parametrize("bad", [("bad",), ("bad", "bad too", "bad as well")])
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_a_new_message_waits_for_one_pause_whatever_asked_in_vain_before_it(
+    house: House, bad: tuple[str, ...]
+) -> None:
+    house.say(*bad)
+    broker = Picky(*bad)
+    pauses = Retry(max_attempts=1_000_000, initial=1.0, max_delay=5.0)
+    relay = house.relay(broker, poll=0.02, outage=pauses)
+    time = _with_a_clock(relay)
+    async with running(relay):
+        await broker.until(0, refused=1)
+        for _ in range(8):  # until the pauses are long
+            refused = len(broker.refused)
+            time.now += 5.0
+            await broker.until(0, refused=refused + 1)
+        house.say("loose")
+        await until(house, lambda: relay._lanes.rows == len(bad) + 1, "it is read")
+        time.now += 5.0
+        await broker.until(1)
+    assert broker.words == ["loose"]
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_one_for_which_alone_the_broker_is_down_makes_no_second_outage(
+    house: House,
+) -> None:
+    house.say("bad", key="a")
+    broker = Picky("bad")
+    quick = Retry(max_attempts=1_000_000, initial=0.01, max_delay=0.02)
+    relay = house.relay(broker, poll=0.02, outage=quick)
+    async with running(relay):
+        await broker.until(0, refused=3)
+        house.say("first", key="b")
+        await broker.until(1)
+        await until(house, lambda: len(house.blocked()) == 1, "its key waits, as refused ones do")
+        outages = relay.counters.outages
+        house.advance(61)
+        refused = len(broker.refused)
+        await broker.until(1, refused=refused + 1)
+        house.say("second", key="b")
+        await broker.until(2)
+        assert relay.counters.outages == outages
+    assert house.waiting() == ["bad"]
+    assert (outages, house.dead()) == (1, [])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 
-from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
+from outbox_saga.brokers import open_publisher
+from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused, Settled
 from outbox_saga.envelopes import Envelope
 from outbox_saga.errors import (
     BrokerDown,
@@ -19,6 +21,9 @@ from outbox_saga.errors import (
     Unpublishable,
 )
 from outbox_saga.retries import Retry
+from outbox_saga.testing.servers import Nats
+from tests.brokers.nats_under_test import NatsUnderTest
+from tests.fixtures.services import Services
 from tests.relay.house import House, Recorder, word_of
 
 REFUSED = Refused(BrokerUnavailable("not now", code="full"))
@@ -293,6 +298,162 @@ async def test_a_row_nobody_can_read_is_a_dead_letter_and_stops_no_other(house: 
     assert (dead.error_code, dead.headers) == ("unreadable", '{"type": "secret-in-row"')
     assert "secret" not in dead.error
     assert house.waiting() == ["a2"]
+
+
+NOT_UTF8 = {"mariadb": "x'ff'", "sqlite": "cast(x'ff' as text)"}
+
+
+def _write_over(house: House, word: str, column: str, value: str) -> None:
+    """As somebody does who writes rows of the outbox by SQL of their own."""
+    name = house.eyes.dialect.identifier_preparer.quote(column)
+    outbox = house.tables.outbox
+    with house.eyes.begin() as connection:
+        rows = connection.execute(sa.select(outbox.c.position, outbox.c.body)).all()
+        (row,) = (r for r in rows if word_of(r.body) == word)
+        connection.exec_driver_sql(
+            f"update outbox_saga_outbox set {name} = {value} where position = {row.position}"
+        )
+
+
+@pytest.mark.databases("mariadb", "sqlite")
+@pytest.mark.parametrize("column", ["key", "topic"])
+async def test_text_that_is_none_is_a_dead_letter_and_stops_no_other(
+    house: House, column: str
+) -> None:
+    house.say("bad", key="a")
+    house.say("b1", "b2", key="b")
+    house.say("loose")
+    _write_over(house, "bad", column, NOT_UTF8[house.name])
+    recorder = Recorder()
+    await house.relay(recorder).run_until_empty()
+    assert sorted(recorder.words) == ["b1", "b2", "loose"]
+    (dead,) = house.dead()
+    assert (dead.error_code, word_of(dead.body)) == ("unreadable", "bad")
+    assert "xff" in dead.error
+    assert dead.key == (None if column == "key" else "a")
+    assert house.waiting() == []
+    assert len(house.blocked()) == (column == "topic")
+
+
+@pytest.mark.databases("mariadb", "sqlite")
+async def test_an_id_that_is_none_is_a_dead_letter_and_holds_up_its_own_key(house: House) -> None:
+    house.say("a1", "bad", "a2", key="a")
+    house.say("b1", key="b")
+    _write_over(house, "bad", "id", "'z'")
+    recorder = Recorder()
+    await house.relay(recorder).run_until_empty()
+    assert sorted(recorder.words) == ["a1", "b1"]
+    (dead,) = house.dead()
+    assert (dead.error_code, dead.key, word_of(dead.body)) == ("unreadable", "a", "bad")
+    assert "'z'" in dead.error
+    assert [blocked.until for blocked in house.blocked()] == [None]
+    assert house.waiting() == ["a2"]
+
+
+@pytest.mark.databases("mariadb", "sqlite")
+async def test_unreadable_rows_with_long_bodies_and_of_held_keys_stop_no_other_either(
+    house: House,
+) -> None:
+    house.say("x" * 50_000, key="a")
+    house.say(*(f"b{number}" for number in range(40)), key="b")
+    _write_over(house, "x" * 50_000, "id", "'z'")
+    _write_over(house, "b30", "id", "'y'")
+    recorder = Recorder()
+    await house.relay(recorder, page_rows=20).run_until_empty()
+    assert recorder.words == [f"b{number}" for number in range(30)]
+    assert sorted(len(word_of(dead.body)) for dead in house.dead()) == [3, 50_000]
+
+
+@pytest.mark.databases("mariadb", "sqlite")
+@pytest.mark.parametrize("archive", [False, True])
+async def test_an_id_in_capitals_is_published_once(house: House, archive: bool) -> None:  # noqa: FBT001
+    house.say("a")
+    _write_over(house, "a", "id", "upper(id)")
+    recorder = Recorder()
+    relay = house.relay(recorder, archive=archive)
+    for _ in range(3):
+        await relay.run_once()
+    assert recorder.words == ["a"]
+    assert house.waiting() == []
+
+
+@pytest.mark.databases("sqlite")
+async def test_a_body_that_was_written_as_text_is_sent_as_its_bytes(house: House) -> None:
+    house.say("short", "x" * 50_000)
+    for word in ("short", "x" * 50_000):
+        _write_over(house, word, "body", "cast(body as text)")
+    recorder = Recorder()
+    await house.relay(recorder).run_until_empty()
+    assert sorted(map(len, recorder.words)) == [5, 50_000]
+    assert house.waiting() == []
+
+
+@pytest.mark.databases("sqlite", "postgres18")
+async def test_what_an_adapter_fails_on_as_a_whole_is_not_the_fault_of_others_in_the_call(
+    house: House,
+) -> None:
+    class Careless(Recorder):
+        async def publish(
+            self, envelopes: Sequence[Envelope], settled: Settled | None = None
+        ) -> list[Outcome]:
+            for envelope in envelopes:
+                envelope.to_headers()
+            return await super().publish(envelopes, settled)
+
+    house.say("bad", key="a")
+    house.say("b1", "b2", key="b")
+    house.say("loose")
+    _write_over(house, "bad", "headers", f"'{json.dumps(ILL_TYPED)}'")
+    recorder = Careless()
+    await house.relay(recorder).run_until_empty()
+    assert sorted(recorder.words) == ["b1", "b2", "loose"]
+    (dead,) = house.dead()
+    assert (dead.error_code, json.loads(dead.headers)) == ("unreadable", ILL_TYPED)
+    assert [blocked.key for blocked in house.blocked()] == ["a"]
+    assert house.waiting() == []
+
+
+ILL_TYPED = {
+    "type": "test.Said",
+    "kind": "event",
+    "version": 1,
+    "content_type": "application/json",
+    "source": "test",
+    "correlation_id": "",
+    "headers": {"a": 1},
+}
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"headers": {"a": 1}},
+        {"headers": ["a"]},
+        {"headers": None},
+        {"type": None},
+        {"content_type": 5},
+        {"source": {}},
+        {"kind": 1},
+        {"replay": "\r\n+OK"},
+        {"causation_id": 7},
+    ],
+)
+async def test_metadata_of_another_shape_harms_no_neighbour_at_nats(
+    house: House, services: Services, wrong: dict[str, object]
+) -> None:
+    house.say("bad", key="a")
+    house.say("b1", "b2", key="b")
+    house.say("loose")
+    entries = ILL_TYPED | {"headers": {}} | wrong
+    _write_over(house, "bad", "headers", f"'{json.dumps(entries)}'")
+    broker = NatsUnderTest(services.get(Nats), private=False)
+    await house.relay(open_publisher(broker.url())).run_until_empty()
+    (dead,) = house.dead()
+    assert (dead.error_code, word_of(dead.body)) == ("unreadable", "bad")
+    assert sorted(word_of(stored.body) for stored in await broker.stored()) == ["b1", "b2", "loose"]
+    assert [blocked.until for blocked in house.blocked()] == [None]
+    assert house.waiting() == []
 
 
 async def test_the_next_page_is_as_long_as_the_size_of_bodies_allows(house: House) -> None:
