@@ -90,9 +90,11 @@ def _unreadable_in_outbox(
     for name in ("mysql", "mariadb"):
         asked = asked.with_hint(outbox, "FORCE INDEX (PRIMARY)", name)
     asked = asked.where(outbox.c.position.in_(list(stored))).order_by(outbox.c.position)
-    found = connection.execute(for_update(connection, asked)).all()
+    found: Sequence[Any] = connection.execute(for_update(connection, asked)).all()
     now: dt.datetime = connection.execute(sa.select(clock.now())).scalar_one()
-    same = [stored[position] for position, id_ in found if same_id(stored[position].stored_id, id_)]
+    same = [
+        stored[position] for position, id_ in found if same_id(stored[position].stored_id, id_)
+    ]
     return {row.id: now for row in same}
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from outbox_saga.envelopes import MAX_KEY, Envelope
 from outbox_saga.errors import MessageRefused
@@ -53,15 +54,21 @@ class UnreadableRow(OutboxRow):
     reason: str
 
     def envelope(self) -> Envelope:
+        """Raises MessageRefused."""
         raise MessageRefused("row", self.reason)
 
-    def _replace(self, **fields: Any) -> UnreadableRow:
-        row = super()._replace(**fields)
-        row.stored_id, row.reason = self.stored_id, self.reason
-        return row
+
+def with_body(row: OutboxRow, body: bytes) -> OutboxRow:
+    """The same row with this body."""
+    whole = row._replace(body=body)
+    if isinstance(row, UnreadableRow) and isinstance(whole, UnreadableRow):
+        whole.stored_id, whole.reason = row.stored_id, row.reason
+    return whole
 
 
-def rows_of(connection: sa.Connection, tables: Tables, statement: sa.Select[Any]) -> list[OutboxRow]:
+def rows_of(
+    connection: sa.Connection, tables: Tables, statement: sa.Select[Any]
+) -> list[OutboxRow]:
     """What the statement of a page gives; one row that others wrote does not fail the rest."""
     result = None
     try:
@@ -69,7 +76,7 @@ def rows_of(connection: sa.Connection, tables: Tables, statement: sa.Select[Any]
         return [OutboxRow._make(row) for row in result]
     except (AttributeError, TypeError, ValueError):  # one of them is not as we write them
         pass
-    except sa.exc.OperationalError as error:
+    except OperationalError as error:
         if not is_undecodable(error):
             raise
     finally:

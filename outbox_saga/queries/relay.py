@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from outbox_saga.queries.clock import Clock
 from outbox_saga.queries.dialects import delete_among, family
-from outbox_saga.queries.outbox_rows import INLINE as INLINE
-from outbox_saga.queries.outbox_rows import OutboxRow as OutboxRow
+from outbox_saga.queries.outbox_rows import INLINE as INLINE  # noqa: PLC0414 - theirs who read pages
+from outbox_saga.queries.outbox_rows import OutboxRow as OutboxRow  # noqa: PLC0414
 from outbox_saga.queries.outbox_rows import delete_spelt_otherwise, rows_of
 from outbox_saga.tables import PARTITIONS, Tables
 
@@ -45,6 +45,7 @@ class Failed:
 
 # --- the page ------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which rows a page shall have: the oldest of these partitions, in position order.
@@ -56,6 +57,7 @@ class Wanted:
             same statement, because one that was passed does not know which keys its successor
             has parked. None: everybody may look.
         above: Only positions above this one.
+        upto: Only positions up to this one; None: any.
         unless_ended: Transactions, each with a floor: once one of them has ended, positions above
             its floor, too (PostgreSQL). In the same statement, because what is above `above` may
             have been written by somebody who waited for the end.
@@ -76,6 +78,7 @@ class Wanted:
     limit: int
     owner: UUID | None = None
     above: int = 0
+    upto: int | None = None
     known: Sequence[int] = ()
     held: Sequence[str] = ()
     look_for_blocked: bool = True
@@ -108,6 +111,8 @@ def page_statement(
     statement = sa.select(*columns, body).order_by(outbox.c.position).limit(limit)
     if wanted.lowest or arrays:
         statement = statement.where(outbox.c.position > above)
+    if wanted.upto is not None:
+        statement = statement.where(outbox.c.position <= wanted.upto)
     if wanted.known:
         known: Any = (
             outbox.c.position != sa.func.all(_array("known", sa.BigInteger()))
@@ -167,6 +172,8 @@ def _restricted(
         statement = statement.where(leased.scalar_subquery() == len(wanted.partitions))
     if some:
         statement = statement.where(outbox.c.partition.in_(wanted.partitions))
+    else:  # a row of none, written by others, could not be removed by anybody
+        statement = statement.where(outbox.c.partition.between(0, PARTITIONS - 1))
     if wanted.look_for_blocked:
         statement = statement.where(~_is_blocked(tables, clock, wanted.due, arrays=arrays))
     return statement

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.queries.dialects import family
 
@@ -23,7 +24,7 @@ def as_stored(connection: sa.Connection, column: sa.Column[Any]) -> sa.ColumnEle
     return sa.type_coerce(column, sa.types.NullType())
 
 
-def is_undecodable(error: sa.exc.DBAPIError) -> bool:
+def is_undecodable(error: DBAPIError) -> bool:
     """Whether SQLite's driver found text that is not UTF-8: an error without SQLite's code."""
     original = error.orig
     ours = type(original).__module__ == "sqlite3" and not error.connection_invalidated

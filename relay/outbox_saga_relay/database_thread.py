@@ -86,6 +86,11 @@ class DatabaseThread:
                     raise _silent(took) from error
         raise _silent(took)
 
+    @property
+    def hurries(self) -> bool:
+        """Whether the program has been asked to end."""
+        return self._hurry is not None
+
     def hurry(self, seconds: float | None = HURRIED) -> None:
         """The program has been asked to end: no call takes longer than so many seconds from now.
 

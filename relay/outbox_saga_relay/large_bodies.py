@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import sqlalchemy as sa
 
 from outbox_saga.queries import relay as verbs
-from outbox_saga.queries.relay import OutboxRow
+from outbox_saga.queries.outbox_rows import OutboxRow, with_body
 from outbox_saga.tables import Tables
 
 PORTION = 1024 * 1024  # bytes
@@ -68,5 +68,5 @@ def with_bodies(
         if not is_left_out(row):
             whole.append(row)
         elif row.position in found:
-            whole.append(row._replace(body=found[row.position]))
+            whole.append(with_body(row, found[row.position]))
     return whole, full, kept[-1].position

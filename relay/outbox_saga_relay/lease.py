@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from outbox_saga.database import Database
+from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
 from outbox_saga.queries import partitions, processes
 from outbox_saga.queries import relay as verbs
@@ -78,6 +79,7 @@ class Lease:
         self._blocked = blocked
         self._checked = False
         self._ends = 0.0
+        self._told: Mapping[str, object] = {}  # about the relay, when its row was last written
         self._before: dict[int, int] = {}  # the epochs of the lease it lost
         self._in_hand = 0  # messages it had sent and not removed by then
 
@@ -179,6 +181,29 @@ class Lease:
         """
         return await self._connection.run(self._renew, detail or {}, look)
 
+    async def extend(self) -> None:
+        """Another lease for what it has, and nothing else: in the middle of a long look.
+
+        Raises:
+            LeaseLost: It has not held all of it until now.
+        """
+        await self._connection.run(self._extend)
+
+    def _extend(self) -> None:
+        begun, before = time.monotonic(), dict(self.epochs)
+
+        def extend(connection: sa.Connection) -> bool:
+            self._beat(connection, self._told)
+            partitions.renew_lease(
+                connection, self._tables, self._clock, self.owner, self._seconds
+            )
+            epochs = partitions.held(connection, self._tables, self._clock, self.owner)
+            return all(epochs.get(p) == epoch for p, epoch in before.items())
+
+        if not self._connection.write(extend):
+            raise LeaseLost("another relay took partitions over; taking stock")
+        self._ends = begun + self._seconds
+
     def _renew(
         self, detail: Mapping[str, object], look: Callable[[], Wanted] | None = None
     ) -> Renewal:
@@ -234,6 +259,7 @@ class Lease:
 
     def _beat(self, connection: sa.Connection, detail: Mapping[str, object]) -> tuple[int, int]:
         """This relay is alive; its share of the partitions, and how many relays there are."""
+        self._told = detail
         told = {**detail, **self._detail(connection)}
         processes.beat(connection, self._tables, self._clock, self._process, self._seconds, told)
         relays = max(1, processes.alive(connection, self._tables, self._clock, "relay"))

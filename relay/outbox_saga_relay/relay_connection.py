@@ -7,7 +7,7 @@ because a relay needs one connection. Each of its turns has a deadline.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
@@ -51,6 +51,11 @@ class RelayConnection:
     def hurry(self) -> None:
         """The relay has been asked to end: the database gets some seconds, not the deadline."""
         self.thread.hurry()
+
+    @property
+    def hurries(self) -> bool:
+        """Whether the relay has been asked to end."""
+        return self.thread.hurries
 
     async def rest(self) -> None:
         """The connection that was kept between pages is the pool's again."""
@@ -96,6 +101,34 @@ class RelayConnection:
             connection = fresh.execution_options(**{READ_ONLY: True})
             with connection.begin():
                 return verb(connection, *args, **kwargs)
+
+    def snapshot(self) -> sa.Connection:
+        """One that reads in one transaction, whose statements all see the same.
+
+        To be ended by `end_snapshot`; `resume` says that it is in use again.
+        """
+        self.give_back()
+        options: dict[str, Any] = {READ_ONLY: True}
+        if self.engine.dialect.name != "sqlite":  # which has no other
+            options["isolation_level"] = "REPEATABLE READ"
+        connection = self.engine.connect()
+        self._on(wire_of(connection))
+        try:
+            connection = connection.execution_options(**options)
+            connection.begin()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def resume(self, connection: sa.Connection) -> None:
+        """This one is in use from now on."""
+        self._on(wire_of(connection))
+
+    def end_snapshot(self, connection: sa.Connection) -> None:
+        """It is the pool's again."""
+        self.resume(connection)
+        connection.close()
 
     def kept(self) -> sa.Connection:
         """The one that is kept between pages; made when there is none."""

@@ -118,13 +118,15 @@ class Sending:
             raise
         except Exception as error:  # noqa: BLE001 - an adapter's mistake, or its broker's
             logger.error("the publisher raised %s", type(error).__name__)  # noqa: TRY400 - a traceback may show a body
-            outcomes = [Refused(unsendable(envelope, error)) for envelope in envelopes]
-            if any(isinstance(outcome.error, Unpublishable) for outcome in outcomes):
+            errors = [unsendable(envelope, error) for envelope in envelopes]
+            outcomes = [Refused(error) for error in errors]
+            dead = [isinstance(error, Unpublishable) for error in errors]
+            if any(dead):
                 # those to blame go no more; the others go again, and nothing is counted
-                for index, outcome in enumerate(outcomes):
-                    if not done[index] and not isinstance(outcome.error, Unpublishable):
+                for index, row in enumerate(sent):
+                    if not done[index] and not dead[index]:
                         done[index] = True
-                        self._lanes.returned(sent[index])
+                        self._lanes.returned(row)
         finally:
             self.kept -= kept
         accepted: list[OutboxRow] = []

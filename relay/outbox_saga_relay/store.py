@@ -6,10 +6,12 @@ Whatever fails leaves nothing behind in memory: state decides, and it is in the 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost
@@ -18,10 +20,12 @@ from outbox_saga.queries import failures as failed_rows
 from outbox_saga.queries import relay as verbs
 from outbox_saga.queries.archive import archive_published
 from outbox_saga.queries.delayed import Progress, enter_outbox
+from outbox_saga.queries.dialects import ran_out_of_time
 from outbox_saga.queries.exchange import Exchanged
 from outbox_saga.queries.outbox import partition_of
 from outbox_saga.queries.relay import Failed, OutboxRow, Wanted
 from outbox_saga_relay.blocked_keys import BlockedKeys
+from outbox_saga_relay.far_page import FarPage
 from outbox_saga_relay.large_bodies import is_left_out, with_bodies
 from outbox_saga_relay.lease import Lease, Renewal
 from outbox_saga_relay.mark import Mark
@@ -72,6 +76,9 @@ class Store:
             blocked=self.blocked,
         )
         self._entering = Progress()
+        self._far = FarPage(
+            database, self.connection, self.lease, lambda: self.connection.can_exchange
+        )
         self._lease_seconds = lease
         self._archive = archive
         self._database = database
@@ -104,9 +111,35 @@ class Store:
             due: Look for blocked keys whose time has come. If not, those are due of which a look
                 before has told; any other waits for the next one.
         """
-        return await self.connection.run(
-            self._exchange, acknowledged, limit, room, list(known), list(held), again, sent, due
+        if not (limit and self._far.is_far):
+            try:
+                return await self.connection.run(
+                    self._exchange,
+                    acknowledged,
+                    limit,
+                    room,
+                    list(known),
+                    list(held),
+                    again,
+                    sent,
+                    due,
+                )
+            except DBAPIError as error:
+                if not limit or not ran_out_of_time(error):
+                    raise
+                self._far.is_far = True
+                if acknowledged:  # whether they were removed is not known everywhere
+                    raise
+        elif acknowledged:
+            await self.connection.run(self._exchange, acknowledged, 0, None, [], [], None, sent)
+        elif sent is not None:
+            sent()
+        wanted = await self.connection.run(
+            self._page_wanted, limit, list(known), list(held), again, due
         )
+        found = await self._far.read(wanted)
+        exchanged = Exchanged(found.rows, None, 0, found.oldest, found.in_progress, found.put_back)
+        return await self.connection.run(self._came, exchanged, limit, room, list(known))
 
     def _exchange(
         self,
@@ -119,27 +152,10 @@ class Store:
         sent: Callable[[], None] | None = None,
         due: bool = True,  # noqa: FBT001, FBT002 - as `exchange` hands it over
     ) -> Page:
-        if again is not None:
-            self.mark.lower(again)
-        blocked = self.blocked
+        begun, blocked = time.monotonic(), self.blocked
         marks = self.connection.can_exchange
-        if due and blocked and limit and marks:
-            self._look_at_due(frozenset(known))
-        lowest = self.mark.lowest
+        wanted = self._page_wanted(limit, known, held, again, due, acknowledged)
         settled = [row for row in acknowledged if row in blocked] if blocked else []
-        wanted = Wanted(
-            self.lease.reading,
-            limit,
-            self.lease.owner,
-            above=self.mark.position,
-            unless_ended=dict(self.mark.open),
-            # what is removed by the same transaction need not be told
-            known=_without(known, acknowledged, lowest),
-            held=held,
-            look_for_blocked=bool(blocked),
-            due=list(blocked.told) if marks else None,
-            none_if_put_back=marks,
-        )
         if not settled and marks:
             found = self._exchange_at_once(acknowledged, wanted, sent)
         else:
@@ -148,16 +164,51 @@ class Store:
             rows = self._exchange_step_by_step(acknowledged, settled, wanted)
             # why an empty page is empty is asked for by another statement
             found = Exchanged(rows, put_back=bool(marks and limit and not rows))
-        rows = found.rows
+        if limit:
+            self._far.took(time.monotonic() - begun)
+        page = self._came(found, limit, room, known)
+        if found.transaction is not None and found.removed < len(acknowledged):
+            # what is not ours to remove any more may be there still, and the mark has passed it
+            self.mark.lower(min(row.position for row in acknowledged) - 1)
+        return page
+
+    def _page_wanted(
+        self,
+        limit: int,
+        known: list[int],
+        held: list[str],
+        again: int | None,
+        due: bool,  # noqa: FBT001 - as `exchange` hands it over
+        acknowledged: Sequence[OutboxRow] = (),
+    ) -> Wanted:
+        if again is not None:
+            self.mark.lower(again)
+        blocked, marks = self.blocked, self.connection.can_exchange
+        if due and blocked and limit and marks:
+            self._look_at_due(frozenset(known))
+        return Wanted(
+            self.lease.reading,
+            limit,
+            self.lease.owner,
+            above=self.mark.position,
+            unless_ended=dict(self.mark.open),
+            # what is removed by the same transaction need not be told
+            known=_without(known, acknowledged, self.mark.lowest),
+            held=held,
+            look_for_blocked=bool(blocked),
+            due=list(blocked.told) if marks else None,
+            none_if_put_back=marks,
+        )
+
+    def _came(self, found: Exchanged, limit: int, room: int | None, known: list[int]) -> Page:
+        """The page that was found, and what is known by it."""
+        rows, marks = found.rows, self.connection.can_exchange
         page = Page(rows, full=0 < limit == len(rows), end=_end(rows), put_back=found.put_back)
         page = self._whole(page, room)
         if limit and marks and not (found.put_back and not rows):
             # of the page as it is taken: the mark must not pass what was cut off
             self.mark.read(found.oldest, page.end, full=page.full, in_progress=found.in_progress)
-        if found.transaction is not None and found.removed < len(acknowledged):
-            # what is not ours to remove any more may be there still, and the mark has passed it
-            self.mark.lower(min(row.position for row in acknowledged) - 1)
-        if blocked and limit:
+        if self.blocked and limit:
             self._forget_gone(page, frozenset(known))
         return page
 
@@ -296,13 +347,15 @@ class Store:
             look: Say whether there is anything to do, too (`anything_to_do`), but for these
                 positions, which are known. None: do not look.
         """
-        if look is None:
+        if look is None or self._far.is_far:
             return await self.lease.renew(detail)
         known = list(look)
         return await self.lease.renew(detail, look=lambda: self._wanted(known))
 
     async def anything_to_do(self, known: Collection[int]) -> bool:
         """Whether a page would have a row, or a delayed message is due: one statement."""
+        if self._far.is_far:  # to look for a page takes as long, and never longer than it may
+            return not self._far.rests
         return await self.connection.run(self._anything_to_do, list(known))
 
     def _anything_to_do(self, known: list[int]) -> bool:

@@ -364,9 +364,21 @@ async def test_unreadable_rows_with_long_bodies_and_of_held_keys_stop_no_other_e
     assert sorted(len(word_of(dead.body)) for dead in house.dead()) == [3, 50_000]
 
 
+async def test_a_row_of_no_partition_stops_no_other(house: House) -> None:
+    house.say("nowhere", "b", key="b")
+    house.say("a")
+    _write_over(house, "nowhere", "partition", "64")
+    recorder = Recorder()
+    relay = house.relay(recorder)
+    for _ in range(3):
+        await relay.run_once()
+    assert sorted(recorder.words) == ["a", "b"]
+    assert house.waiting() == ["nowhere"]
+
+
 @pytest.mark.databases("mariadb", "sqlite")
 @pytest.mark.parametrize("archive", [False, True])
-async def test_an_id_in_capitals_is_published_once(house: House, archive: bool) -> None:  # noqa: FBT001
+async def test_an_id_in_capitals_is_published_once(house: House, archive: bool) -> None:
     house.say("a")
     _write_over(house, "a", "id", "upper(id)")
     recorder = Recorder()
@@ -451,7 +463,11 @@ async def test_metadata_of_another_shape_harms_no_neighbour_at_nats(
     await house.relay(open_publisher(broker.url())).run_until_empty()
     (dead,) = house.dead()
     assert (dead.error_code, word_of(dead.body)) == ("unreadable", "bad")
-    assert sorted(word_of(stored.body) for stored in await broker.stored()) == ["b1", "b2", "loose"]
+    assert sorted(word_of(stored.body) for stored in await broker.stored()) == [
+        "b1",
+        "b2",
+        "loose",
+    ]
     assert [blocked.until for blocked in house.blocked()] == [None]
     assert house.waiting() == []
 
