@@ -55,7 +55,7 @@ def test_without_errors_it_exits_0_and_with_one_1(prepared: EmptyDatabase, run: 
     good = run("--database-url", prepared.url)
     assert good.exit_code == 0, good.output
     assert good.stdout == ""
-    assert good.stderr == "13 checks: 0 error, 0 warning, 0 unknown, 0 info\n"
+    assert good.stderr == "14 checks: 0 error, 0 warning, 0 unknown, 0 info\n"
 
     engine = sa.create_engine(prepared.url)
     with engine.begin() as connection:

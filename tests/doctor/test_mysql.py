@@ -34,7 +34,7 @@ def test_on_a_good_server_every_check_is_made_and_none_has_anything_to_say(
     report = examined.report()
 
     assert report.findings == ()
-    assert len(report.checks) == 26
+    assert len(report.checks) == 27
 
 
 @pytest.mark.parametrize(("value", "said"), [("0", "crash of the server"), ("2", "power failure")])

@@ -39,7 +39,7 @@ def test_on_a_good_server_every_check_is_made_and_none_has_anything_to_say(
     report = examined.report()
 
     assert report.findings == ()
-    assert len(report.checks) == 28
+    assert len(report.checks) == 29
 
 
 def test_a_database_whose_commits_do_not_wait_for_the_disk_is_named(examined: Examined) -> None:

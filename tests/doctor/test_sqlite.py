@@ -54,7 +54,7 @@ def test_of_a_good_file_every_check_is_made_and_none_has_anything_to_say(
     report = examine_database(opened)
 
     assert report.findings == ()
-    assert len(report.checks) == 13
+    assert len(report.checks) == 14
 
 
 def test_examining_a_file_that_is_not_there_does_not_make_it(tmp_path: Path) -> None:
