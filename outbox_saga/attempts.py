@@ -54,6 +54,7 @@ class Attempts:
         self._threads = threads
         self._source = source
         self._renewals: set[asyncio.Task[None]] = set()
+        self._claims: set[UUID] = set()  # that are renewed
 
     async def make(self, handler: Handler, envelope: Envelope, turn: Turn) -> Arrival | Trouble:
         """What came of it; nothing is committed but what a handler did to its end.
@@ -117,7 +118,7 @@ class Attempts:
             yield
             return
         if not await room.take():
-            raise HandlerBusy("all its places are held by threads that are overdue")
+            raise HandlerBusy("all its places are held by what is overdue and goes on")
         try:
             yield
         finally:
@@ -125,8 +126,8 @@ class Attempts:
                 room.leave()
             elif room.outlived():
                 logger.warning(
-                    "consumer %s: all its places for %s (%s) are held by threads that are "
-                    "overdue; its messages go back until one of them ends",
+                    "consumer %s: all its places for %s (%s) are held by what is overdue and "
+                    "goes on; its messages go back until one of them ends",
                     handler.consumer,
                     handler.message_class.type_name,
                     room.places,
@@ -165,6 +166,7 @@ class Attempts:
             )
             yield Trouble(died, dead=True, claim=claim)
             return
+        self._claims.add(claim)
         renewing = asyncio.create_task(self._renew(claim, work))
         self._renewals.add(renewing)
         renewing.add_done_callback(self._renewals.discard)
@@ -175,11 +177,16 @@ class Attempts:
                 await to_the_end(self._give_up(claim, work))
             raise
         finally:
-            if not self.watch.when_out(work, renewing.cancel):
+
+            def end() -> None:
+                self._claims.discard(claim)  # a driver may swallow the cancellation
                 renewing.cancel()
 
+            if not self.watch.when_out(work, end):
+                end()
+
     async def _renew(self, claim: UUID, work: Work) -> None:
-        while True:
+        while claim in self._claims:
             await asyncio.sleep(CLAIM_LEASE / 3)
             try:
                 database = self._database

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from outbox_saga.errors import OutboxSagaError
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CANCELLED_AGAIN = 1.0  # seconds until one that was cancelled, and goes on, is cancelled again
 STUBBORN = 5.0  # seconds that cancelled code gets to tidy up
 LOOK = 30.0  # seconds between two looks whether there will be a thread at all
 _left_alone: set[asyncio.Task[Any]] = set()
@@ -139,6 +140,23 @@ async def _end(
             if goes_on is not None:
                 goes_on(task)
         task.add_done_callback(_has_ended)
+
+
+async def until_ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Returns when all of these have ended, which are cancelled until they have.
+
+    For loops that end no other way: a driver, as Python 3.11's `wait_for` does, may swallow a
+    cancellation that comes at the moment of what it waits for. The loop would go on for ever, and
+    whoever ends it would wait as long. Not for work that tidies up when it is cancelled: the
+    second time would interrupt that.
+    """
+    all_of_them = left = set(tasks)
+    while left := {task for task in left if not task.done()}:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=CANCELLED_AGAIN)
+    for task in all_of_them:
+        _has_ended(task)
 
 
 def _has_ended(task: asyncio.Task[Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from outbox_saga.calling import until_ended
 from outbox_saga.database import Database
 from outbox_saga.handling import Handling
 from outbox_saga.ids import new_id
@@ -84,8 +85,7 @@ class WaitingRoom:
                 for one in late:
                     one.cancel()
                 await asyncio.gather(*late, return_exceptions=True)
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            await until_ended({renewing})
 
     async def run_once(self) -> int:
         """Tries what is due now, once; returns how many messages that were."""
@@ -95,8 +95,7 @@ class WaitingRoom:
         try:
             await asyncio.gather(*tries)
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            await until_ended({renewing})
         return len(tries)
 
     async def _begin(self, capacity: int) -> set[asyncio.Task[None]]:

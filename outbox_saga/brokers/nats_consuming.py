@@ -23,6 +23,7 @@ from outbox_saga.brokers.nats_answers import NatsAnswers
 from outbox_saga.brokers.nats_connection import Connection, Link, status
 from outbox_saga.brokers.nats_consumer import DurableConsumer
 from outbox_saga.brokers.nats_settings import NatsSettings
+from outbox_saga.calling import until_ended
 from outbox_saga.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ class NatsSubscriber:
         try:
             await self._hands.run(handle, stop, self._serve)
         finally:
-            beating.cancel()
-            await asyncio.wait([beating])
+            await until_ended({beating})
 
     async def close(self) -> None:
         """Disconnects; safe to call twice."""

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox_saga.breaker import agreed
+from outbox_saga.calling import until_ended
 from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost
 from outbox_saga.ids import new_id
@@ -127,9 +128,7 @@ class Orchestrator:
                 for drive in late:
                     drive.cancel()
                 await asyncio.gather(*late, return_exceptions=True)
-            for each in beside:
-                each.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await until_ended(beside)
 
     async def _let_some_end(
         self, drives: set[asyncio.Task[None]], stopped: asyncio.Task[Any]
@@ -162,9 +161,7 @@ class Orchestrator:
         try:
             await asyncio.gather(*drives)
         finally:
-            for each in beside:
-                each.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await until_ended(beside)
         return len(drives)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 import sqlalchemy as sa
 
 from outbox_saga.brokers import Publisher
+from outbox_saga.calling import until_ended
 from outbox_saga.database import Database
 from outbox_saga.database_urls import split_pooler, sync_url
 from outbox_saga.errors import (
@@ -187,8 +188,7 @@ class Relay:
                 await self._work(stop, stopped)
         finally:
             if ear is not None:
-                ear.cancel()
-                await asyncio.gather(ear, return_exceptions=True)
+                await until_ended({ear})
             stopped.cancel()
             await self._end()
 
