@@ -135,8 +135,7 @@ class Orchestrator:
     ) -> set[asyncio.Task[None]]:
         """Those that go on when several places are free, or one has been for a while.
 
-        A claim is a transaction, whatever it finds: one for each that ends would be a tenth of
-        all that a short saga costs.
+        A claim is a transaction, whatever it finds, and would be one for each that ends.
         """
         enough = self.concurrency - max(1, self.concurrency // PLACES_A_CLAIM)
         ends = None

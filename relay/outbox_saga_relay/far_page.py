@@ -19,6 +19,7 @@ from outbox_saga.database import Database
 from outbox_saga.errors import LeaseLost
 from outbox_saga.queries import partitions
 from outbox_saga.queries import relay as verbs
+from outbox_saga.queries.dialects import limit_idle_transaction
 from outbox_saga.queries.relay import OutboxRow, Wanted
 from outbox_saga_relay.lease import Lease
 from outbox_saga_relay.relay_connection import RelayConnection
@@ -65,6 +66,8 @@ class FarPage:
         self._tables = database.tables
         self._clock = database.clock
         self._slow = database.deadline * SHARE
+        # between two pieces the lease may be extended, which has a deadline of its own
+        self._idle = 2 * database.deadline
         self._piece = PIECE
         self._rests_until = 0.0
 
@@ -111,6 +114,8 @@ class FarPage:
 
     def _begin(self, snapshot: sa.Connection, wanted: Wanted) -> Found:
         self._connection.resume(snapshot)
+        # of a process that stands still it would hold back vacuum for as long as that lasts
+        limit_idle_transaction(snapshot, self._idle)
         found = Found([], () if wanted.due is None else wanted.due)
         if wanted.due is None:
             found.due = verbs.due_positions(snapshot, self._tables, self._clock, wanted.partitions)

@@ -194,6 +194,13 @@ def test_keys_that_are_parked_or_wait_are_counted(waiting: Waiting) -> None:
     assert waits.what.startswith("1 keys wait")
 
 
+def handled_in_vain(consumer: str) -> dict[str, Any]:
+    handled = message()
+    del handled["partition"], handled["created_at"]
+    handled["message_id"] = handled.pop("id")
+    return {"consumer": consumer, "arrived_at": Clock().now(), **handled}
+
+
 def test_dead_letters_are_counted_by_their_error_codes(waiting: Waiting) -> None:
     for position, code in ((1, "too_large"), (2, "too_large"), (3, "invalid_subject")):
         waiting.put(
@@ -201,15 +208,8 @@ def test_dead_letters_are_counted_by_their_error_codes(waiting: Waiting) -> None
             **message(position=position, died_at=Clock().now()),
             **failure(error_code=code),
         )
-    handled = message()
-    del handled["partition"], handled["created_at"]
-    handled["message_id"] = handled.pop("id")
     waiting.put(
-        TABLES.inbox_waiting,
-        consumer="shop",
-        arrived_at=Clock().now(),
-        **handled,
-        **failure(error_code="ValueError"),
+        TABLES.inbox_waiting, **handled_in_vain("shop"), **failure(error_code="ValueError")
     )
 
     sent, received = waiting.found("backlog.dead_letters")
@@ -219,16 +219,8 @@ def test_dead_letters_are_counted_by_their_error_codes(waiting: Waiting) -> None
 
 
 def test_messages_whose_consumer_nobody_runs_any_more_are_named(waiting: Waiting) -> None:
-    handled = message()
-    del handled["partition"], handled["created_at"]
-    handled["message_id"] = handled.pop("id")
     waiting.put(
-        TABLES.inbox_waiting,
-        consumer="old-name",
-        arrived_at=Clock().now(),
-        until=Clock().now(),
-        **handled,
-        **failure(),
+        TABLES.inbox_waiting, **handled_in_vain("old-name"), until=Clock().now(), **failure()
     )
 
     assert waiting.found("backlog.waiting") == []

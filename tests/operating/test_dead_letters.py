@@ -138,18 +138,24 @@ async def test_a_sweep_of_a_plan_acts_on_what_the_plan_counted(house: House) -> 
     assert [word_of(row.body) for row in house.dead()] == ["b1"]
 
 
-async def test_two_letters_of_one_position_are_on_one_page(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def three_of_which_two_have_one_position(house: House) -> list[int]:
+    """Their positions before: as after a promotion of a standby, which uses some again."""
     house.say("a", "b", "c")
     await die(house, "a", "b", "c")
     letter = house.tables.dead_letter
     at = [row.position for row in house.dead()]
-    with house.eyes.begin() as connection:  # as a promoted standby, which uses positions again
+    with house.eyes.begin() as connection:
         connection.execute(
             sa.update(letter).where(letter.c.position == at[1]).values(position=at[0])
         )
     house.advance(1)
+    return at
+
+
+async def test_two_letters_of_one_position_are_on_one_page(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = await three_of_which_two_have_one_position(house)
     letters = DeadLetters(house.database)
 
     with house.database.begin() as connection:
@@ -165,15 +171,7 @@ async def test_two_letters_of_one_position_are_on_one_page(
 async def test_of_two_letters_of_one_position_the_second_waits_for_the_first(
     house: House,
 ) -> None:
-    house.say("a", "b", "c")
-    await die(house, "a", "b", "c")
-    letter = house.tables.dead_letter
-    at = [row.position for row in house.dead()]
-    with house.eyes.begin() as connection:  # as a promoted standby, which uses positions again
-        connection.execute(
-            sa.update(letter).where(letter.c.position == at[1]).values(position=at[0])
-        )
-    house.advance(1)
+    at = await three_of_which_two_have_one_position(house)
     letters = DeadLetters(house.database)
 
     assert letters.replay_all(ADA).run() == Swept(2, 1)

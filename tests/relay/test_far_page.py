@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from outbox_saga.brokers.contract import ACCEPTED, Outcome, Refused
 from outbox_saga.envelopes import Envelope
@@ -166,3 +167,28 @@ async def test_a_relay_that_is_told_to_stop_does_not_look_to_the_end(house: Hous
     look._next = stop
     assert (await relay.store.exchange([], 10)).rows == []
     assert len(pieces) == 1
+
+
+@pytest.mark.databases("postgres18", "postgres15")
+async def test_a_look_whose_process_stands_still_is_ended_by_the_server(house: House) -> None:
+    """It would hold back vacuum for as long as that lasts."""
+    house.say("a")
+    relay = house.relay(Recorder())
+    store, look = relay.store, far(relay)
+    await store.lease.take()
+    look._idle = 0.05
+    snapshot = await store.connection.run(store.connection.snapshot)
+    try:
+        wanted = await store.connection.run(store._page_wanted, 1, [], [], None, True)
+        await store.connection.run(look._begin, snapshot, wanted)
+        pid = snapshot.connection.dbapi_connection.info.backend_pid
+
+        def ended() -> bool:
+            with house.eyes.begin() as connection:
+                asked = sa.text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+                return not connection.execute(asked, {"pid": pid}).scalar_one()
+
+        house.until(ended, "the end of the look")
+    finally:
+        snapshot.invalidate()
+        snapshot.close()

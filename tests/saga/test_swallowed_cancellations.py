@@ -42,7 +42,7 @@ async def test_a_loop_that_swallows_a_cancellation_is_ended_all_the_same(
 async def test_an_orchestrator_ends_though_its_look_has_swallowed_the_cancellation(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One did not, on MariaDB, once in eight thousand tests: it waited for its watch for ever."""
+    """One stood still on MariaDB, once in eight thousand tests, with only its watch alive."""
     monkeypatch.setattr(calling, "CANCELLED_AGAIN", 0.01)
     service = shop.service
     orchestrator = service.orchestrator()

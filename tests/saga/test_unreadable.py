@@ -161,31 +161,17 @@ async def test_instances_that_cannot_be_read_keep_nobody_from_the_others(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("places", [1, 2])
+@pytest.mark.parametrize("at_once", [False, True], ids=["one after another", "of one moment"])
 async def test_more_of_them_than_can_be_left_out_keep_nobody_from_the_others_either(
-    post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unreadable_rows, "AT_MOST", 2)
-    *broken, fine = [await post.start(parcels()) for _ in range(6)]
-    for id_ in broken:
-        write(post, id_, progress="")
-    orchestrator = post.release(parcels()).orchestrator(concurrency=1)
-    try:
-        assert await orchestrator.run_once() == 1
-    finally:
-        orchestrator.close()
-    assert (await post.seen(fine))[0].status == "completed"
-
-
-@pytest.mark.anyio
-async def test_those_of_one_and_the_same_moment_are_all_passed(
-    post: Post, monkeypatch: pytest.MonkeyPatch
+    post: Post, monkeypatch: pytest.MonkeyPatch, places: int, at_once: bool
 ) -> None:
     monkeypatch.setattr(unreadable_rows, "AT_MOST", 1)
     *broken, fine = [await post.start(parcels()) for _ in range(6)]
-    moment = row_of(post, fine).due_at
+    when = {"due_at": row_of(post, fine).due_at} if at_once else {}
     for id_ in broken:
-        write(post, id_, progress="", due_at=moment)
-    orchestrator = post.release(parcels()).orchestrator(concurrency=2)
+        write(post, id_, progress="", **when)
+    orchestrator = post.release(parcels()).orchestrator(concurrency=places)
     try:
         assert await orchestrator.run_once() == 1
     finally:

@@ -181,7 +181,7 @@ async def test_what_a_call_published_leaves_though_it_ended_after_its_time(
     database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(calling, "STUBBORN", 0.02)
-    let_go, asked = threading.Event(), []
+    let_go, released, asked = threading.Event(), asyncio.Event(), []
 
     def charge(step: Any) -> Any:
         step.publish(Charged())
@@ -190,9 +190,9 @@ async def test_what_a_call_published_leaves_though_it_ended_after_its_time(
 
     async def charge_in_task(step: Any) -> Any:
         step.publish(Charged())
-        while not let_go.is_set():
+        while not released.is_set():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0.01)
+                await released.wait()
         return {"receipt": "r"}
 
     def find(step: Any) -> None:
@@ -210,6 +210,7 @@ async def test_what_a_call_published_leaves_though_it_ended_after_its_time(
     orchestrator = service.orchestrator()
     await orchestrator.run_once()
     let_go.set()
+    released.set()
     for hours in (1, 2, 3):
         service.database.clock = Clock(3600.0 * hours)
         await orchestrator.run_once()
