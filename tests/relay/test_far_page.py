@@ -181,7 +181,8 @@ async def test_a_look_whose_process_stands_still_is_ended_by_the_server(house: H
     try:
         wanted = await store.connection.run(store._page_wanted, 1, [], [], None, True)
         await store.connection.run(look._begin, snapshot, wanted)
-        pid = snapshot.connection.dbapi_connection.info.backend_pid
+        driver: Any = snapshot.connection.driver_connection
+        pid = driver.info.backend_pid
 
         def ended() -> bool:
             with house.eyes.begin() as connection:
